@@ -1,0 +1,1 @@
+"""Multi-task pretraining and distillation of NLU encoders under DeepSpeed."""

@@ -1,0 +1,8 @@
+"""The one exception that a user is meant to read."""
+
+
+class RoadError(Exception):
+    """A fault the user can mend: says what came, what was expected and what to change.
+
+    Commands print it without a traceback and end with exit code 2.
+    """

@@ -1,0 +1,30 @@
+from setuptools import setup
+
+setup(
+    name="road_ds",
+    version="0.1.0",
+    description="Multi-task pretraining and distillation of NLU encoders under DeepSpeed (ROaD)",
+    python_requires=">=3.10",
+    packages=["road_ds", "road_kernels"],
+    package_dir={"road_kernels": "kernels/road_kernels"},
+    package_data={"road_ds": ["sample_data/*", "sample_data/*/*"]},
+    install_requires=[
+        "torch>=2.6",
+        "deepspeed>=0.19",
+        "transformers>=5.16",
+        "datasets>=5.0",
+        "triton>=3.4; platform_system == 'Linux'",
+        "numpy",
+        "pydantic>=2.10",
+        "safetensors",
+        "scikit-learn",
+        "scipy",
+        "matplotlib",
+        "tqdm",
+    ],
+    extras_require={
+        "test": ["pytest", "hypothesis"],
+        "dev": ["ruff", "mypy"],
+    },
+    entry_points={"console_scripts": ["road-ds = road_ds.__main__:main"]},
+)
