@@ -1,0 +1,133 @@
+"""What a run tells people and files: rank-0 lines, metrics.jsonl, status.json, and the curves."""
+
+import json
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+
+def is_main() -> bool:
+    """Whether this process speaks for the run (rank 0, or no launcher at all)."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
+def say(*lines: str) -> None:
+    """Prints lines on rank 0."""
+    if is_main():
+        print(*lines, sep="\n", flush=True)
+
+
+def warn(message: str) -> None:
+    """Prints a warning on rank 0, to standard error."""
+    if is_main():
+        print(f"warning: {message}", file=sys.stderr, flush=True)
+
+
+def quiet_libraries() -> None:
+    """Leaves only warnings of the libraries below us, so that a run's own lines can be read."""
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    for name in ("DeepSpeed", "transformers", "datasets", "torch.distributed", "httpx", "filelock"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    warnings.filterwarnings("ignore", category=UserWarning, module=r"(torch|deepspeed|transformers)\b.*")
+
+
+def table(rows: Iterable[Iterable[Any]], header: Iterable[str]) -> str:
+    """An aligned text table: first column left, the others right."""
+    cells = [[str(cell) for cell in row] for row in [list(header), *rows]]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(cells[0]))]
+    lines = [
+        "  ".join(cell.ljust(width) if i == 0 else cell.rjust(width) for i, (cell, width) in enumerate(zip(row, widths, strict=True)))
+        for row in cells
+    ]
+    return "\n".join([lines[0].rstrip(), "  ".join("-" * width for width in widths), *(line.rstrip() for line in lines[1:])])
+
+
+def write_json(path: str | Path, value: Any) -> None:
+    """Writes a JSON file in one move: readers see the old file or the new one, never a part."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    staged = path.with_name(f".{path.name}.{os.getpid()}")
+    staged.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    os.replace(staged, path)
+
+
+class RunFolder:
+    """A run's folder on rank 0; on other ranks its writing methods do nothing."""
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+        self.metrics_file = self.path / "metrics.jsonl"
+
+    def status(self, status: str, step: int, reason: str = "") -> None:
+        """Writes status.json: running, finished, preempted or failed, the step, and why."""
+        if is_main():
+            write_json(self.path / "status.json", {"status": status, "step": step, "reason": reason, "pid": os.getpid()})
+
+    def write(self, name: str, value: Any) -> None:
+        """Writes a JSON file into the folder."""
+        if is_main():
+            write_json(self.path / name, value)
+
+    def record(self, *lines: dict[str, Any]) -> None:
+        """Appends lines to metrics.jsonl."""
+        if is_main() and lines:
+            with self.metrics_file.open("a", encoding="utf-8") as file:
+                file.writelines(json.dumps(line) + "\n" for line in lines)
+
+    def records(self) -> list[dict[str, Any]]:
+        """The lines of metrics.jsonl, oldest first; a half-written last line is left out."""
+        if not self.metrics_file.exists():
+            return []
+        lines = []
+        for text in self.metrics_file.read_text(encoding="utf-8").splitlines():
+            try:
+                lines.append(json.loads(text))
+            except json.JSONDecodeError:
+                continue
+        return lines
+
+    def forget_after(self, step: int) -> None:
+        """Drops the metrics of steps that a resumed run will do again."""
+        if is_main():
+            kept = [line for line in self.records() if line["step"] <= step]
+            staged = self.metrics_file.with_name(".metrics.jsonl")
+            staged.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+            os.replace(staged, self.metrics_file)
+
+
+def plot_curves(records: list[dict[str, Any]], path: str | Path) -> None:
+    """Draws a run's metrics.jsonl: loss per data set, learning rate, dev metrics over steps."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    def curves(prefix: str) -> dict[str, list[tuple[int, float]]]:
+        found: dict[str, list[tuple[int, float]]] = {}
+        for record in records:
+            for key, value in record.items():
+                if key.startswith(prefix) and isinstance(value, int | float):
+                    found.setdefault(key.removeprefix(prefix), []).append((record["step"], value))
+        return found
+
+    figure = Figure(figsize=(15, 4.2), layout="constrained")
+    FigureCanvasAgg(figure)
+    losses, rates, scores = figure.subplots(1, 3)
+    for name, points in curves("loss/").items():
+        steps, values = zip(*points, strict=True)
+        span = max(1, len(values) // 50)
+        smooth = [sum(values[max(0, i - span) : i + 1]) / len(values[max(0, i - span) : i + 1]) for i in range(len(values))]
+        losses.plot(steps, smooth, label=name, linewidth=1.2)
+    rates.plot(*zip(*((r["step"], r["lr"]) for r in records if "lr" in r), strict=True)) if any("lr" in r for r in records) else None
+    for name, points in curves("dev/").items():
+        scores.plot(*zip(*points, strict=True), marker="o", markersize=3, label=name)
+    for axes, title in ((losses, "training loss"), (rates, "learning rate (head)"), (scores, "dev metrics")):
+        axes.set(title=title, xlabel="step")
+        axes.grid(alpha=0.3)
+        if axes.get_legend_handles_labels()[0]:
+            axes.legend(fontsize="small")
+    figure.savefig(path, dpi=110)
