@@ -1,0 +1,72 @@
+"""Model names to folders: the embedded sample, a folder on disk, or a repository of the Hugging Face hub."""
+
+import re
+from pathlib import Path
+
+from road_ds.errors import RoadError
+
+SAMPLE = Path(__file__).resolve().parent / "sample_data"
+HUB_NAME = re.compile(r"([A-Za-z0-9._-]+/)?[A-Za-z0-9._-]+(@[A-Za-z0-9._/-]+)?")
+
+
+def sample_path(name: str) -> Path:
+    """The file or folder that `sample:NAME` stands for. RoadError when the embedded sample has no such entry."""
+    path = (SAMPLE / name).resolve()
+    if SAMPLE not in path.parents or not path.exists():
+        known = ", ".join(sorted(p.name for p in SAMPLE.iterdir() if p.suffix not in (".py", ".md") and p.name[0] not in "_."))
+        raise RoadError(f"sample:{name}: the embedded sample has no {name!r}; it has {known}")
+    return path
+
+
+def local_file(name: str) -> Path:
+    """The path of a data file: `sample:NAME` inside the embedded sample, anything else as it is."""
+    return sample_path(name.removeprefix("sample:")) if name.startswith("sample:") else Path(name).expanduser()
+
+
+def model_folder(name: str, *, weights: bool = True) -> Path:
+    """The folder with a model's config, tokenizer and, if asked for, weights; downloaded to the hub's cache if need be.
+
+    `name` is `sample:NAME`, a folder, or a hub name with an optional revision (`org/name@revision`). Only safetensors
+    weights are fetched. RoadError for an unknown name, an unreachable hub and a gated repository.
+    """
+    if name.startswith("sample:"):
+        return sample_path(name.removeprefix("sample:"))
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        if not (folder / "config.json").exists() and not (folder / "tokenizer_config.json").exists():
+            raise RoadError(f"{name}: the folder holds no config.json: expected a Hugging Face model folder")
+        return folder
+    if not HUB_NAME.fullmatch(name):
+        raise RoadError(f"{name}: no such folder, and not a hub name (org/name): check the path")
+    return _download(name, weights)
+
+
+def _download(name: str, weights: bool) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HfHubHTTPError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    repository, _, revision = name.partition("@")
+    patterns = ["*.json", "*.txt", "*.model"] + (["*.safetensors"] if weights else [])
+    use_folder = "or give a folder that holds config.json, the tokenizer and model.safetensors instead of the name"
+    try:
+        return Path(snapshot_download(repository, revision=revision or None, allow_patterns=patterns))
+    except GatedRepoError:
+        raise RoadError(
+            f"{name}: the repository is gated: accept its terms on the hub and log in with `hf auth login`, {use_folder}"
+        ) from None
+    except RevisionNotFoundError:
+        raise RoadError(f"{name}: the repository has no revision {revision!r}") from None
+    except RepositoryNotFoundError:
+        raise RoadError(
+            f"{name}: no such folder and no such model on the hub (or it is private): check the spelling, {use_folder}"
+        ) from None
+    except LocalEntryNotFoundError:
+        raise RoadError(f"{name}: the hub cannot be reached and the model is not in its cache: connect, {use_folder}") from None
+    except HfHubHTTPError as error:
+        raise RoadError(f"{name}: the hub answered with an error ({str(error).splitlines()[0]}): try again, {use_folder}") from None
