@@ -9,7 +9,7 @@ LAYERS = [
     {"errors"},
     {"config", "log", "metrics"},
     {"hub", "readers", "catalog"},
-    {"features", "passes", "objectives"},
+    {"features", "spans", "passes", "objectives"},
     {"tasks", "model", "optim"},
     {"teachers", "evaluation", "checkpoint"},
     {"loop"},

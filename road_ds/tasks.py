@@ -1,0 +1,313 @@
+"""Tasks: how an example becomes features, which head reads them, and what its logits say.
+
+Everything else is blind to the task. Every head gives logits of one shape, [rows, classes], so one loss serves all.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, Literal
+
+import numpy as np
+import torch
+from pydantic import Field, field_validator, model_validator
+from transformers import AutoModelForQuestionAnswering, AutoModelForSequenceClassification
+
+from road_ds import metrics
+from road_ds.config import RoadConfig, Strict, nearest, validated
+from road_ds.errors import RoadError
+from road_ds.features import IGNORED, Batch, Feature
+from road_ds.readers import Example
+from road_ds.spans import Answered, PairTemplate, answer, token_range, windows
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """logits: [rows, classes]; lengths: how many classes of each row are real, [rows], or None where all are."""
+
+    logits: torch.Tensor
+    lengths: torch.Tensor | None = None
+
+
+Scores = dict[str, float]
+
+
+class Task(Strict):
+    """What a task answers. Subclasses are the settings too: one block of `road.tasks`."""
+
+    type: str
+    max_length: Annotated[int, Field(ge=8)] = 128
+
+    model: ClassVar[Any]
+    headline: ClassVar[str]
+    rows_per_feature: ClassVar[int] = 1
+    continuous: ClassVar[bool] = False
+
+    def head_settings(self) -> dict[str, Any]:
+        """What the head's Hugging Face configuration holds."""
+        raise NotImplementedError
+
+    def encode(self, examples: Sequence[Example], tokenizer: Any, first: int = 0) -> Iterator[Feature]:
+        """The features of examples, the first of which has the number `first`. RoadError for a label that is not allowed."""
+        raise NotImplementedError
+
+    def outputs(self, head: Any, batch: Batch) -> Outputs:
+        """The logits of a batch, from what the head's model returned."""
+        raise NotImplementedError
+
+    def predict(self, examples: Sequence[Example], features: Sequence[Feature], logits: Sequence[np.ndarray]) -> list[Any]:
+        """One prediction per example; logits: per feature, [rows, classes]."""
+        raise NotImplementedError
+
+    def score(self, examples: Sequence[Example], predictions: Sequence[Any]) -> Scores:
+        """The metrics of predictions, in percent unless the name says otherwise."""
+        raise NotImplementedError
+
+    def baseline(self, examples: Sequence[Example]) -> Scores:
+        """The same metrics for the best answer that ignores the text."""
+        raise NotImplementedError
+
+    def describe(self, prediction: Any) -> dict[str, Any]:
+        """A prediction as plain values, for people and JSON."""
+        raise NotImplementedError
+
+
+class SpanQA(Task):
+    """Extractive question answering: independent start and end, the CLS position means "no answer".
+
+    Rows of logits: two per feature, start then end; classes are the tokens. Regression of ROaD's MRC head.
+    """
+
+    type: Literal["span_qa"]
+    max_length: Annotated[int, Field(ge=16)] = 384
+    doc_stride: Annotated[int, Field(ge=1)] = 128
+    max_question_length: Annotated[int, Field(ge=1)] = 64
+    max_answer_length: Annotated[int, Field(ge=1)] = 30
+    n_best: Annotated[int, Field(ge=1)] = 20
+    null_threshold: float = 0.0
+
+    model: ClassVar[Any] = AutoModelForQuestionAnswering
+    headline: ClassVar[str] = "f1"
+    rows_per_feature: ClassVar[int] = 2
+
+    @model_validator(mode="after")
+    def room_for_context(self):
+        if self.max_length < self.max_question_length + 8:
+            raise ValueError(
+                f"max_length {self.max_length} leaves no room for a context beside a question of "
+                f"max_question_length {self.max_question_length} tokens: raise the first or lower the second"
+            )
+        return self
+
+    def head_settings(self) -> dict[str, Any]:
+        return {"num_labels": 2}
+
+    def encode(self, examples, tokenizer, first=0):
+        template = PairTemplate.of(tokenizer)
+        contexts = list(dict.fromkeys(e.text_b for e in examples))
+        plain = {"add_special_tokens": False, "verbose": False}
+        encoded = tokenizer(contexts, return_offsets_mapping=True, **plain)
+        at = {context: i for i, context in enumerate(contexts)}
+        questions = tokenizer([e.text_a for e in examples], **plain)["input_ids"]
+        offsets = [np.array(pairs, dtype=np.int64).reshape(-1, 2) for pairs in encoded["offset_mapping"]]
+        for number, (example, question) in enumerate(zip(examples, questions, strict=True)):
+            context = at[example.text_b]
+            span = None
+            if example.answers:
+                gold = example.answers[0]
+                span = token_range(offsets[context], gold.start, gold.start + len(gold.text))
+            yield from windows(
+                question[: self.max_question_length],
+                encoded["input_ids"][context],
+                offsets[context],
+                span,
+                template,
+                max_length=self.max_length,
+                doc_stride=self.doc_stride,
+                example=first + number,
+            )
+
+    def outputs(self, head, batch):
+        logits = torch.stack([head.start_logits, head.end_logits], dim=1).flatten(0, 1)  # [features x 2, tokens]
+        return Outputs(logits, batch.lengths.repeat_interleave(2))
+
+    def predict(self, examples, features, logits):
+        parts: dict[int, list] = {}
+        for feature, scores in zip(features, logits, strict=True):
+            parts.setdefault(int(feature.example), []).append((feature, scores))
+        settings = {"n_best": self.n_best, "max_answer_length": self.max_answer_length}
+        return [answer(example.text_b or "", parts[i], **settings)[0] for i, example in enumerate(examples)]
+
+    def text(self, prediction: Answered) -> str:
+        """The answer given: empty where "no answer" wins by more than `null_threshold`."""
+        return "" if prediction.no_answer > self.null_threshold else prediction.text
+
+    def score(self, examples, predictions):
+        """SQuAD 2.0 scores; best_* at the threshold tuned on these rows; answered_f1 on answerable ones, null off."""
+        golds = {e.id: [a.text for a in e.answers or ()] for e in examples}
+        texts = {e.id: self.text(p) for e, p in zip(examples, predictions, strict=True)}
+        forced = {e.id: p.text for e, p in zip(examples, predictions, strict=True)}
+        nulls = {e.id: p.no_answer for e, p in zip(examples, predictions, strict=True)}
+        plain = metrics.squad_scores(golds, texts)
+        tuned = metrics.squad_scores(golds, forced, nulls)
+        scores = {key: plain[key] for key in ("f1", "exact")}
+        scores |= {key: plain[key] for key in ("HasAns_f1", "NoAns_f1") if key in plain}
+        scores |= {key: tuned[key] for key in ("best_f1", "best_exact", "best_f1_thresh")}
+        answerable = [e.id for e in examples if e.answers]
+        if answerable:
+            scores["answered_f1"] = 100 * float(np.mean([metrics.f1_score(forced[i], golds[i]) for i in answerable]))
+        return scores
+
+    def baseline(self, examples):
+        return metrics.squad_baseline({e.id: [a.text for a in e.answers or ()] for e in examples})
+
+    def describe(self, prediction):
+        return {
+            "answer": self.text(prediction),
+            "span": prediction.text,
+            "start": prediction.start,
+            "end": prediction.end,
+            "score": round(prediction.score, 4),
+            "no_answer": round(prediction.no_answer, 4),
+        }
+
+
+class TextTask(Task):
+    """What classification and regression share: one text or a pair, one row of logits per feature."""
+
+    model: ClassVar[Any] = AutoModelForSequenceClassification
+
+    def encode(self, examples, tokenizer, first=0):
+        pairs = [e.text_b for e in examples]
+        paired = any(text is not None for text in pairs)
+        encoded = tokenizer(
+            [e.text_a for e in examples],
+            [text or "" for text in pairs] if paired else None,
+            truncation=True,
+            max_length=self.max_length,
+            return_token_type_ids=True,
+        )
+        for number, example in enumerate(examples):
+            yield Feature(
+                input_ids=encoded["input_ids"][number],
+                token_type_ids=encoded["token_type_ids"][number],
+                labels=[self.label(example)],
+                example=first + number,
+            )
+
+    def label(self, example: Example) -> int | float:
+        """The target of an example, IGNORED where it has none."""
+        raise NotImplementedError
+
+    def outputs(self, head, batch):
+        return Outputs(head.logits)
+
+
+@dataclass(frozen=True)
+class Classified:
+    """label: the name of the likeliest class; probabilities: of every class, by name."""
+
+    label: str
+    probabilities: Mapping[str, float]
+
+
+class Classification(TextTask):
+    """One of a list of labels for a text or a pair. Labels are compared by name, their order is the head's."""
+
+    type: Literal["classification"]
+    labels: list[str]
+    headline: ClassVar[str] = "accuracy"
+
+    @field_validator("labels")
+    @classmethod
+    def at_least_two(cls, labels: list[str]) -> list[str]:
+        if len(labels) < 2 or len(set(labels)) != len(labels):
+            raise ValueError(f"expected two or more different label names, got {labels}")
+        return labels
+
+    def head_settings(self) -> dict[str, Any]:
+        return {
+            "num_labels": len(self.labels),
+            "id2label": dict(enumerate(self.labels)),
+            "label2id": {label: i for i, label in enumerate(self.labels)},
+            "problem_type": "single_label_classification",
+        }
+
+    def label(self, example):
+        if example.label is None:
+            return IGNORED
+        try:
+            return self.labels.index(str(example.label))
+        except ValueError:
+            raise RoadError(
+                f"{example.where}: label {example.label!r} is none of the task's labels ({', '.join(self.labels)})"
+                f"{nearest(str(example.label), self.labels)}; rename it with label_map, or leave such rows out with drop_labels"
+            ) from None
+
+    def predict(self, examples, features, logits):
+        results = []
+        for scores in logits:
+            row = np.exp(scores[0].astype(np.float64) - scores[0].max())
+            share = dict(zip(self.labels, (row / row.sum()).tolist(), strict=True))
+            results.append(Classified(max(share, key=share.__getitem__), share))
+        return results
+
+    def score(self, examples, predictions):
+        golds = [self.label(e) for e in examples]
+        return metrics.classification_scores(golds, [self.labels.index(p.label) for p in predictions], self.labels)
+
+    def baseline(self, examples):
+        return metrics.classification_baseline([self.label(e) for e in examples], self.labels)
+
+    def describe(self, prediction):
+        return {"label": prediction.label, **{k: round(v, 4) for k, v in prediction.probabilities.items()}}
+
+
+class Regression(TextTask):
+    """A number for a text or a pair: one class, squared error."""
+
+    type: Literal["regression"]
+    headline: ClassVar[str] = "pearson"
+    continuous: ClassVar[bool] = True
+
+    def head_settings(self) -> dict[str, Any]:
+        return {"num_labels": 1, "problem_type": "regression"}
+
+    def label(self, example):
+        if example.label is None:
+            return float("nan")
+        try:
+            value = float(example.label)
+        except ValueError:
+            value = float("nan")
+        if not np.isfinite(value):
+            raise RoadError(f"{example.where}: label {example.label!r} is not a number: a regression needs one")
+        return value
+
+    def predict(self, examples, features, logits):
+        return [float(scores[0, 0]) for scores in logits]
+
+    def score(self, examples, predictions):
+        return metrics.regression_scores([self.label(e) for e in examples], predictions)
+
+    def baseline(self, examples):
+        return metrics.regression_baseline([self.label(e) for e in examples])
+
+    def describe(self, prediction):
+        return {"value": round(prediction, 4)}
+
+
+TASKS: dict[str, type[Task]] = {"span_qa": SpanQA, "classification": Classification, "regression": Regression}
+
+
+def task_from(settings: Any, where: str) -> Task:
+    """The task that a block of settings describes. RoadError for an unknown type or setting."""
+    kind = settings.get("type") if isinstance(settings, dict) else None
+    if kind not in TASKS:
+        raise RoadError(f"{where}.type: got {kind!r}; allowed: {', '.join(TASKS)}{nearest(str(kind), TASKS)}")
+    return validated(TASKS[kind], settings, where)
+
+
+def heads(config: RoadConfig) -> dict[str, Task]:
+    """The heads of a run, by name: one per task, or one per data set."""
+    tasks = {name: task_from(settings, f"road.tasks.{name}") for name, settings in config.tasks.items()}
+    return {config.head_of(name): tasks[spec.task] for name, spec in config.datasets.items()}
