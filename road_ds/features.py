@@ -227,6 +227,12 @@ def _feature_schema(label: pa.DataType) -> pa.Schema:
 
 def _encode(name: str, part: Part, reading: Reading, task: Any, tokenizer: Any, folder: Path, key: str) -> None:
     """Encodes rows into `folder` in one move: it is there whole, or not at all."""
+    for example in reading.examples:
+        if not task.labelled(example):
+            raise RoadError(
+                f"{example.where}: the row has no {'answers' if example.label is not None else 'label'} "
+                f"that the task of datasets.{name} ({task.type}) can learn from or be scored on: check its columns"
+            )
     staged = folder.with_name(f".{folder.name}.{os.getpid()}")
     shutil.rmtree(staged, ignore_errors=True)
     staged.mkdir(parents=True)

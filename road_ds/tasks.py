@@ -46,6 +46,10 @@ class Task(Strict):
         """What the head's Hugging Face configuration holds."""
         raise NotImplementedError
 
+    def labelled(self, example: Example) -> bool:
+        """Whether an example can be trained on and scored."""
+        return example.label is not None
+
     def encode(self, examples: Sequence[Example], tokenizer: Any, first: int = 0) -> Iterator[Feature]:
         """The features of examples, the first of which has the number `first`. RoadError for a label that is not allowed."""
         raise NotImplementedError
@@ -74,7 +78,7 @@ class Task(Strict):
 class SpanQA(Task):
     """Extractive question answering: independent start and end, the CLS position means "no answer".
 
-    Rows of logits: two per feature, start then end; classes are the tokens. Regression of ROaD's MRC head.
+    Rows of logits: two per feature, start then end; the classes are the tokens.
     """
 
     type: Literal["span_qa"]
@@ -100,6 +104,9 @@ class SpanQA(Task):
 
     def head_settings(self) -> dict[str, Any]:
         return {"num_labels": 2}
+
+    def labelled(self, example):
+        return example.answers is not None and example.text_b is not None
 
     def encode(self, examples, tokenizer, first=0):
         template = PairTemplate.of(tokenizer)

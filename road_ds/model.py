@@ -1,0 +1,247 @@
+"""The multi-task model: one shared encoder, one Hugging Face head per task."""
+
+import copy
+import json
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import nn
+from transformers import CONFIG_MAPPING, AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel
+
+from road_ds.config import ModelSpec, nearest
+from road_ds.errors import RoadError
+from road_ds.features import Batch
+from road_ds.hub import model_folder
+from road_ds.tasks import Outputs, Task
+
+
+class Replay(nn.Module):
+    """Stands where a head's model expects its encoder, and gives back what the shared encoder computed."""
+
+    def __init__(self):
+        super().__init__()
+        self.encoded: Any = None
+
+    def forward(self, *args, **kwargs):
+        return self.encoded
+
+
+class MultiTaskModel(nn.Module):
+    """A shared encoder and one head per task (ROaD, section 2.1).
+
+    The heads are Hugging Face's own, run inside their own model class, so an exported folder computes the same
+    logits. Those classes hold the shared encoder's stand-in and stay outside the module tree; encoder and head
+    modules are inside it, each once.
+    """
+
+    def __init__(self, encoder: PreTrainedModel, shells: Mapping[str, PreTrainedModel], tasks: Mapping[str, Task], types: bool):
+        super().__init__()
+        self.encoder = encoder
+        self.heads = nn.ModuleDict()
+        self.tasks, self.uses_token_types = dict(tasks), types
+        self._shells = dict(shells)  # a plain dict: not part of the module tree
+        for name, shell in shells.items():
+            setattr(shell, shell.base_model_prefix, Replay())
+            modules = {n: m for n, m in shell.named_children() if n != shell.base_model_prefix}
+            self.heads[name.replace(".", "/")] = nn.ModuleDict(modules)
+
+    def forward(self, batch: Batch, head: str) -> Outputs:
+        """The logits of a batch under a head, [rows, classes].
+
+        In training every other head runs on one row with weight 0: a head without a gradient in some micro-batch
+        keeps an old one under ZeRO 3, and differs between ranks in what is reduced under ZeRO 2.
+        """
+        inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
+        if self.uses_token_types:
+            inputs["token_type_ids"] = batch.token_type_ids
+        encoded = self.encoder(**inputs)
+        outputs = self.tasks[head].outputs(self._head(head, encoded, batch.attention_mask), batch)
+        if not self.training:
+            return outputs
+        first = type(encoded)(**{k: v[:1] for k, v in encoded.items() if torch.is_tensor(v)})
+        idle = outputs.logits.new_zeros(())
+        for name in self._shells:
+            if name != head:
+                touched = self._head(name, first, batch.attention_mask[:1])
+                idle = idle + sum(v.float().mean() for v in touched.values() if torch.is_tensor(v)).to(idle.dtype)
+        return Outputs(outputs.logits + 0.0 * idle, outputs.lengths)
+
+    def _head(self, name: str, encoded: Any, attention_mask: torch.Tensor) -> Any:
+        shell = self._shells[name]
+        replay = getattr(shell, shell.base_model_prefix)
+        replay.encoded = encoded
+        try:
+            return shell(input_ids=None, attention_mask=attention_mask)
+        finally:
+            replay.encoded = None
+
+    def train(self, mode: bool = True):
+        """As in torch; the heads' shells follow, since their own mode decides on dropout written as a function."""
+        super().train(mode)
+        for shell in self._shells.values():
+            shell.training = mode
+        return self
+
+    def head_model(self, name: str, state: Mapping[str, torch.Tensor]) -> PreTrainedModel:
+        """One head with the encoder, as the Hugging Face model it came from; `state` is this model's whole state."""
+        shell = self._shells[name]
+        prefix = shell.base_model_prefix
+        own = {f"{prefix}.{k.removeprefix('encoder.')}": v for k, v in state.items() if k.startswith("encoder.")}
+        head = f"heads.{name.replace('.', '/')}."
+        own |= {k.removeprefix(head): v for k, v in state.items() if k.startswith(head)}
+        whole = type(shell)(copy.deepcopy(shell.config))
+        missing, unexpected = whole.load_state_dict(own, strict=False)
+        missing = [key for key in missing if not key.endswith("position_ids")]
+        # An encoder shared with a classification head may carry a pooler that a span head does not have.
+        if missing or any("pooler" not in key for key in unexpected):
+            raise RuntimeError(f"head {name}: missing {missing}, unexpected {unexpected}")
+        dtype = next(iter(own.values())).dtype
+        return whole.to(dtype).eval()
+
+
+def load_tokenizer(spec: ModelSpec) -> Any:
+    """The tokenizer of a model. RoadError when it has no fast version (character offsets come from it)."""
+    name = spec.tokenizer or spec.name or ""
+    folder = model_folder(name, weights=False)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False)
+    except (OSError, ValueError, ImportError) as error:
+        raise RoadError(f"{name}: the tokenizer cannot be loaded: {_first_line(error)}") from None
+    if not tokenizer.is_fast:
+        raise RoadError(f"{name}: the tokenizer has no fast version (tokenizer.json), which gives the character offsets")
+    return tokenizer
+
+
+def base_config(spec: ModelSpec, tokenizer: Any, dropout: float | None) -> Any:
+    """The encoder's Hugging Face configuration, with the run's dropout in every place that has one."""
+    changes = dict(spec.config)
+    if spec.architecture is not None:
+        if spec.architecture not in CONFIG_MAPPING:
+            raise RoadError(
+                f"road.model.architecture: {spec.architecture!r} is not known to transformers"
+                f"{nearest(spec.architecture, CONFIG_MAPPING.keys())}"
+            )
+        config = AutoConfig.for_model(spec.architecture)
+        changes = {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id, **changes}
+    else:
+        folder = model_folder(spec.name or "", weights=False)
+        try:
+            config = AutoConfig.from_pretrained(str(folder), trust_remote_code=False)
+        except (OSError, ValueError) as error:
+            raise RoadError(f"{spec.name}: config.json cannot be used: {_first_line(error)}") from None
+    for key, value in changes.items():
+        if not hasattr(config, key):
+            raise RoadError(f"road.model.config.{key}: {config.model_type} has no such setting{nearest(key, config.to_dict())}")
+        setattr(config, key, value)
+    if dropout is not None:
+        for key, value in config.to_dict().items():
+            if "dropout" in key and (value is None or isinstance(value, float | int)) and not isinstance(value, bool):
+                setattr(config, key, dropout)
+    return config
+
+
+def check_lengths(config: Any, tasks: Mapping[str, Task]) -> None:
+    """RoadError when a task's rows are longer than the encoder's positions."""
+    positions = getattr(config, "max_position_embeddings", None)
+    if positions is None:
+        return
+    if config.model_type in ("roberta", "xlm-roberta", "camembert"):
+        positions -= config.pad_token_id + 1  # their positions start behind the padding id
+    for name, task in tasks.items():
+        if task.max_length > positions:
+            raise RoadError(f"road.tasks.{name}.max_length {task.max_length} is above the encoder's {positions} positions")
+
+
+def head_config(config: Any, task: Task) -> Any:
+    """The configuration of one head's model."""
+    changed = copy.deepcopy(config)
+    for key, value in task.head_settings().items():
+        setattr(changed, key, value)
+    return changed
+
+
+def build_model(spec: ModelSpec, tasks: Mapping[str, Task], tokenizer: Any, *, dropout: float | None, seed: int) -> MultiTaskModel:
+    """The model of a run, pretrained or with fresh weights; the same weights on every rank.
+
+    A pretrained folder's own head is kept where it is the task's: same model class and, for classification, the same
+    label names, its rows permuted when their order differs. Other heads start fresh.
+    """
+    config = base_config(spec, tokenizer, dropout)
+    check_lengths(config, tasks)
+    torch.manual_seed(seed)
+    shells = {}
+    for name, task in tasks.items():
+        try:
+            shells[name] = task.model.from_config(head_config(config, task))
+        except ValueError as error:
+            raise RoadError(f"road.model: {config.model_type} has no head for {task.type}: {_first_line(error)}") from None
+    # A classification head of BERT or ALBERT needs the pooler, which span heads build their encoder without.
+    encoder = max((getattr(s, s.base_model_prefix) for s in shells.values()), key=lambda e: len(list(e.parameters())))
+    if spec.name is not None:
+        folder = model_folder(spec.name)
+        _load_encoder(encoder, folder, spec.name)
+        for name, shell in shells.items():
+            _load_head(shell, folder, tasks[name])
+    return MultiTaskModel(encoder, shells, tasks, "token_type_ids" in tokenizer.model_input_names)
+
+
+def _load_encoder(encoder: PreTrainedModel, folder: Path, name: str) -> None:
+    """Copies a folder's encoder weights, whether it holds them bare or inside a model with a head."""
+    if not any(folder.glob("model*.safetensors")):
+        raise RoadError(
+            f"{name}: no model.safetensors: weights are read as safetensors only; a hub repository often has them in a "
+            f"revision, given as {name}@refs/pr/N"
+        )
+    try:
+        source, report = AutoModel.from_pretrained(
+            str(folder), config=encoder.config, dtype=torch.float32, use_safetensors=True, output_loading_info=True
+        )
+    except (SafetensorError, OSError, RuntimeError, ValueError) as error:
+        raise RoadError(f"{name}: the weights cannot be loaded: {_first_line(error)}") from None
+    missing = sorted(key for key in report["missing_keys"] if "pooler" not in key and not key.endswith("position_ids"))
+    if missing:
+        raise RoadError(f"{name}: {len(missing)} weights of {type(encoder).__name__} are missing, the first is {missing[0]}")
+    found = source.state_dict()
+    encoder.load_state_dict({key: found.get(key, value) for key, value in encoder.state_dict().items()})
+
+
+def _load_head(shell: PreTrainedModel, folder: Path, task: Task) -> None:
+    """Copies a folder's head where it is this task's own; leaves the fresh one otherwise."""
+    source = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    wanted = {k: v for k, v in shell.state_dict().items() if not k.startswith(shell.base_model_prefix + ".")}
+    if type(shell).__name__ not in source.get("architectures", ()):
+        return
+    state = _read_tensors(folder, wanted)
+    if any(key not in state or state[key].shape != value.shape for key, value in wanted.items()):
+        return
+    labels = task.head_settings().get("id2label")
+    if labels is not None:
+        names = source.get("id2label") or {}
+        before = [names[key] for key in sorted(names, key=int)]
+        if sorted(before) != sorted(labels.values()):
+            return
+        order = [before.index(labels[i]) for i in range(len(labels))]
+        last = list(wanted)[-1].rpartition(".")[0]  # the final projection, whose rows are the labels
+        state |= {key: value[order] for key, value in state.items() if key.startswith(last + ".")}
+    shell.load_state_dict(state, strict=False)
+
+
+def _read_tensors(folder: Path, names: Collection[str]) -> dict[str, torch.Tensor]:
+    """The named tensors of a folder's safetensors files, as far as they are there."""
+    found = {}
+    for file in sorted(folder.glob("model*.safetensors")):
+        with safe_open(str(file), "pt") as tensors:
+            found |= {name: tensors.get_tensor(name) for name in tensors.keys() if name in names}  # noqa: SIM118
+    return found
+
+
+def parameter_count(model: nn.Module) -> int:
+    """Trainable parameters of a model, also where ZeRO 3 has partitioned them."""
+    return sum(getattr(p, "ds_numel", p.numel()) for p in model.parameters() if p.requires_grad)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
