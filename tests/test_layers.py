@@ -7,13 +7,15 @@ ROOT = Path(__file__).resolve().parent.parent / "road_ds"
 
 LAYERS = [
     {"errors"},
-    {"config", "log", "metrics"},
-    {"hub", "readers", "catalog"},
-    {"features", "spans", "passes", "objectives"},
-    {"tasks", "model", "optim"},
-    {"teachers", "evaluation", "checkpoint"},
+    {"config", "log", "metrics", "ranks"},
+    {"hub", "readers"},
+    {"features", "passes"},
+    {"spans", "objectives", "optim"},
+    {"tasks"},
+    {"model"},
+    {"checkpoint", "evaluation", "export"},
     {"loop"},
-    {"train", "__main__"},
+    {"train", "check", "__main__"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 

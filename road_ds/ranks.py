@@ -1,0 +1,109 @@
+"""The processes of a run: who this one is, and what they agree on."""
+
+import os
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+
+from road_ds.errors import RoadError
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among the others. Words between ranks go over a CPU group: they never wait for the device."""
+
+    rank: int
+    world_size: int
+    local_rank: int
+    device: torch.device
+    control: Any
+
+    @classmethod
+    def start(cls) -> "Ranks":
+        """Joins the launcher's processes, or stands alone without one. RoadError when the port is taken."""
+        alone = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
+        if "RANK" not in os.environ:
+            os.environ.update(alone, MASTER_PORT=str(_free_port()))
+        import deepspeed  # after the environment: it looks for MPI without it
+
+        cuda = torch.cuda.is_available()
+        if cuda:
+            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        else:
+            deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # a minute of compiling that gloo does without
+        try:
+            deepspeed.init_distributed("nccl" if cuda else "gloo", verbose=False)
+        except dist.DistNetworkError as error:
+            raise RoadError(
+                f"the processes cannot meet at {os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']} "
+                f"({str(error).splitlines()[0][:120]}): if the port is taken, add `--master_port N` after `deepspeed`"
+            ) from None
+        return cls(
+            rank=dist.get_rank(),
+            world_size=dist.get_world_size(),
+            local_rank=int(os.environ["LOCAL_RANK"]),
+            device=torch.device("cuda", int(os.environ["LOCAL_RANK"])) if cuda else torch.device("cpu"),
+            control=dist.new_group(backend="gloo"),
+        )
+
+    def barrier(self) -> None:
+        """Waits for all ranks."""
+        if self.world_size > 1:
+            dist.barrier(group=self.control)
+
+    def any(self, flag: bool) -> bool:
+        """Whether the flag is set on any rank; the same answer on all."""
+        if self.world_size == 1:
+            return flag
+        word = torch.tensor([int(flag)])
+        dist.all_reduce(word, op=dist.ReduceOp.MAX, group=self.control)
+        return bool(word.item())
+
+    def gather(self, value: Any) -> list[Any]:
+        """Every rank's value, in rank order, on all ranks."""
+        if self.world_size == 1:
+            return [value]
+        values: list[Any] = [None] * self.world_size
+        dist.all_gather_object(values, value, group=self.control)
+        return values
+
+    def sum(self, tensor: torch.Tensor) -> torch.Tensor:
+        """The sum of a tensor over ranks."""
+        if self.world_size > 1:
+            tensor = tensor.clone()
+            dist.all_reduce(tensor)
+        return tensor
+
+    def together(self, work: Callable[[], Result]) -> Result:
+        """`work`'s result on every rank; done by each host's first rank before the others. Its RoadError reaches all."""
+        result, fault = None, None
+        for turn in (self.local_rank == 0, self.local_rank != 0):
+            if turn:
+                try:
+                    result = work()
+                except RoadError as error:
+                    fault = str(error)
+            faults = [f for f in self.gather(fault) if f is not None]
+            if faults:
+                raise RoadError(faults[0])
+        assert result is not None
+        return result
+
+    def agree(self, what: str, value: Any) -> None:
+        """RoadError that names both values when ranks differ in something that must be the same."""
+        values = self.gather(value)
+        for rank, other in enumerate(values):
+            if other != values[0]:
+                raise RoadError(f"ranks disagree on {what}: rank 0 has {values[0]!r}, rank {rank} has {other!r}")
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
