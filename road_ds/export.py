@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers.utils import logging
 
 from road_ds.config import read_json
 from road_ds.errors import RoadError
@@ -30,6 +31,7 @@ def full_state(engine: Any) -> dict[str, torch.Tensor]:
 
 def export(model: MultiTaskModel, state: Mapping[str, torch.Tensor], tokenizer: Any, folder: Path, card: str) -> list[Path]:
     """Writes one folder per head: weights (safetensors), configuration, tokenizer, task settings and model card."""
+    logging.disable_progress_bar()
     folders = []
     for head, task in model.tasks.items():
         target = folder / head

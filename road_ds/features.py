@@ -24,6 +24,7 @@ from road_ds.readers import Answer, Example, Reading, read
 
 ENCODING = 1  # part of every cache key: raise it when the same rows encode to other features
 CHUNK = 1000  # rows per Arrow record batch
+PAD_MULTIPLE = 8  # tokens; half-precision matrix units want it
 IGNORED = -100  # the label of a row that has none
 Part = Literal["train", "dev"]
 
@@ -290,11 +291,11 @@ def _write_arrow(path: Path, schema: pa.Schema, rows: Iterable[dict[str, Any]]) 
             writer.write_batch(pa.RecordBatch.from_pylist(chunk, schema=schema))
 
 
-def collate(source: FeatureSet, rows: Sequence[int] | np.ndarray, pad_id: int, multiple: int = 8) -> Batch:
+def collate(source: FeatureSet, rows: Sequence[int] | np.ndarray, pad_id: int) -> Batch:
     """A batch of the given features, padded on the right to the longest, rounded up to a multiple of 8 tokens."""
     features = [source[i] for i in rows]
     lengths = np.array([len(f.input_ids) for f in features])
-    width = int(-(-lengths.max() // multiple) * multiple)
+    width = int(-(-lengths.max() // PAD_MULTIPLE) * PAD_MULTIPLE)
     ids = np.full((len(features), width), pad_id, dtype=np.int64)
     types = np.zeros_like(ids)
     for i, feature in enumerate(features):

@@ -3,11 +3,17 @@
 import json
 import logging
 import os
+import platform
+import re
 import sys
 import warnings
 from collections.abc import Iterable
+from importlib import metadata
 from pathlib import Path
 from typing import Any
+
+NUMBER = re.compile(r"[-+]?[\d,.]*\d[\d,.]*( ?[%KMGx]?i?B?)|-?")
+HEADLINES = ("/f1", "/accuracy", "/pearson")  # the metrics worth a curve
 
 
 def is_main() -> bool:
@@ -21,9 +27,9 @@ def say(*lines: str) -> None:
         print(*lines, sep="\n", flush=True)
 
 
-def warn(message: str) -> None:
-    """Prints a warning on rank 0, to standard error."""
-    if is_main():
+def warn(message: str, everywhere: bool = False) -> None:
+    """Prints a warning to standard error, on rank 0 or, for what only one rank knows, everywhere."""
+    if everywhere or is_main():
         print(f"warning: {message}", file=sys.stderr, flush=True)
 
 
@@ -38,14 +44,14 @@ def quiet_libraries() -> None:
 
 
 def table(rows: Iterable[Iterable[Any]], header: Iterable[str]) -> str:
-    """An aligned text table: first column left, the others right."""
-    cells = [[str(cell) for cell in row] for row in [list(header), *rows]]
-    widths = [max(len(row[i]) for row in cells) for i in range(len(cells[0]))]
-    lines = [
-        "  ".join(cell.ljust(width) if i == 0 else cell.rjust(width) for i, (cell, width) in enumerate(zip(row, widths, strict=True)))
-        for row in cells
-    ]
-    return "\n".join([lines[0].rstrip(), "  ".join("-" * width for width in widths), *(line.rstrip() for line in lines[1:])])
+    """An aligned text table: numbers to the right, words to the left."""
+    head, *body = [[str(cell) for cell in row] for row in [list(header), *rows]]
+    columns = []
+    for title, *cells in zip(head, *body, strict=True):
+        width = max(map(len, [title, *cells]))
+        right = bool(cells) and all(NUMBER.fullmatch(cell) for cell in cells)
+        columns.append([cell.rjust(width) if right else cell.ljust(width) for cell in [title, "-" * width, *cells]])
+    return "\n".join("  ".join(line).rstrip() for line in zip(*columns, strict=True))
 
 
 def write_json(path: str | Path, value: Any) -> None:
@@ -55,6 +61,18 @@ def write_json(path: str | Path, value: Any) -> None:
     staged = path.with_name(f".{path.name}.{os.getpid()}")
     staged.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     os.replace(staged, path)
+
+
+def versions() -> dict[str, str]:
+    """The versions that decide on a run's numbers."""
+    names = ("torch", "deepspeed", "transformers", "tokenizers", "datasets", "triton", "numpy", "road_ds")
+    found = {"python": platform.python_version()}
+    for name in names:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
 
 
 class RunFolder:
@@ -106,24 +124,26 @@ def plot_curves(records: list[dict[str, Any]], path: str | Path) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    def curves(prefix: str) -> dict[str, list[tuple[int, float]]]:
+    def curves(loss: bool) -> dict[str, list[tuple[int, float]]]:
         found: dict[str, list[tuple[int, float]]] = {}
         for record in records:
             for key, value in record.items():
-                if key.startswith(prefix) and isinstance(value, int | float):
-                    found.setdefault(key.removeprefix(prefix), []).append((record["step"], value))
+                if "/" in key and key.startswith("loss/") == loss and (loss or key.endswith(HEADLINES)):
+                    found.setdefault(key.removeprefix("loss/"), []).append((record["step"], value))
         return found
 
     figure = Figure(figsize=(15, 4.2), layout="constrained")
     FigureCanvasAgg(figure)
     losses, rates, scores = figure.subplots(1, 3)
-    for name, points in curves("loss/").items():
+    for name, points in curves(loss=True).items():
         steps, values = zip(*points, strict=True)
         span = max(1, len(values) // 50)
         smooth = [sum(values[max(0, i - span) : i + 1]) / len(values[max(0, i - span) : i + 1]) for i in range(len(values))]
         losses.plot(steps, smooth, label=name, linewidth=1.2)
-    rates.plot(*zip(*((r["step"], r["lr"]) for r in records if "lr" in r), strict=True)) if any("lr" in r for r in records) else None
-    for name, points in curves("dev/").items():
+    rated = [(record["step"], record["lr"]) for record in records if "lr" in record]
+    if rated:
+        rates.plot(*zip(*rated, strict=True))
+    for name, points in curves(loss=False).items():
         scores.plot(*zip(*points, strict=True), marker="o", markersize=3, label=name)
     for axes, title in ((losses, "training loss"), (rates, "learning rate (head)"), (scores, "dev metrics")):
         axes.set(title=title, xlabel="step")

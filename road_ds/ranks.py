@@ -30,9 +30,11 @@ class Ranks:
         alone = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
         if "RANK" not in os.environ:
             os.environ.update(alone, MASTER_PORT=str(_free_port()))
-        import deepspeed  # after the environment: it looks for MPI without it
-
         cuda = torch.cuda.is_available()
+        if not cuda:
+            os.environ.setdefault("DS_ACCELERATOR", "cpu")
+        import deepspeed  # after the environment: it looks for MPI and for accelerators without it
+
         if cuda:
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
         else:

@@ -7,13 +7,13 @@ ROOT = Path(__file__).resolve().parent.parent / "road_ds"
 
 LAYERS = [
     {"errors"},
-    {"config", "log", "metrics", "ranks"},
+    {"config", "log", "metrics", "preemption", "ranks"},
     {"hub", "readers"},
     {"features", "passes"},
     {"spans", "objectives", "optim"},
     {"tasks"},
     {"model"},
-    {"checkpoint", "evaluation", "export"},
+    {"checkpoint", "evaluation", "export", "meter"},
     {"loop"},
     {"train", "check", "__main__"},
 ]

@@ -1,0 +1,120 @@
+"""The training loop: ROaD's Algorithm 1 on a DeepSpeed engine."""
+
+import faulthandler
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from road_ds.config import RoadConfig
+from road_ds.errors import RoadError
+from road_ds.features import Batch, FeatureSet, collate
+from road_ds.log import RunFolder
+from road_ds.meter import Meter
+from road_ds.objectives import Loss
+from road_ds.passes import Passes, micro_batches
+from road_ds.preemption import Preemption
+from road_ds.ranks import Ranks
+
+Objective = Callable[[torch.Tensor, torch.Tensor, torch.Tensor | None], Loss]
+
+
+def fit(
+    engine: Any,
+    passes: Passes,
+    sources: Mapping[str, FeatureSet],
+    objective: Objective,
+    ranks: Ranks,
+    config: RoadConfig,
+    *,
+    steps: int,
+    start: int,
+    pad_id: int,
+    folder: RunFolder,
+    evaluate: Callable[[int], None],
+    save: Callable[[int], None],
+) -> tuple[int, str]:
+    """The number of steps done, and why it stopped early ("" when it did not).
+
+    The loss of a micro-batch is the mean over its rows; DeepSpeed takes the mean over a step's micro-batches, which
+    are equally large: the mean over rows, then over passes (ROaD, Algorithm 1).
+    """
+    preemption = Preemption()
+    micro = engine.train_micro_batch_size_per_gpu()
+    meter = Meter(ranks, folder, sources, micro)
+    bar = tqdm(total=steps, initial=start, desc="training", unit="step", disable=ranks.rank > 0, dynamic_ncols=True)
+    skipped = 0
+    for step in range(start, steps):
+        faulthandler.dump_traceback_later(config.step_timeout, exit=True)  # a hang ends with every rank's stack
+        drawn = passes.draw(step)
+        record = meter.begin(step, drawn, max(group["lr"] for group in engine.optimizer.param_groups))
+        for taken in drawn:
+            for rows in micro_batches(taken.rows, micro, ranks.rank, ranks.world_size):
+                batch = collate(sources[taken.dataset], rows, pad_id).to(ranks.device)
+                try:
+                    outputs = engine(batch, config.head_of(taken.dataset))
+                    loss = objective(outputs.logits, batch.labels, outputs.lengths)
+                    engine.backward(loss.total)
+                except torch.cuda.OutOfMemoryError:
+                    raise RoadError(_out_of_memory(batch)) from None
+                record.losses.append(loss.total.detach())
+                record.applied, record.gradient_norm = step_engine(engine)
+        faulthandler.cancel_dump_traceback_later()
+        done = step + 1
+        skipped = 0 if record.applied else skipped + 1
+        if done == steps or due(done, config.log_every):
+            bar.set_postfix_str(meter.flush())
+        bar.update()
+        if skipped >= config.max_skipped_steps:
+            meter.flush()
+            raise RoadError(
+                f"{skipped} steps in a row were skipped because the gradient was not finite (last: step {done}): "
+                "lower the learning rate, or use road.precision bf16 or fp32"
+            )
+        reason = preemption.reason
+        if ranks.any(bool(reason)):
+            meter.flush()
+            bar.close()
+            return done, next(filter(None, ranks.gather(reason)))
+        if done < steps and due(done, config.evaluate_every):
+            meter.flush()
+            evaluate(done)
+        if done < steps and due(done, config.save_every):
+            meter.flush()
+            save(done)
+    bar.close()
+    return steps, ""
+
+
+def due(step: int, every: int) -> bool:
+    """Whether something done every so many steps (0: never) is due after this one."""
+    return every > 0 and step % every == 0
+
+
+def step_engine(engine: Any) -> tuple[bool, Any]:
+    """Steps the engine; whether the update was applied, and the gradient's norm before clipping (None inside a step).
+
+    DeepSpeed skips updates whose gradient is not finite, except without ZeRO in fp32, where the weights would silently
+    become NaN: there the gradients are dropped before they reach the optimizer.
+    """
+    plain = engine.zero_optimization_stage() == 0 and not engine.fp16_enabled() and not engine.bfloat16_enabled()
+    if not (plain and engine.is_gradient_accumulation_boundary()):
+        engine.step()
+        return engine.was_step_applied(), engine.get_global_grad_norm()
+    gradients = [p.grad for p in engine.module.parameters() if p.grad is not None]
+    norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(g) for g in gradients]))
+    finite = bool(norm.isfinite())
+    if not finite:
+        for parameter in engine.module.parameters():
+            parameter.grad = None
+    engine.step()
+    return finite, norm
+
+
+def _out_of_memory(batch: Batch) -> str:
+    rows, tokens = batch.input_ids.shape
+    return (
+        f"the GPU ran out of memory on {rows} rows x {tokens} tokens of {batch.dataset}: lower "
+        "train_micro_batch_size_per_gpu (the rows of a step stay the same) or the task's max_length, or raise the ZeRO stage"
+    )

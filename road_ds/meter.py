@@ -1,0 +1,110 @@
+"""What the steps of a run measured: collected without waiting on the device, written to metrics.jsonl when asked."""
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+from road_ds.features import PAD_MULTIPLE, FeatureSet
+from road_ds.log import RunFolder, warn
+from road_ds.passes import Pass, micro_batches
+from road_ds.ranks import Ranks
+
+
+@dataclass
+class StepRecord:
+    """One step until it is written; the losses of this rank's micro-batches stay on the device."""
+
+    step: int
+    drawn: list[Pass]
+    lr: float
+    losses: list[torch.Tensor] = field(default_factory=list)
+    gradient_norm: Any = None
+    applied: bool = True
+
+
+class Meter:
+    """Turns step records into lines of metrics.jsonl (rank 0).
+
+    A loss is the mean over all ranks' rows. Rates are over the steps since the last line was written; `padding` is the
+    share of the computed tokens that is padding.
+    """
+
+    def __init__(self, ranks: Ranks, folder: RunFolder, sources: Mapping[str, FeatureSet], micro: int):
+        self.ranks, self.folder, self.sources, self.micro = ranks, folder, sources, micro
+        self.records: list[StepRecord] = []
+        self.since = time.perf_counter()
+
+    def begin(self, step: int, drawn: list[Pass], lr: float) -> StepRecord:
+        """Opens the record of a step."""
+        if not self.records:
+            self.since = time.perf_counter()
+        self.records.append(StepRecord(step, drawn, lr))
+        return self.records[-1]
+
+    def flush(self) -> str:
+        """Writes the open records; the newest loss and rates in a few words for the progress bar."""
+        records, self.records = self.records, []
+        if not records:
+            return ""
+        own = torch.stack([torch.stack(record.losses) for record in records])  # [steps, micro-batches]
+        losses = (self.ranks.sum(own) / self.ranks.world_size).double().cpu().numpy()
+        seconds = (time.perf_counter() - self.since) / len(records)
+        if not np.isfinite(losses).all():
+            self._name_bad_rows(records, own)
+        lines = [self._line(record, row, seconds) for record, row in zip(records, losses, strict=True)]
+        self.folder.record(*lines)
+        last = lines[-1]
+        return f"loss {last['loss']:.3f}, {last['examples_per_second']:.0f} examples/s, padding {last['padding']:.0%}"
+
+    def _line(self, record: StepRecord, losses: np.ndarray, seconds: float) -> dict[str, Any]:
+        by_pass = losses.reshape(len(record.drawn), -1).mean(axis=1)
+        names = [drawn.dataset for drawn in record.drawn]
+        tokens, computed = self._tokens(record.drawn)
+        rows = sum(len(drawn.rows) for drawn in record.drawn)
+        norm = record.gradient_norm
+        return {
+            "step": record.step + 1,
+            "loss": float(by_pass.mean()),
+            "lr": record.lr,
+            "grad_norm": None if norm is None else float(norm),
+            "applied": record.applied,
+            "datasets": names,
+            "examples_per_second": round(rows / seconds, 2),
+            "tokens_per_second": round(tokens / seconds, 1),
+            "padding": round(1 - tokens / computed, 4),
+            **{
+                f"loss/{name}": float(np.mean([loss for loss, other in zip(by_pass, names, strict=True) if other == name]))
+                for name in dict.fromkeys(names)
+            },
+        }
+
+    def _tokens(self, drawn: list[Pass]) -> tuple[int, int]:
+        """Real and computed tokens of a step over all ranks, which follow from the plan alone."""
+        real = computed = 0
+        for taken in drawn:
+            lengths = np.asarray(self.sources[taken.dataset].lengths[taken.rows])
+            widths = lengths.reshape(-1, self.micro, self.ranks.world_size).max(axis=1)
+            real += int(lengths.sum())
+            computed += int((-(-widths // PAD_MULTIPLE) * PAD_MULTIPLE).sum()) * self.micro
+        return real, computed
+
+    def _name_bad_rows(self, records: list[StepRecord], own: torch.Tensor) -> None:
+        found = []
+        for record, losses in zip(records, own.cpu(), strict=True):
+            pieces = [
+                (taken.dataset, rows)
+                for taken in record.drawn
+                for rows in micro_batches(taken.rows, self.micro, self.ranks.rank, self.ranks.world_size)
+            ]
+            for (name, rows), loss in zip(pieces, losses, strict=True):
+                if not loss.isfinite():
+                    source = self.sources[name]
+                    ids = sorted({source.example(source[row].example).id for row in rows})
+                    shown = ", ".join(ids[:8]) + (f" and {len(ids) - 8} more" if len(ids) > 8 else "")
+                    found.append(f"step {record.step + 1}: the loss of {name} is {float(loss)} on rows {shown}")
+        for message in found[:5]:
+            warn(message, everywhere=True)

@@ -1,0 +1,267 @@
+"""Multi-task pretraining under DeepSpeed: config -> parts -> fit -> evaluate -> export.
+
+    deepspeed road_ds/train.py --deepspeed_config ds_configs/mtl.json [--set KEY=VALUE ...] [--resume | --overwrite]
+"""
+
+import sys
+from pathlib import Path
+
+if __name__ == "__main__":  # as a script: `import datasets` must not look for files beside this one
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+import argparse
+import contextlib
+import shutil
+import time
+import traceback
+from typing import Any
+
+import numpy as np
+import torch
+
+from road_ds import checkpoint, evaluation, export, optim
+from road_ds.config import RoadConfig, fit_batch, fit_optimizer, fit_precision, load_config
+from road_ds.errors import RoadError
+from road_ds.features import FeatureSet, load_features
+from road_ds.log import RunFolder, is_main, plot_curves, quiet_libraries, say, table, versions, warn
+from road_ds.loop import fit
+from road_ds.model import build_model, load_tokenizer, parameter_count
+from road_ds.objectives import supervised
+from road_ds.passes import Passes, draw_weights
+from road_ds.ranks import Ranks
+from road_ds.tasks import Task, heads
+
+PREEMPTED = 143  # the exit code of a process that ended on SIGTERM
+
+# What a resumed run may change: nothing here decides on rows, weights or rates.
+CHANGEABLE = {
+    *("road.evaluate_every", "road.evaluate_batch_size", "road.log_every", "road.save_every", "road.keep", "road.output"),
+    *("road.cache", "road.max_skipped_steps", "road.step_timeout"),
+    *("train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "tensorboard", "wandb", "csv_monitor", "comet"),
+    *("steps_per_print", "wall_clock_breakdown", "memory_breakdown", "flops_profiler", "comms_logger", "log_level"),
+}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The exit code of a run: 0 finished, 2 a fault the user can mend, 143 preempted, 1 anything else."""
+    options = parse(arguments)
+    quiet_libraries()
+    folder: RunFolder | None = None
+    try:
+        config, ds = load_config(options.deepspeed_config, options.set)
+        ranks = Ranks.start()
+        folder = ranks.together(lambda: open_folder(config, options.resume, options.overwrite))
+        folder.status("running", 0)
+        step, reason = run(config, ds, ranks, folder, options.resume)
+        folder.status("preempted" if reason else "finished", step, reason)
+        ranks.barrier()
+        return PREEMPTED if reason else 0
+    except RoadError as error:
+        if is_main():
+            print(f"error: {error}", file=sys.stderr, flush=True)
+        fault, code = str(error), 2
+    except Exception as error:
+        fault, code = f"{type(error).__name__}: {error}", 1
+        traceback.print_exc()
+    if options.debug and code == 2:
+        traceback.print_exc()
+    if folder is not None:
+        folder.status("failed", 0, fault)
+    return code
+
+
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    """The command line of a run."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0], allow_abbrev=False)
+    parser.add_argument("--deepspeed_config", required=True, metavar="FILE", help="the run: DeepSpeed's keys and a road block")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="overrides a key, e.g. road.steps=20")
+    existing = parser.add_mutually_exclusive_group()
+    existing.add_argument("--resume", action="store_true", help="goes on from the newest checkpoint that verifies")
+    existing.add_argument("--overwrite", action="store_true", help="removes the run folder and starts anew")
+    parser.add_argument("--debug", action="store_true", help="shows tracebacks of configuration and data errors")
+    parser.add_argument("--local_rank", type=int, default=0, help=argparse.SUPPRESS)  # the launcher passes it
+    return parser.parse_args(arguments)
+
+
+def open_folder(config: RoadConfig, resume: bool, overwrite: bool) -> RunFolder:
+    """The run's folder, new, or a used one as asked. RoadError when it is used and nothing was asked."""
+    path = Path(config.output or "runs/run")
+    used = (path / "config.json").exists()
+    if used and not resume and not overwrite:
+        raise RoadError(f"{path} holds a run already: add --resume to go on, --overwrite to remove it, or set road.output")
+    if resume and not used:
+        raise RoadError(f"{path}: nothing to resume: no run was started there")
+    if overwrite and used and is_main():
+        shutil.rmtree(path)
+    return RunFolder(path)
+
+
+def run(config: RoadConfig, ds: dict[str, Any], ranks: Ranks, folder: RunFolder, resume: bool) -> tuple[int, str]:
+    """Steps done, and why the run stopped early ("" when it did not)."""
+    import deepspeed
+
+    began = time.time()
+    tasks = heads(config)
+    ds |= fit_batch(ds, config.passes, ranks.world_size)
+    capability = torch.cuda.get_device_capability() if ranks.device.type == "cuda" else None
+    precision = fit_precision(ds, config.precision, ranks.device.type, capability)
+    notes = fit_optimizer(ds, ranks.device.type)
+
+    tokenizer = ranks.together(lambda: load_tokenizer(config.model))
+    train, dev = ranks.together(lambda: load_data(config, tasks, tokenizer))
+    passes, steps = plan(config, ds, train)
+    resolved = {**ds, "road": {**config.model_dump(), "steps": steps, "epochs": None}}
+    ranks.agree("the configuration or the data", {"config": _comparable(resolved), "data": fingerprints(train, dev)})
+    found = ranks.together(lambda: resumable(folder, resolved)) if resume else None
+    folder.write("config.json", resolved)
+    for name, source in {**train, **dev}.items():
+        if source.manifest["skipped"]:
+            warn(f"{name}: {len(source.manifest['skipped'])} bad rows were skipped, the first: {source.manifest['skipped'][0]}")
+
+    model = build_model(config.model, tasks, tokenizer, dropout=config.dropout, seed=config.seed)
+    say(
+        f"{config.output}: {parameter_count(model) / 1e6:.1f} M parameters, {len(tasks)} heads, {len(train)} data sets, {steps} steps of "
+        f"{config.passes} passes x {ds['train_batch_size'] // config.passes} rows "
+        f"({ds['gradient_accumulation_steps']} micro-batches of {ds['train_micro_batch_size_per_gpu']} on "
+        f"{ranks.world_size} process{'es' * (ranks.world_size > 1)}), {precision}, ZeRO {ds['zero_optimization']['stage']}",
+        *(f"filled in: {note}" for note in notes),
+    )
+    settings = ds["optimizer"]["params"]
+    groups = optim.parameter_groups(
+        model, lr=settings["lr"], weight_decay=settings.get("weight_decay", 0.0), layer_lr_decay=config.layer_lr_decay
+    )
+    scheduler = optim.scheduler(steps, config.warmup, config.schedule)
+    torch.manual_seed(config.seed + 1 + ranks.rank)  # dropout differs between ranks
+    engine, *_ = deepspeed.initialize(model=model, model_parameters=groups, config=ds, lr_scheduler=scheduler)
+    start = 0
+    if found is not None:
+        checkpoint.restore(engine, ranks, found)
+        start = found.step
+        folder.forget_after(start)
+        say(f"resumed from {found.folder.name}")
+
+    of = {name: (config.head_of(name), tasks[config.head_of(name)]) for name in train}
+    best: dict[str, dict[str, float]] = {}
+
+    def evaluate(step: int) -> dict[str, evaluation.Evaluated]:
+        scores = evaluation.evaluate(
+            engine, dev, of, ranks, pad_id=tokenizer.pad_token_id, batch_size=config.evaluate_batch_size
+        )
+        if scores:
+            folder.record({"step": step, **evaluation.flat(scores)})
+            for key, value in evaluation.flat(scores).items():
+                if key not in best or value > best[key]["value"]:
+                    best[key] = {"value": value, "step": step}
+        return scores
+
+    def save(step: int) -> None:
+        try:
+            checkpoint.save(engine, ranks, folder.path / "checkpoints", step=step, config=resolved, keep=config.keep)
+        except OSError as error:
+            warn(f"step {step}: {error}; older checkpoints are kept and the run goes on")
+
+    step, reason = fit(
+        engine, passes, train, supervised, ranks, config,
+        steps=steps, start=start, pad_id=tokenizer.pad_token_id, folder=folder, evaluate=evaluate, save=save,
+    )  # fmt: skip
+    if reason or config.save_every:
+        save(step)
+    if reason:
+        say(f"{reason} after step {step}; go on with --resume")
+        return step, reason
+    scores = evaluate(step)
+    state = export.full_state(engine)
+    if is_main():
+        card = evaluation.report(scores)
+        exported = export.export(model, state, tokenizer, folder.path / "model", f"Dev scores:\n\n```\n{card}\n```")
+        folder.write("results.json", {
+            "step": step,
+            "scores": {name: vars(result) for name, result in scores.items()},
+            "best": best,
+            "wall_seconds": round(time.time() - began, 1),
+            "world_size": ranks.world_size,
+            "device": torch.cuda.get_device_name() if capability else "cpu",
+            "precision": precision,
+            "seed": config.seed,
+            "data": fingerprints(train, dev),
+            "versions": versions(),
+        })  # fmt: skip
+        plot_curves(folder.records(), folder.path / "curves.png")
+        say("", card, "", *closing(folder.path, exported, tasks, time.time() - began))
+    ranks.barrier()
+    return step, ""
+
+
+def load_data(config: RoadConfig, tasks: dict[str, Task], tokenizer: Any) -> tuple[dict[str, FeatureSet], dict[str, FeatureSet]]:
+    """The features of every data set's train part, and of the dev parts that are given."""
+    train, dev = {}, {}
+    for name, spec in config.datasets.items():
+        task = tasks[config.head_of(name)]
+        train[name] = load_features(name, "train", spec, task, tokenizer, config.cache)
+        if spec.dev is not None:
+            dev[name] = load_features(name, "dev", spec, task, tokenizer, config.cache)
+    return train, dev
+
+
+def plan(config: RoadConfig, ds: dict[str, Any], train: dict[str, FeatureSet]) -> tuple[Passes, int]:
+    """The data plan, and the number of steps."""
+    lengths = {name: np.asarray(source.lengths) for name, source in train.items()}
+    sizes = {name: len(values) for name, values in lengths.items()}
+    weights = draw_weights(config, sizes)
+    rows = ds["train_batch_size"] // config.passes
+    window = config.length_window
+    passes = Passes(lengths, weights, passes=config.passes, rows=rows, seed=config.seed, window=window)
+    steps = config.steps or max(1, round((config.epochs or 1) * sum(sizes.values()) / ds["train_batch_size"]))
+    return passes, steps
+
+
+def fingerprints(train: dict[str, FeatureSet], dev: dict[str, FeatureSet]) -> dict[str, str]:
+    """The content hash of every part of every data set."""
+    parts = {"train": train, "dev": dev}
+    return {f"{name}/{part}": source.manifest["key"] for part, sets in parts.items() for name, source in sets.items()}
+
+
+def resumable(folder: RunFolder, resolved: dict[str, Any]) -> checkpoint.Checkpoint:
+    """The checkpoint to go on from. RoadError that shows the difference when the run's settings have changed."""
+    found = checkpoint.newest(folder.path / "checkpoints")
+    before, now = _flat(found.manifest["config"]), _flat(resolved)
+    changed = [key for key in sorted({*before, *now}) if before.get(key) != now.get(key)]
+    refused = [key for key in changed if not any(key == k or key.startswith(k + ".") for k in CHANGEABLE)]
+    if refused:
+        rows = [(key, before.get(key, "-"), now.get(key, "-")) for key in refused]
+        raise RoadError(
+            "a resumed run must keep the settings that decide on rows, weights and rates; these differ:\n"
+            + table(rows, ("key", "saved", "now"))
+            + "\nset them back, or start another run with road.output"
+        )
+    return found
+
+
+def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(value, dict) or not value:
+        return {prefix: value}
+    result: dict[str, Any] = {}
+    for key, inner in value.items():
+        result |= _flat(inner, f"{prefix}.{key}" if prefix else str(key))
+    return result
+
+
+def _comparable(resolved: dict[str, Any]) -> dict[str, Any]:
+    """A configuration without what hosts may have their own of."""
+    return {key: value for key, value in _flat(resolved).items() if key not in ("road.cache", "road.output")}
+
+
+def closing(folder: Path, exported: list[Path], tasks: dict[str, Task], seconds: float) -> list[str]:
+    """The last lines of a run: where things are, and what to do next."""
+    return [
+        f"{seconds:.0f} s. Results: {folder / 'results.json'}, {folder / 'metrics.jsonl'}, {folder / 'curves.png'}",
+        "Models: " + ", ".join(map(str, exported)),
+        f"Next: python -m road_ds predict {exported[0]} {next(iter(tasks.values())).try_it}",
+    ]
+
+
+if __name__ == "__main__":
+    code = main()
+    with contextlib.suppress(Exception):
+        torch.distributed.destroy_process_group()
+    sys.exit(code)

@@ -1,0 +1,124 @@
+"""The engine's averaged gradients against a plain PyTorch loop that knows nothing of it."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import environment, free_port, launch, records, tiny_config
+from safetensors.torch import load_file
+from torch.nn import functional as F
+from transformers import AutoModelForQuestionAnswering, AutoModelForSequenceClassification
+
+from road_ds.config import load_config
+from road_ds.export import export
+from road_ds.model import build_model, load_tokenizer
+from road_ds.tasks import heads
+from road_ds.train import load_data, plan
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory, cache):
+    """The weights and losses of the plain loop: own batching, own losses, own SGD, one process."""
+    folder = tmp_path_factory.mktemp("plain")
+    path = folder / "plain.json"
+    path.write_text(json.dumps(tiny_config(cache=str(cache), output=str(folder / "run"))))
+    config, ds = load_config(path)
+    tokenizer, tasks = load_tokenizer(config.model), heads(config)
+    train, _ = load_data(config, tasks, tokenizer)
+    passes, steps = plan(config, ds, train)
+    initial = build_model(config.model, tasks, tokenizer, dropout=0.0, seed=config.seed)
+    export(initial, initial.state_dict(), tokenizer, folder / "initial", "")
+    models = {
+        "qa": AutoModelForQuestionAnswering.from_pretrained(folder / "initial" / "qa"),
+        "inference": AutoModelForSequenceClassification.from_pretrained(folder / "initial" / "inference"),
+        "paraphrase": AutoModelForSequenceClassification.from_pretrained(folder / "initial" / "paraphrase"),
+    }
+    for model in models.values():
+        model.electra = models["qa"].electra
+        model.train()
+    parameters = list({id(p): p for model in models.values() for p in model.parameters()}.values())
+
+    def loss_of(name: str, row: int) -> torch.Tensor:
+        feature = train[name][row]
+        inputs = {
+            "input_ids": torch.tensor([feature.input_ids.tolist()]),
+            "token_type_ids": torch.tensor([feature.token_type_ids.tolist()]),
+        }
+        output = models[config.head_of(name)](**inputs)
+        if name in ("places", "people"):
+            start, end = (torch.tensor([int(label)]) for label in feature.labels)
+            return (F.cross_entropy(output.start_logits, start) + F.cross_entropy(output.end_logits, end)) / 2
+        return F.cross_entropy(output.logits, torch.tensor([int(feature.labels[0])]))
+
+    losses = []
+    for step in range(steps):
+        total = sum(
+            torch.stack([loss_of(taken.dataset, row) for row in taken.rows]).mean() / config.passes
+            for taken in passes.draw(step)
+        )
+        gradients = torch.autograd.grad(total, parameters, allow_unused=True)
+        with torch.no_grad():
+            for parameter, gradient in zip(parameters, gradients, strict=True):
+                if gradient is not None:
+                    parameter -= 0.1 * gradient
+        losses.append(float(total))
+    weights = {name: {k: v.detach() for k, v in model.state_dict().items()} for name, model in models.items()}
+    drawn = [[taken.dataset for taken in passes.draw(step)] for step in range(steps)]
+    return weights, losses, drawn
+
+
+def compare(folder: Path, plain) -> None:
+    weights, losses, drawn = plain
+    lines = [line for line in records(folder) if "loss" in line]
+    assert [line["datasets"] for line in lines] == drawn
+    assert [line["loss"] for line in lines] == pytest.approx(losses, abs=1e-5)
+    for head, expected in weights.items():
+        found = load_file(folder / "model" / head / "model.safetensors")
+        assert found.keys() == expected.keys()
+        for name, value in expected.items():
+            error = float((found[name] - value).abs().max())
+            assert error < 1e-6, f"{head} {name}: off by {error:.2g}"
+
+
+def test_the_heads_alternate(plain):
+    """The comparison means something only where steps mix heads and some heads rest."""
+    _, losses, drawn = plain
+    head = {"places": "qa", "people": "qa", "inference": "inference", "paraphrase": "paraphrase"}
+    used = [frozenset(head[name] for name in step) for step in drawn]
+    assert any(len(step) > 1 for step in used) and any(len(step) < 3 for step in used) and len(frozenset.union(*used)) == 3
+    assert losses[0] != losses[-1]
+
+
+@pytest.mark.parametrize(("stage", "ranks", "micro"), [
+    (0, 1, 8), (1, 1, 2), (2, 1, 4), (3, 1, 2), (0, 2, 2), (1, 2, 4), (2, 2, 2), (3, 2, 2),
+])  # fmt: skip
+def test_parameters_equal_a_plain_loop(plain, config_file, tmp_path, stage, ranks, micro):
+    config = tiny_config()
+    config["zero_optimization"] = {"stage": stage}
+    config["train_micro_batch_size_per_gpu"] = micro
+    result = launch("road_ds/train.py", "--deepspeed_config", config_file(config), ranks=ranks)
+    assert result.returncode == 0, result.stderr[-3000:]
+    compare(tmp_path / "run", plain)
+
+
+def test_two_hosts_train_on_the_same_rows(plain, config_file, tmp_path):
+    """Two hosts of one process each, by hostfile and without ssh: the same line on each host."""
+    import subprocess
+    import sys
+
+    hostfile = tmp_path / "hostfile"
+    hostfile.write_text("first slots=1\nsecond slots=1\n")
+    config, port = config_file(tiny_config()), str(free_port())
+    deepspeed = str(Path(sys.executable).parent / "deepspeed")
+    hosts = [
+        subprocess.Popen(
+            [deepspeed, "--hostfile", hostfile, "--no_ssh", "--node_rank", str(rank), "--master_addr", "127.0.0.1",
+             "--master_port", port, "road_ds/train.py", "--deepspeed_config", config],
+            cwd=Path(__file__).resolve().parent.parent, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        )
+        for rank in (0, 1)
+    ]  # fmt: skip
+    outputs = [host.communicate(timeout=240)[0] for host in hosts]
+    assert [host.returncode for host in hosts] == [0, 0], outputs[0][-3000:]
+    compare(tmp_path / "run", plain)
