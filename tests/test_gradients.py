@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import environment, free_port, launch, records, tiny_config
+from runs import environment, free_port, launch, records, tiny_config
 from safetensors.torch import load_file
 from torch.nn import functional as F
 from transformers import AutoModelForQuestionAnswering, AutoModelForSequenceClassification
@@ -62,7 +62,7 @@ def plain(tmp_path_factory, cache):
             for parameter, gradient in zip(parameters, gradients, strict=True):
                 if gradient is not None:
                     parameter -= 0.1 * gradient
-        losses.append(float(total))
+        losses.append(total.item())
     weights = {name: {k: v.detach() for k, v in model.state_dict().items()} for name, model in models.items()}
     drawn = [[taken.dataset for taken in passes.draw(step)] for step in range(steps)]
     return weights, losses, drawn

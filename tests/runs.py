@@ -1,0 +1,82 @@
+"""Tiny runs for tests, through the real launcher."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+SHARED = ROOT.parent / "shared" / "data"
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+TINY_ELECTRA = {
+    "embedding_size": 32,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 64,
+    "max_position_embeddings": 160,
+    "initializer_range": 0.1,
+}
+
+
+def tiny_config(**road) -> dict:
+    """A run of seconds over four data sets of the embedded sample and three heads; `road` overrides its block."""
+    sample = json.loads((ROOT / "ds_configs" / "mtl.json").read_text())["road"]
+    datasets = {name: {**sample["datasets"][name], "max_rows": 60} for name in ("places", "people", "inference", "paraphrase")}
+    tasks = {name: sample["tasks"][name] for name in ("qa", "inference", "paraphrase")}
+    return {
+        "train_batch_size": 24,
+        "train_micro_batch_size_per_gpu": 4,
+        "optimizer": {"type": "SGD", "params": {"lr": 0.1}},
+        "gradient_clipping": 0,
+        "zero_optimization": {"stage": 0},
+        "road": {
+            "model": {"architecture": "electra", "tokenizer": "sample:tokenizer", "config": TINY_ELECTRA},
+            "tasks": tasks,
+            "datasets": datasets,
+            "steps": 5,
+            "passes": 3,
+            "warmup": 0,
+            "schedule": "constant",
+            "dropout": 0.0,
+            "save_every": 0,
+            "precision": "fp32",
+            **road,
+        },
+    }
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def environment(**more: str) -> dict[str, str]:
+    """The environment of a child process: CPU, one thread, no launcher's variables."""
+    launcher = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+    kept = {key: value for key, value in os.environ.items() if key not in launcher}
+    return {**kept, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", **more}
+
+
+def launch(script: str | Path, *arguments: str, ranks: int = 1, timeout: float = 240) -> subprocess.CompletedProcess:
+    """Runs a script through the `deepspeed` launcher."""
+    command = [str(Path(sys.executable).parent / "deepspeed"), "--num_gpus", str(ranks), "--master_port", str(free_port())]
+    return subprocess.run(
+        [*command, str(script), *map(str, arguments)],
+        cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=timeout,
+    )  # fmt: skip
+
+
+def run_python(*arguments: str, timeout: float = 240, **more: str) -> subprocess.CompletedProcess:
+    """Runs this interpreter on a script or module."""
+    command = [sys.executable, *map(str, arguments)]
+    return subprocess.run(command, cwd=ROOT, env=environment(**more), capture_output=True, text=True, timeout=timeout)
+
+
+def records(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
