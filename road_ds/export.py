@@ -1,5 +1,7 @@
 """Trained heads as plain Hugging Face folders."""
 
+import contextlib
+import io
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,13 +10,15 @@ from typing import Any
 import torch
 from transformers.utils import logging
 
-from road_ds.config import read_json
+from road_ds.checkpoint import ENGINE, Checkpoint, newest, verify
+from road_ds.config import RoadConfig, read_json, validated
 from road_ds.errors import RoadError
 from road_ds.log import write_json
-from road_ds.model import MultiTaskModel
-from road_ds.tasks import Task, task_from
+from road_ds.model import MultiTaskModel, build_model, load_tokenizer
+from road_ds.tasks import Task, heads, task_from
 
 TASK_FILE = "road_task.json"  # beside config.json: how the head's rows are encoded and its logits read
+HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def full_state(engine: Any) -> dict[str, torch.Tensor]:
@@ -44,6 +48,34 @@ def export(model: MultiTaskModel, state: Mapping[str, torch.Tensor], tokenizer: 
         (target / "README.md").write_text(_card(head, task, type(whole).__name__, card), encoding="utf-8")
         folders.append(target)
     return folders
+
+
+def export_checkpoint(folder: Path, output: Path | None) -> list[Path]:
+    """Writes the heads of a committed checkpoint, or of a run's newest; the folders written.
+
+    Nothing of the engine's pickled files is opened before the manifest's hashes have been compared.
+    """
+    found = newest(folder / "checkpoints") if (folder / "checkpoints").is_dir() else verify(folder)
+    config = validated(RoadConfig, found.manifest["config"]["road"], str(found.folder / "manifest.json"))
+    tokenizer = load_tokenizer(config.model)
+    model = build_model(config.model, heads(config), tokenizer, dropout=config.dropout, seed=config.seed, pretrained=False)
+    state = _engine_state(found)
+    target = output or found.folder.parent.parent / "model"
+    return export(model, state, tokenizer, target, f"From the checkpoint after {found.step} steps.")
+
+
+def _engine_state(found: Checkpoint) -> dict[str, torch.Tensor]:
+    """The model's weights in a verified checkpoint, put together from all ranks' parts under ZeRO 3."""
+    if found.manifest["stage"] < 3:
+        path = found.folder / ENGINE / "mp_rank_00_model_states.pt"
+        return torch.load(path, map_location="cpu", weights_only=False)["module"]
+    from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
+
+    config = found.manifest["config"]
+    dtype = next((kind for key, kind in HALF.items() if config.get(key, {}).get("enabled")), torch.float32)
+    with contextlib.redirect_stdout(io.StringIO()):  # it prints its progress
+        state = get_fp32_state_dict_from_zero_checkpoint(str(found.folder), tag=ENGINE)
+    return {key: value.to(dtype) for key, value in state.items()}
 
 
 def read_task(folder: Path) -> Task:

@@ -163,7 +163,9 @@ def head_config(config: Any, task: Task) -> Any:
     return changed
 
 
-def build_model(spec: ModelSpec, tasks: Mapping[str, Task], tokenizer: Any, *, dropout: float | None, seed: int) -> MultiTaskModel:
+def build_model(
+    spec: ModelSpec, tasks: Mapping[str, Task], tokenizer: Any, *, dropout: float | None, seed: int, pretrained: bool = True
+) -> MultiTaskModel:
     """The model of a run, pretrained or with fresh weights; the same weights on every rank.
 
     A pretrained folder's own head is kept where it is the task's: same model class and, for classification, the same
@@ -180,7 +182,7 @@ def build_model(spec: ModelSpec, tasks: Mapping[str, Task], tokenizer: Any, *, d
             raise RoadError(f"road.model: {config.model_type} has no head for {task.type}: {_first_line(error)}") from None
     # A classification head of BERT or ALBERT needs the pooler, which span heads build their encoder without.
     encoder = max((getattr(s, s.base_model_prefix) for s in shells.values()), key=lambda e: len(list(e.parameters())))
-    if spec.name is not None:
+    if spec.name is not None and pretrained:
         folder = model_folder(spec.name)
         _load_encoder(encoder, folder, spec.name)
         for name, shell in shells.items():

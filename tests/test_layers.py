@@ -13,9 +13,11 @@ LAYERS = [
     {"spans", "objectives", "optim"},
     {"tasks"},
     {"model"},
-    {"checkpoint", "evaluation", "export", "meter"},
-    {"loop"},
-    {"train", "check", "__main__"},
+    {"checkpoint", "evaluation", "meter"},
+    {"export", "loop"},
+    {"predictor", "train"},
+    {"check"},
+    {"__main__"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 

@@ -1,0 +1,157 @@
+"""Everything that is not training: python -m road_ds check | evaluate | predict | export | score."""
+
+import argparse
+import json
+import sys
+import traceback
+from pathlib import Path
+from typing import Any
+
+from road_ds.config import DatasetSpec, load_config, override, validated
+from road_ds.errors import RoadError
+from road_ds.log import quiet_libraries
+
+
+def check(options: argparse.Namespace) -> None:
+    """Prints the plan of a run."""
+    import torch
+
+    from road_ds.check import report
+
+    config, ds = load_config(options.config, options.set)
+    print(report(config, ds, options.gpus or max(1, torch.cuda.device_count())))
+
+
+def evaluate(options: argparse.Namespace) -> None:
+    """Prints a model's scores on labelled rows."""
+    from road_ds.evaluation import report
+    from road_ds.predictor import Predictor
+
+    examples = read_rows(options.data, options.set)
+    predictor = Predictor.load(options.model)
+    result = predictor.evaluate(examples, options.batch_size)
+    if options.json:
+        print(json.dumps({"rows": result.rows, "scores": result.scores, "baseline": result.baseline}, indent=2))
+    else:
+        print(report({Path(options.data).name: result}))
+
+
+def predict(options: argparse.Namespace) -> None:
+    """Prints a model's predictions: as lines for one text, as JSON lines for a file or standard input."""
+    from road_ds.predictor import Predictor
+    from road_ds.readers import Example
+
+    if options.text is not None:
+        examples = [Example("text", options.text, options.pair, None, None, "--text")]
+    elif options.file is not None:
+        examples = read_rows(options.file, options.set)
+    else:
+        lines = [line.rstrip("\n").split("\t") for line in sys.stdin if line.strip()]
+        examples = [
+            Example(str(n), text, pair[0] if pair else None, None, None, f"standard input:{n + 1}")
+            for n, (text, *pair) in enumerate(lines)
+        ]
+        if not examples:
+            raise RoadError("standard input is empty: give lines of TEXT or TEXT<tab>SECOND TEXT, or use --text or --file")
+    predictor = Predictor.load(options.model)
+    for example, prediction in zip(examples, predictor.predict(examples, options.batch_size), strict=True):
+        values = predictor.task.describe(prediction)
+        if options.text is not None:
+            width = max(map(len, values))
+            print(*(f"{key.ljust(width)}  {value}" for key, value in values.items()), sep="\n")
+        else:
+            print(json.dumps({"id": example.id, **values}, ensure_ascii=False))
+
+
+def read_rows(source: str, settings: list[str]) -> list[Any]:
+    """The examples of a file or split, with the settings of `road.datasets` given as KEY=VALUE."""
+    from road_ds.features import read_part
+
+    block: dict[str, Any] = {"task": "given", "dev": source}
+    for assignment in settings:
+        override(block, assignment)
+    return read_part("given", "dev", validated(DatasetSpec, block, "--set")).examples
+
+
+def export(options: argparse.Namespace) -> None:
+    """Writes the Hugging Face folders of a checkpoint."""
+    from road_ds.export import export_checkpoint
+
+    for folder in export_checkpoint(Path(options.checkpoint), options.output and Path(options.output)):
+        print(folder)
+
+
+def score_squad2(options: argparse.Namespace) -> None:
+    """Prints SQuAD 2.0 scores as JSON with the official evaluator's keys."""
+    from road_ds import metrics
+
+    golds = metrics.load_squad_golds(options.gold)
+    predictions = metrics.load_predictions(options.predictions)
+    chances = metrics.load_probabilities(options.na_prob) if options.na_prob else None
+    print(json.dumps(metrics.squad_scores(golds, predictions, chances, options.na_prob_thresh), indent=2))
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    root = argparse.ArgumentParser(prog="python -m road_ds", description="Everything around training.", allow_abbrev=False)
+    root.add_argument("--debug", action="store_true", help="shows tracebacks of errors")
+    commands = root.add_subparsers(required=True, metavar="COMMAND")
+
+    def command(name: str, run: Any, of: Any = commands) -> argparse.ArgumentParser:
+        added = of.add_parser(name, help=run.__doc__.splitlines()[0].rstrip("."), description=run.__doc__, allow_abbrev=False)
+        added.set_defaults(run=run)
+        return added
+
+    rows = "settings of the rows as in road.datasets, e.g. columns.label=stars, format=hub, path=org/name"
+
+    added = command("check", check)
+    added.add_argument("config", metavar="FILE", help="a run's JSON file")
+    added.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="overrides a key of the file")
+    added.add_argument("--gpus", type=int, help="number of processes to plan for (default: this machine's GPUs, or 1)")
+
+    added = command("evaluate", evaluate)
+    added.add_argument("model", metavar="MODEL_FOLDER", help="an exported folder, or a hub name")
+    added.add_argument("--data", required=True, metavar="FILE", help="labelled rows: .json (SQuAD), .jsonl, .tsv, .csv, or a split")
+    added.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help=rows)
+    added.add_argument("--batch-size", type=int, default=64)
+    added.add_argument("--json", action="store_true", help="prints JSON instead of a table")
+
+    added = command("predict", predict)
+    added.add_argument("model", metavar="MODEL_FOLDER", help="an exported folder, or a hub name")
+    source = added.add_mutually_exclusive_group()
+    source.add_argument("--text", help="one text; for span QA the question")
+    source.add_argument("--file", help="rows to predict; without --text and --file, lines of standard input (TEXT<tab>PAIR)")
+    added.add_argument("--pair", help="the second text, beside --text; for span QA the context")
+    added.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help=rows)
+    added.add_argument("--batch-size", type=int, default=64)
+
+    added = command("export", export)
+    added.add_argument("checkpoint", metavar="CHECKPOINT", help="runs/<name>/checkpoints/step-N, or a run folder (its newest)")
+    added.add_argument("--output", metavar="FOLDER", help="where to write (default: model/ in the run folder)")
+
+    scores = commands.add_parser("score", help="Scores a file of predictions", allow_abbrev=False)
+    kinds = scores.add_subparsers(required=True, metavar="KIND")
+    added = command("squad2", score_squad2, kinds)
+    added.add_argument("gold", metavar="GOLD.json", help="SQuAD 1.1 or 2.0 file")
+    added.add_argument("predictions", metavar="PREDICTIONS.json", help='{"question id": "answer"}')
+    added.add_argument("--na-prob", metavar="FILE", help='{"question id": score of "no answer"}: adds best_* at the tuned threshold')
+    added.add_argument("--na-prob-thresh", type=float, default=1.0, metavar="X", help="answers above it count as empty (default 1)")
+    return root
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The exit code: 0, or 2 for a fault the user can mend."""
+    options = parser().parse_args(arguments)
+    quiet_libraries()
+    try:
+        options.run(options)
+        return 0
+    except RoadError as error:
+        if options.debug:
+            traceback.print_exc()
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

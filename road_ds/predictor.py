@@ -1,0 +1,67 @@
+"""An exported folder at work: examples in, predictions or scores out."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from road_ds.errors import RoadError
+from road_ds.evaluation import Evaluated, MemorySet, compute_logits, score
+from road_ds.export import read_task
+from road_ds.features import Batch
+from road_ds.hub import model_folder
+from road_ds.readers import Example
+from road_ds.tasks import Outputs, Task
+
+
+@dataclass(frozen=True)
+class Predictor:
+    """A model folder or hub name, its tokenizer and its task, on one device."""
+
+    name: str
+    model: Any
+    tokenizer: Any
+    task: Task
+    device: torch.device
+
+    @classmethod
+    def load(cls, name: str) -> "Predictor":
+        """The predictor of an exported folder, or of any question-answering or classification model."""
+        from transformers import AutoTokenizer
+
+        folder = model_folder(name)
+        task = read_task(folder)
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        try:
+            model = task.model.from_pretrained(str(folder), use_safetensors=True, trust_remote_code=False)
+            tokenizer = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False)
+        except (OSError, ValueError, RuntimeError) as error:
+            raise RoadError(f"{name}: the model cannot be loaded: {str(error).strip().splitlines()[0]}") from None
+        return cls(name, model.eval().to(device), tokenizer, task, device)
+
+    def __call__(self, batch: Batch, head: str) -> Outputs:
+        """The logits of a batch."""
+        inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
+        if "token_type_ids" in self.tokenizer.model_input_names:
+            inputs["token_type_ids"] = batch.token_type_ids
+        return self.task.outputs(self.model(**inputs), batch)
+
+    def predict(self, examples: Sequence[Example], batch_size: int = 64) -> list[Any]:
+        """One prediction per example, in order."""
+        return self.task.predict(examples, *self._logits(examples, batch_size))
+
+    def evaluate(self, examples: Sequence[Example], batch_size: int = 64) -> Evaluated:
+        """The task's scores on examples with labels."""
+        for example in examples:
+            if not self.task.labelled(example):
+                raise RoadError(f"{example.where}: the row has nothing to score against: check its columns")
+        return score(self.task, examples, *self._logits(examples, batch_size))
+
+    def _logits(self, examples: Sequence[Example], batch_size: int) -> tuple[Any, Any]:
+        source = MemorySet.encode(self.name, examples, self.task, self.tokenizer)
+        logits = compute_logits(
+            self, source, self.task, "", None,
+            pad_id=self.tokenizer.pad_token_id or 0, batch_size=batch_size, device=self.device,
+        )  # fmt: skip
+        return source.features, logits
