@@ -167,11 +167,7 @@ def classification_scores(labels: Sequence[int], predictions: Sequence[int], nam
     result = {
         "accuracy": 100.0 * float(sk.accuracy_score(gold, predicted)),
         "macro_f1": 100.0 * float(sk.f1_score(gold, predicted, average="macro", zero_division=0)),
-<<<<<<< HEAD
-        "mcc": 100.0 * float(sk.matthews_corrcoef(gold, predicted)),
-=======
         "mcc": 100.0 * float(sk.matthews_corrcoef(gold, predicted)) if np.ptp(gold) and np.ptp(predicted) else 0.0,
->>>>>>> 8b76575 (Readers and metrics: files, hub and disk to Examples; SQuAD 2.0, classification and regression scores)
     }
     if len(names) == 2:
         result["f1"] = 100.0 * float(sk.f1_score(gold, predicted, labels=[0, 1], pos_label=1, zero_division=0))
