@@ -52,7 +52,9 @@ def predict(options: argparse.Namespace) -> None:
             for n, (text, *pair) in enumerate(lines)
         ]
         if not examples:
-            raise RoadError("standard input is empty: give lines of TEXT or TEXT<tab>SECOND TEXT, or use --text or --file")
+            raise RoadError(
+                "standard input is empty: give lines of TEXT or TEXT<tab>SECOND TEXT, or use --text or --file"
+            )
     predictor = Predictor.load(options.model)
     for example, prediction in zip(examples, predictor.predict(examples, options.batch_size), strict=True):
         values = predictor.task.describe(prediction)
@@ -93,12 +95,16 @@ def score_squad2(options: argparse.Namespace) -> None:
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    root = argparse.ArgumentParser(prog="python -m road_ds", description="Everything around training.", allow_abbrev=False)
+    root = argparse.ArgumentParser(
+        prog="python -m road_ds", description="Everything around training.", allow_abbrev=False
+    )
     root.add_argument("--debug", action="store_true", help="shows tracebacks of errors")
     commands = root.add_subparsers(required=True, metavar="COMMAND")
 
     def command(name: str, run: Any, of: Any = commands) -> argparse.ArgumentParser:
-        added = of.add_parser(name, help=run.__doc__.splitlines()[0].rstrip("."), description=run.__doc__, allow_abbrev=False)
+        added = of.add_parser(
+            name, help=run.__doc__.splitlines()[0].rstrip("."), description=run.__doc__, allow_abbrev=False
+        )
         added.set_defaults(run=run)
         return added
 
@@ -111,7 +117,9 @@ def parser() -> argparse.ArgumentParser:
 
     added = command("evaluate", evaluate)
     added.add_argument("model", metavar="MODEL_FOLDER", help="an exported folder, or a hub name")
-    added.add_argument("--data", required=True, metavar="FILE", help="labelled rows: .json (SQuAD), .jsonl, .tsv, .csv, or a split")
+    added.add_argument(
+        "--data", required=True, metavar="FILE", help="labelled rows: .json (SQuAD), .jsonl, .tsv, .csv, or a split"
+    )
     added.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help=rows)
     added.add_argument("--batch-size", type=int, default=64)
     added.add_argument("--json", action="store_true", help="prints JSON instead of a table")
@@ -120,13 +128,17 @@ def parser() -> argparse.ArgumentParser:
     added.add_argument("model", metavar="MODEL_FOLDER", help="an exported folder, or a hub name")
     source = added.add_mutually_exclusive_group()
     source.add_argument("--text", help="one text; for span QA the question")
-    source.add_argument("--file", help="rows to predict; without --text and --file, lines of standard input (TEXT<tab>PAIR)")
+    source.add_argument(
+        "--file", help="rows to predict; without --text and --file, lines of standard input (TEXT<tab>PAIR)"
+    )
     added.add_argument("--pair", help="the second text, beside --text; for span QA the context")
     added.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help=rows)
     added.add_argument("--batch-size", type=int, default=64)
 
     added = command("export", export)
-    added.add_argument("checkpoint", metavar="CHECKPOINT", help="runs/<name>/checkpoints/step-N, or a run folder (its newest)")
+    added.add_argument(
+        "checkpoint", metavar="CHECKPOINT", help="runs/<name>/checkpoints/step-N, or a run folder (its newest)"
+    )
     added.add_argument("--output", metavar="FOLDER", help="where to write (default: model/ in the run folder)")
 
     scores = commands.add_parser("score", help="Scores a file of predictions", allow_abbrev=False)
@@ -134,8 +146,12 @@ def parser() -> argparse.ArgumentParser:
     added = command("squad2", score_squad2, kinds)
     added.add_argument("gold", metavar="GOLD.json", help="SQuAD 1.1 or 2.0 file")
     added.add_argument("predictions", metavar="PREDICTIONS.json", help='{"question id": "answer"}')
-    added.add_argument("--na-prob", metavar="FILE", help='{"question id": score of "no answer"}: adds best_* at the tuned threshold')
-    added.add_argument("--na-prob-thresh", type=float, default=1.0, metavar="X", help="answers above it count as empty (default 1)")
+    added.add_argument(
+        "--na-prob", metavar="FILE", help='{"question id": score of "no answer"}: adds best_* at the tuned threshold'
+    )
+    added.add_argument(
+        "--na-prob-thresh", type=float, default=1.0, metavar="X", help="answers above it count as empty (default 1)"
+    )
     return root
 
 

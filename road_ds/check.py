@@ -42,14 +42,21 @@ def report(config: RoadConfig, ds: dict[str, Any], world_size: int) -> str:
     passes, steps = plan(config, ds, train)
     rows = ds["train_batch_size"] // config.passes
     draws = passes.draws_until(steps)
-    plans = [
-        dataset_plan(name, config, tasks, train[name], dev.get(name), draws[name] * rows) for name in train
-    ]
+    plans = [dataset_plan(name, config, tasks, train[name], dev.get(name), draws[name] * rows) for name in train]
     encoder, own = parameters(settings, tasks)
     lines = [
         table(
             [
-                (p.name, p.head, f"{p.examples:,}", f"{p.features:,}", f"{p.tokens:.0f}", f"{w:.1%}", f"{p.epochs:.2f}", f"{p.dev:,}")
+                (
+                    p.name,
+                    p.head,
+                    f"{p.examples:,}",
+                    f"{p.features:,}",
+                    f"{p.tokens:.0f}",
+                    f"{w:.1%}",
+                    f"{p.epochs:.2f}",
+                    f"{p.dev:,}",
+                )
                 for p, w in zip(plans, passes.weights, strict=True)
             ],
             ("data set", "head", "train rows", "features", "tokens", "drawn", "epochs", "dev rows"),
@@ -77,12 +84,18 @@ def dataset_plan(
     epochs = drawn / len(train)
     warnings = []
     if epochs < 1:
-        warnings.append(f"{name}: only {drawn:,} of {len(train):,} features will be seen: more steps, or another sampling")
+        warnings.append(
+            f"{name}: only {drawn:,} of {len(train):,} features will be seen: more steps, or another sampling"
+        )
     if epochs > 10:
-        warnings.append(f"{name}: each feature is seen {epochs:.0f} times: fewer steps, or sampling proportional or by power")
+        warnings.append(
+            f"{name}: each feature is seen {epochs:.0f} times: fewer steps, or sampling proportional or by power"
+        )
     cut = float(np.mean(np.asarray(train.lengths) >= tasks[head].max_length))
     if tasks[head].rows_per_feature == 1 and cut > 0.02:
-        warnings.append(f"{name}: {cut:.0%} of the rows reach max_length {tasks[head].max_length}: their ends may be cut off")
+        warnings.append(
+            f"{name}: {cut:.0%} of the rows reach max_length {tasks[head].max_length}: their ends may be cut off"
+        )
     if dev is None:
         warnings.append(f"{name}: no dev part: nothing will be evaluated")
     else:
@@ -92,7 +105,9 @@ def dataset_plan(
             warnings.append(f"{name}: {leaked} of {dev.manifest['examples']} dev rows have the text of a train row")
     for part, source in (("train", train), ("dev", dev)):
         if source is not None and source.manifest["skipped"]:
-            warnings.append(f"{name} {part}: {len(source.manifest['skipped'])} bad rows skipped, the first: {source.manifest['skipped'][0]}")
+            warnings.append(
+                f"{name} {part}: {len(source.manifest['skipped'])} bad rows skipped, the first: {source.manifest['skipped'][0]}"
+            )
         if source is not None and source.manifest["dropped"]:
             warnings.append(f"{name} {part}: rows dropped by label: {source.manifest['dropped']}")
     return DatasetPlan(
@@ -138,6 +153,7 @@ def memory_table(count: int, world_size: int, precision: str) -> str:
     """Memory per GPU by ZeRO stage, on this world size and on 8 GPUs."""
     sizes = sorted({world_size, 8})
     rows = [
-        (f"ZeRO {stage}", *(f"{memory(count, size, precision)[stage] / 2**30:.2f} GiB" for size in sizes)) for stage in range(4)
+        (f"ZeRO {stage}", *(f"{memory(count, size, precision)[stage] / 2**30:.2f} GiB" for size in sizes))
+        for stage in range(4)
     ]
     return table(rows, ("memory per GPU", *(f"{size} GPU{'s' * (size > 1)}" for size in sizes)))

@@ -175,7 +175,9 @@ def restore(engine: Any, ranks: Ranks, checkpoint: Checkpoint) -> None:
         restore_random_state(load_file(own))
     else:
         torch.manual_seed(hash((checkpoint.step, ranks.rank)))
-        warn(f"the run goes on with {ranks.world_size} processes instead of {world_size}: same rows, other dropout masks")
+        warn(
+            f"the run goes on with {ranks.world_size} processes instead of {world_size}: same rows, other dropout masks"
+        )
 
 
 def random_state() -> dict[str, torch.Tensor]:
@@ -200,7 +202,9 @@ def restore_random_state(state: dict[str, torch.Tensor]) -> None:
     """Sets every generator to what `random_state` returned."""
     torch.set_rng_state(state["torch"])
     position, has_gauss, gauss = state["numpy_rest"].tolist()
-    np.random.set_state(("MT19937", state["numpy_keys"].numpy().astype(np.uint32), int(position), int(has_gauss), gauss))
+    np.random.set_state(
+        ("MT19937", state["numpy_keys"].numpy().astype(np.uint32), int(position), int(has_gauss), gauss)
+    )
     python_gauss = state["python_gauss"].tolist()
     random.setstate((3, tuple(state["python"].tolist()), python_gauss[0] if python_gauss else None))
     if "device" in state and torch.cuda.is_available():

@@ -1,7 +1,6 @@
 """One JSON = one run: DeepSpeed's own keys, and ours in the `"road"` block beside them."""
 
 import difflib
-import json
 import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -9,6 +8,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from road_ds.errors import RoadError
+from road_ds.strict_json import load_json, parse_json, quote
 
 NAME = re.compile(r"[A-Za-z0-9._-]+")
 
@@ -187,7 +187,7 @@ def _describe(model: type[BaseModel], detail: Any, where: str) -> str:
         return f"{key}: is required"
     if detail["type"] == "value_error":
         return f"{key}: {detail['ctx']['error']}"
-    return f"{key}: got {_short(detail['input'])}; {detail['msg'][0].lower() + detail['msg'][1:]}"
+    return f"{key}: got {quote(detail['input'])}; {detail['msg'][0].lower() + detail['msg'][1:]}"
 
 
 def _keys_at(model: type[BaseModel], path: list[str]) -> list[str]:
@@ -203,46 +203,14 @@ def _keys_at(model: type[BaseModel], path: list[str]) -> list[str]:
     return list(model.model_fields)
 
 
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else text[:77] + "..."
-
-
-def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    result: dict[str, Any] = {}
-    for key, value in pairs:
-        if key in result:
-            raise RoadError(f"the key {key!r} stands twice in one block: remove one")
-        result[key] = value
-    return result
-
-
-def read_json(path: str | Path) -> Any:
-    """The value in a JSON file. RoadError with file, line and column when it does not parse or repeats a key."""
-    try:
-        text = Path(path).read_text(encoding="utf-8-sig")
-    except FileNotFoundError:
-        raise RoadError(f"{path}: no such file") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise RoadError(f"{path}: cannot be read: {error}") from None
-    try:
-        return json.loads(text, object_pairs_hook=_no_duplicates)
-    except json.JSONDecodeError as error:
-        raise RoadError(f"{path}:{error.lineno}:{error.colno}: not valid JSON: {error.msg}") from None
-    except RecursionError:
-        raise RoadError(f"{path}: nested too deeply") from None
-    except RoadError as error:
-        raise RoadError(f"{path}: {error}") from None
-
-
 def override(data: dict[str, Any], assignment: str) -> None:
     """Sets one key in place from `KEY=VALUE`; VALUE is JSON, or plain text where it is not."""
     key, equals, text = assignment.partition("=")
     if not equals or not key:
         raise RoadError(f"--set {assignment}: expected KEY=VALUE, for example --set road.steps=20")
     try:
-        value = json.loads(text, object_pairs_hook=_no_duplicates)
-    except json.JSONDecodeError:
+        value = parse_json(text)
+    except ValueError:
         value = text
     *parents, last = key.split(".")
     block = data
@@ -259,9 +227,9 @@ def load_config(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -
     `road.output` is filled in as `runs/<config name>`. Raises RoadError for anything that does not hold; sizes that
     depend on the number of processes are fitted later, by `fit_batch`.
     """
-    data = read_json(path)
+    data = load_json(path)
     if not isinstance(data, dict):
-        raise RoadError(f"{path}: expected an object with DeepSpeed's keys and a \"road\" block")
+        raise RoadError(f'{path}: expected an object with DeepSpeed\'s keys and a "road" block')
     for assignment in overrides:
         override(data, assignment)
     road = data.pop("road", None)
@@ -284,10 +252,10 @@ def _engine_defaults(ds: dict[str, Any], where: str) -> dict[str, Any]:
         if key == "train_batch_size" and value is None:
             raise RoadError(f"{where}: train_batch_size: is required (rows per step, over all passes and GPUs)")
         if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
-            raise RoadError(f"{where}: {key}: got {_short(value)}; input should be a whole number above 0")
+            raise RoadError(f"{where}: {key}: got {quote(value)}; input should be a whole number above 0")
     clipping = ds.setdefault("gradient_clipping", 1.0)
     if not isinstance(clipping, int | float) or isinstance(clipping, bool) or clipping < 0:
-        raise RoadError(f"{where}: gradient_clipping: got {_short(clipping)}; input should be 0 (off) or above")
+        raise RoadError(f"{where}: gradient_clipping: got {quote(clipping)}; input should be 0 (off) or above")
     optimizer = ds.setdefault("optimizer", {"type": "AdamW", "params": {"lr": 1e-4, "weight_decay": 0.01}})
     if not isinstance(optimizer, dict) or not isinstance(optimizer.get("type"), str):
         raise RoadError(f'{where}: optimizer: expected {{"type": "AdamW", "params": {{"lr": ...}}}}')
@@ -297,13 +265,13 @@ def _engine_defaults(ds: dict[str, Any], where: str) -> dict[str, Any]:
     params = optimizer.setdefault("params", {})
     lr = params.get("lr") if isinstance(params, dict) else None
     if not isinstance(lr, int | float) or isinstance(lr, bool) or lr <= 0:
-        raise RoadError(f"{where}: optimizer.params.lr: got {_short(lr)}; input should be a number above 0")
+        raise RoadError(f"{where}: optimizer.params.lr: got {quote(lr)}; input should be a number above 0")
     zero = ds.setdefault("zero_optimization", {"stage": 0})
     if not isinstance(zero, dict):
         raise RoadError(f'{where}: zero_optimization: expected a block like {{"stage": 1}}')
     stage = zero.setdefault("stage", 0)
     if stage not in (0, 1, 2, 3):
-        raise RoadError(f"{where}: zero_optimization.stage: got {_short(stage)}; allowed: 0, 1, 2, 3")
+        raise RoadError(f"{where}: zero_optimization.stage: got {quote(stage)}; allowed: 0, 1, 2, 3")
     ds.setdefault("steps_per_print", 10**9)
     return ds
 

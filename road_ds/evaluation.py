@@ -73,7 +73,9 @@ def compute_logits(
     mine = batches[rank::world_size]
     turns = -(-len(batches) // world_size)
     found: dict[int, np.ndarray] = {}
-    bar = tqdm(range(turns), desc=f"evaluating {source.name}", unit="batch", leave=False, disable=not progress or rank > 0)
+    bar = tqdm(
+        range(turns), desc=f"evaluating {source.name}", unit="batch", leave=False, disable=not progress or rank > 0
+    )
     with torch.no_grad():
         for turn in bar:
             rows = mine[turn] if turn < len(mine) else batches[-1]
@@ -113,7 +115,9 @@ def evaluate(
     return results
 
 
-def score(task: Task, examples: Sequence[Example], features: Sequence[Feature], logits: Sequence[np.ndarray]) -> Evaluated:
+def score(
+    task: Task, examples: Sequence[Example], features: Sequence[Feature], logits: Sequence[np.ndarray]
+) -> Evaluated:
     """The scores of a task's predictions, beside its baseline."""
     predictions = task.predict(examples, features, logits)
     return Evaluated(task.score(examples, predictions), task.baseline(examples), task.headline, len(examples))
@@ -130,5 +134,14 @@ def report(results: Mapping[str, Evaluated]) -> str:
     for name, result in results.items():
         others = [f"{k} {v:.1f}" for k, v in result.scores.items() if k != result.headline and not k.endswith("thresh")]
         base = result.baseline.get(result.headline, 0.0)
-        rows.append((name, result.rows, result.headline, f"{result.scores[result.headline]:.1f}", f"{base:.1f}", " · ".join(others)))
+        rows.append(
+            (
+                name,
+                result.rows,
+                result.headline,
+                f"{result.scores[result.headline]:.1f}",
+                f"{base:.1f}",
+                " · ".join(others),
+            )
+        )
     return table(rows, ("data set", "rows", "metric", "dev", "baseline", "others"))

@@ -11,10 +11,11 @@ import torch
 from transformers.utils import logging
 
 from road_ds.checkpoint import ENGINE, Checkpoint, newest, verify
-from road_ds.config import RoadConfig, read_json, validated
+from road_ds.config import RoadConfig, validated
 from road_ds.errors import RoadError
 from road_ds.log import write_json
 from road_ds.model import MultiTaskModel, build_model, load_tokenizer
+from road_ds.strict_json import load_json
 from road_ds.tasks import Task, heads, task_from
 
 TASK_FILE = "road_task.json"  # beside config.json: how the head's rows are encoded and its logits read
@@ -33,7 +34,9 @@ def full_state(engine: Any) -> dict[str, torch.Tensor]:
         return {key: value.detach().cpu().clone() for key, value in module.state_dict().items()}
 
 
-def export(model: MultiTaskModel, state: Mapping[str, torch.Tensor], tokenizer: Any, folder: Path, card: str) -> list[Path]:
+def export(
+    model: MultiTaskModel, state: Mapping[str, torch.Tensor], tokenizer: Any, folder: Path, card: str
+) -> list[Path]:
     """Writes one folder per head: weights (safetensors), configuration, tokenizer, task settings and model card."""
     logging.disable_progress_bar()
     folders = []
@@ -58,7 +61,9 @@ def export_checkpoint(folder: Path, output: Path | None) -> list[Path]:
     found = newest(folder / "checkpoints") if (folder / "checkpoints").is_dir() else verify(folder)
     config = validated(RoadConfig, found.manifest["config"]["road"], str(found.folder / "manifest.json"))
     tokenizer = load_tokenizer(config.model)
-    model = build_model(config.model, heads(config), tokenizer, dropout=config.dropout, seed=config.seed, pretrained=False)
+    model = build_model(
+        config.model, heads(config), tokenizer, dropout=config.dropout, seed=config.seed, pretrained=False
+    )
     state = _engine_state(found)
     target = output or found.folder.parent.parent / "model"
     return export(model, state, tokenizer, target, f"From the checkpoint after {found.step} steps.")
@@ -81,10 +86,10 @@ def _engine_state(found: Checkpoint) -> dict[str, torch.Tensor]:
 def read_task(folder: Path) -> Task:
     """The task of an exported folder; of any other model folder, the one its architecture and labels tell."""
     if (folder / TASK_FILE).exists():
-        return task_from(read_json(folder / TASK_FILE), str(folder / TASK_FILE))
+        return task_from(load_json(folder / TASK_FILE), str(folder / TASK_FILE))
     if not (folder / "config.json").exists():
         raise RoadError(f"{folder}: no config.json: expected an exported model folder (runs/<name>/model/<task>)")
-    config = read_json(folder / "config.json")
+    config = load_json(folder / "config.json")
     architecture = (config.get("architectures") or ["?"])[0]
     if architecture.endswith("ForQuestionAnswering"):
         return task_from({"type": "span_qa"}, str(folder))
@@ -101,6 +106,6 @@ def _card(head: str, task: Task, architecture: str, text: str) -> str:
     return (
         f"---\nlibrary_name: transformers\n---\n# {head}\n\n{architecture}, trained with road_ds.\n\n"
         f"    from transformers import AutoTokenizer, {task.model.__name__}\n"
-        f"    model = {task.model.__name__}.from_pretrained(\".\")\n\n"
+        f'    model = {task.model.__name__}.from_pretrained(".")\n\n'
         f"Task settings (`{TASK_FILE}`):\n\n```json\n{settings}\n```\n\n{text}\n"
     )

@@ -136,7 +136,8 @@ def read_part(name: str, part: Part, spec: DatasetSpec) -> Reading:
         reading = replace(reading, examples=_held_out(name, reading.examples, spec.dev, part))
     if spec.label_map:
         renamed = [
-            replace(e, label=spec.label_map.get(e.label, e.label)) if isinstance(e.label, str) else e for e in reading.examples
+            replace(e, label=spec.label_map.get(e.label, e.label)) if isinstance(e.label, str) else e
+            for e in reading.examples
         ]
         reading = replace(reading, examples=renamed)
     return reading
@@ -147,7 +148,9 @@ def _held_out(name: str, examples: list[Example], share: float, part: Part) -> l
     from sklearn.model_selection import train_test_split
 
     labels = [e.label if e.answers is None else bool(e.answers) for e in examples]
-    stratify = labels if all(labels.count(label) > 1 for label in set(labels)) and len(set(labels)) < len(labels) / 4 else None
+    stratify = (
+        labels if all(labels.count(label) > 1 for label in set(labels)) and len(set(labels)) < len(labels) / 4 else None
+    )
     try:
         train, dev = train_test_split(range(len(examples)), test_size=share, random_state=0, stratify=stratify)
     except ValueError as error:
@@ -180,7 +183,9 @@ def load_features(name: str, part: Part, spec: DatasetSpec, task: Any, tokenizer
     found = FeatureSet(name, folder)
     for file, size in found.manifest["files"].items():
         if not (folder / file).exists() or (folder / file).stat().st_size != size:
-            raise RoadError(f"{folder / file}: the cached file is damaged (expected {size} bytes): remove the folder {folder}")
+            raise RoadError(
+                f"{folder / file}: the cached file is damaged (expected {size} bytes): remove the folder {folder}"
+            )
     return found
 
 

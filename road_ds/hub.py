@@ -13,7 +13,9 @@ def sample_path(name: str) -> Path:
     """The file or folder that `sample:NAME` stands for. RoadError when the embedded sample has no such entry."""
     path = (SAMPLE / name).resolve()
     if SAMPLE not in path.parents or not path.exists():
-        known = ", ".join(sorted(p.name for p in SAMPLE.iterdir() if p.suffix not in (".py", ".md") and p.name[0] not in "_."))
+        known = ", ".join(
+            sorted(p.name for p in SAMPLE.iterdir() if p.suffix not in (".py", ".md") and p.name[0] not in "_.")
+        )
         raise RoadError(f"sample:{name}: the embedded sample has no {name!r}; it has {known}")
     return path
 
@@ -67,6 +69,10 @@ def _download(name: str, weights: bool) -> Path:
             f"{name}: no such folder and no such model on the hub (or it is private): check the spelling, {use_folder}"
         ) from None
     except LocalEntryNotFoundError:
-        raise RoadError(f"{name}: the hub cannot be reached and the model is not in its cache: connect, {use_folder}") from None
+        raise RoadError(
+            f"{name}: the hub cannot be reached and the model is not in its cache: connect, {use_folder}"
+        ) from None
     except HfHubHTTPError as error:
-        raise RoadError(f"{name}: the hub answered with an error ({str(error).splitlines()[0]}): try again, {use_folder}") from None
+        raise RoadError(
+            f"{name}: the hub answered with an error ({str(error).splitlines()[0]}): try again, {use_folder}"
+        ) from None

@@ -85,7 +85,9 @@ class RunFolder:
     def status(self, status: str, step: int, reason: str = "") -> None:
         """Writes status.json: running, finished, preempted or failed, the step, and why."""
         if is_main():
-            write_json(self.path / "status.json", {"status": status, "step": step, "reason": reason, "pid": os.getpid()})
+            write_json(
+                self.path / "status.json", {"status": status, "step": step, "reason": reason, "pid": os.getpid()}
+            )
 
     def write(self, name: str, value: Any) -> None:
         """Writes a JSON file into the folder."""
@@ -138,7 +140,9 @@ def plot_curves(records: list[dict[str, Any]], path: str | Path) -> None:
     for name, points in curves(loss=True).items():
         steps, values = zip(*points, strict=True)
         span = max(1, len(values) // 50)
-        smooth = [sum(values[max(0, i - span) : i + 1]) / len(values[max(0, i - span) : i + 1]) for i in range(len(values))]
+        smooth = [
+            sum(values[max(0, i - span) : i + 1]) / len(values[max(0, i - span) : i + 1]) for i in range(len(values))
+        ]
         losses.plot(steps, smooth, label=name, linewidth=1.2)
     rated = [(record["step"], record["lr"]) for record in records if "lr" in record]
     if rated:

@@ -77,7 +77,9 @@ class Meter:
             "tokens_per_second": round(tokens / seconds, 1),
             "padding": round(1 - tokens / computed, 4),
             **{
-                f"loss/{name}": float(np.mean([loss for loss, other in zip(by_pass, names, strict=True) if other == name]))
+                f"loss/{name}": float(
+                    np.mean([loss for loss, other in zip(by_pass, names, strict=True) if other == name])
+                )
                 for name in dict.fromkeys(names)
             },
         }

@@ -3,9 +3,7 @@
 All scores are percentages (0..100; correlations -100..100) except `mse` and the counts.
 """
 
-import json
 import re
-import reprlib
 import string
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -18,6 +16,7 @@ from scipy import stats
 from sklearn import metrics as sk
 
 from road_ds.errors import RoadError
+from road_ds.strict_json import load_json, quote
 
 ARTICLES = re.compile(r"\b(a|an|the)\b")
 PUNCTUATION = str.maketrans("", "", string.punctuation)
@@ -252,51 +251,3 @@ def _load_values(path, expected, valid) -> dict[str, Any]:
         if not valid(value):
             raise RoadError(f"{path}: question {quote(key)} has {quote(value)}; expected {expected}")
     return document
-
-
-def load_json(path: str | Path) -> Any:
-    """The file's JSON value; every fault (missing, not UTF-8, malformed) is a RoadError with file, line and column."""
-    try:
-        data = Path(path).read_bytes()
-    except OSError as error:
-        raise RoadError(f"cannot read {path}: {error.strerror}; give the path of a JSON file") from error
-    try:
-        return parse_json(data.decode("utf-8-sig"))
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        raise RoadError(
-            f"{path}:{line}: byte 0x{data[error.start]:02X} is not UTF-8; save the file as UTF-8"
-        ) from error
-    except json.JSONDecodeError as error:
-        raise RoadError(f"{path}:{error.lineno}: malformed JSON at column {error.colno}: {error.msg}") from error
-    except ValueError as error:
-        raise RoadError(f"{path}: {error}") from error
-
-
-def parse_json(text: str) -> Any:
-    """The JSON value; ValueError for malformed text, duplicate keys, NaN or Infinity, and too deep nesting."""
-    try:
-        return json.loads(text, object_pairs_hook=_unique_keys, parse_constant=_refuse_constant)
-    except RecursionError:
-        raise ValueError("JSON nested too deeply; expected a few levels") from None
-
-
-def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    result = dict(pairs)
-    if len(result) != len(pairs):
-        twice = next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
-        raise ValueError(f"key {quote(twice)} stands twice in one object; keep one")
-    return result
-
-
-def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is not JSON; write a number or null")
-
-
-def quote(value: Any, limit: int = 80) -> str:
-    """The value as an error message shows it: control characters escaped, about `limit` characters at most."""
-    shorten = reprlib.Repr()
-    shorten.maxstring = shorten.maxother = shorten.maxlong = limit
-    shorten.maxlevel = 2
-    shown = shorten.repr(value)
-    return shown if len(shown) <= limit else shown[: limit - 3] + "..."

@@ -37,7 +37,9 @@ class MultiTaskModel(nn.Module):
     modules are inside it, each once.
     """
 
-    def __init__(self, encoder: PreTrainedModel, shells: Mapping[str, PreTrainedModel], tasks: Mapping[str, Task], types: bool):
+    def __init__(
+        self, encoder: PreTrainedModel, shells: Mapping[str, PreTrainedModel], tasks: Mapping[str, Task], types: bool
+    ):
         super().__init__()
         self.encoder = encoder
         self.heads = nn.ModuleDict()
@@ -111,7 +113,9 @@ def load_tokenizer(spec: ModelSpec) -> Any:
     except (OSError, ValueError, ImportError) as error:
         raise RoadError(f"{name}: the tokenizer cannot be loaded: {_first_line(error)}") from None
     if not tokenizer.is_fast:
-        raise RoadError(f"{name}: the tokenizer has no fast version (tokenizer.json), which gives the character offsets")
+        raise RoadError(
+            f"{name}: the tokenizer has no fast version (tokenizer.json), which gives the character offsets"
+        )
     return tokenizer
 
 
@@ -134,7 +138,9 @@ def base_config(spec: ModelSpec, tokenizer: Any, dropout: float | None) -> Any:
             raise RoadError(f"{spec.name}: config.json cannot be used: {_first_line(error)}") from None
     for key, value in changes.items():
         if not hasattr(config, key):
-            raise RoadError(f"road.model.config.{key}: {config.model_type} has no such setting{nearest(key, config.to_dict())}")
+            raise RoadError(
+                f"road.model.config.{key}: {config.model_type} has no such setting{nearest(key, config.to_dict())}"
+            )
         setattr(config, key, value)
     if dropout is not None:
         for key, value in config.to_dict().items():
@@ -152,7 +158,9 @@ def check_lengths(config: Any, tasks: Mapping[str, Task]) -> None:
         positions -= config.pad_token_id + 1  # their positions start behind the padding id
     for name, task in tasks.items():
         if task.max_length > positions:
-            raise RoadError(f"road.tasks.{name}.max_length {task.max_length} is above the encoder's {positions} positions")
+            raise RoadError(
+                f"road.tasks.{name}.max_length {task.max_length} is above the encoder's {positions} positions"
+            )
 
 
 def head_config(config: Any, task: Task) -> Any:
@@ -164,7 +172,13 @@ def head_config(config: Any, task: Task) -> Any:
 
 
 def build_model(
-    spec: ModelSpec, tasks: Mapping[str, Task], tokenizer: Any, *, dropout: float | None, seed: int, pretrained: bool = True
+    spec: ModelSpec,
+    tasks: Mapping[str, Task],
+    tokenizer: Any,
+    *,
+    dropout: float | None,
+    seed: int,
+    pretrained: bool = True,
 ) -> MultiTaskModel:
     """The model of a run, pretrained or with fresh weights; the same weights on every rank.
 
@@ -179,7 +193,9 @@ def build_model(
         try:
             shells[name] = task.model.from_config(head_config(config, task))
         except ValueError as error:
-            raise RoadError(f"road.model: {config.model_type} has no head for {task.type}: {_first_line(error)}") from None
+            raise RoadError(
+                f"road.model: {config.model_type} has no head for {task.type}: {_first_line(error)}"
+            ) from None
     # A classification head of BERT or ALBERT needs the pooler, which span heads build their encoder without.
     encoder = max((getattr(s, s.base_model_prefix) for s in shells.values()), key=lambda e: len(list(e.parameters())))
     if spec.name is not None and pretrained:
@@ -205,7 +221,9 @@ def _load_encoder(encoder: PreTrainedModel, folder: Path, name: str) -> None:
         raise RoadError(f"{name}: the weights cannot be loaded: {_first_line(error)}") from None
     missing = sorted(key for key in report["missing_keys"] if "pooler" not in key and not key.endswith("position_ids"))
     if missing:
-        raise RoadError(f"{name}: {len(missing)} weights of {type(encoder).__name__} are missing, the first is {missing[0]}")
+        raise RoadError(
+            f"{name}: {len(missing)} weights of {type(encoder).__name__} are missing, the first is {missing[0]}"
+        )
     found = source.state_dict()
     encoder.load_state_dict({key: found.get(key, value) for key, value in encoder.state_dict().items()})
 

@@ -22,7 +22,9 @@ def depth(name: str, layers: int) -> int:
     return layers + 1 if "embedding" in name else 1  # poolers and final norms go with the top layer
 
 
-def parameter_groups(model: nn.Module, *, lr: float, weight_decay: float, layer_lr_decay: float) -> list[dict[str, Any]]:
+def parameter_groups(
+    model: nn.Module, *, lr: float, weight_decay: float, layer_lr_decay: float
+) -> list[dict[str, Any]]:
     """Optimizer groups, one per depth and decay: rate lr x layer_lr_decay ** depth, no decay on biases and norms.
 
     Head x1, top layer x d, next x d^2, ..., embeddings x d^(layers + 1) (ROaD Table 8's layer-wise multiplier).

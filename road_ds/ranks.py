@@ -38,7 +38,9 @@ class Ranks:
         if cuda:
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
         else:
-            deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # a minute of compiling that gloo does without
+            deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = (
+                False  # a minute of compiling that gloo does without
+            )
         try:
             deepspeed.init_distributed("nccl" if cuda else "gloo", verbose=False)
         except dist.DistNetworkError as error:

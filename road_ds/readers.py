@@ -15,7 +15,7 @@ from typing import Any
 
 from road_ds.config import Columns, DatasetSpec
 from road_ds.errors import RoadError
-from road_ds.metrics import load_json, parse_json, quote
+from road_ds.strict_json import load_json, parse_json, quote
 
 # Where `columns` names no text, the first pair whose columns the row has:
 TEXTS = (

@@ -33,7 +33,9 @@ class PairTemplate:
         a = [i for i, part in enumerate(parts) if part == 0]
         b = [i for i, part in enumerate(parts) if part == 1]
         if not a or not b or a[0] == 0:
-            raise RoadError("span QA needs a tokenizer that begins each row with a CLS token: its position means 'no answer'")
+            raise RoadError(
+                "span QA needs a tokenizer that begins each row with a CLS token: its position means 'no answer'"
+            )
         cuts = slice(0, a[0]), slice(a[-1] + 1, b[0]), slice(b[-1] + 1, len(ids))
         prefix, middle, suffix = (ids[cut] for cut in cuts)
         return cls(prefix, middle, suffix, (types[cuts[0]], types[a[0]], types[cuts[1]], types[b[0]], types[cuts[2]]))
@@ -104,7 +106,9 @@ def windows(
             labels=labels,
             example=example,
             offsets=np.concatenate([outside[0], offsets[start : start + len(part)], outside[1]]).ravel().tolist(),
-            best=[False] * before + (best[start : start + len(part)] == window).tolist() + [False] * len(template.suffix),
+            best=[False] * before
+            + (best[start : start + len(part)] == window).tolist()
+            + [False] * len(template.suffix),
         )
 
 

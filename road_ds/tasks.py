@@ -59,7 +59,9 @@ class Task(Strict):
         """The logits of a batch, from what the head's model returned."""
         raise NotImplementedError
 
-    def predict(self, examples: Sequence[Example], features: Sequence[Feature], logits: Sequence[np.ndarray]) -> list[Any]:
+    def predict(
+        self, examples: Sequence[Example], features: Sequence[Feature], logits: Sequence[np.ndarray]
+    ) -> list[Any]:
         """One prediction per example; logits: per feature, [rows, classes]."""
         raise NotImplementedError
 

@@ -1,6 +1,6 @@
 """Multi-task pretraining under DeepSpeed: config -> parts -> fit -> evaluate -> export.
 
-    deepspeed road_ds/train.py --deepspeed_config ds_configs/mtl.json [--set KEY=VALUE ...] [--resume | --overwrite]
+deepspeed road_ds/train.py --deepspeed_config ds_configs/mtl.json [--set KEY=VALUE ...] [--resume | --overwrite]
 """
 
 import sys
@@ -35,7 +35,14 @@ PREEMPTED = 143  # the exit code of a process that ended on SIGTERM
 
 # What a resumed run may change: nothing here decides on rows, weights or rates.
 CHANGEABLE = {
-    *("road.evaluate_every", "road.evaluate_batch_size", "road.log_every", "road.save_every", "road.keep", "road.output"),
+    *(
+        "road.evaluate_every",
+        "road.evaluate_batch_size",
+        "road.log_every",
+        "road.save_every",
+        "road.keep",
+        "road.output",
+    ),
     *("road.cache", "road.max_skipped_steps", "road.step_timeout"),
     *("train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "tensorboard", "wandb", "csv_monitor", "comet"),
     *("steps_per_print", "wall_clock_breakdown", "memory_breakdown", "flops_profiler", "comms_logger", "log_level"),
@@ -73,8 +80,12 @@ def main(arguments: list[str] | None = None) -> int:
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     """The command line of a run."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0], allow_abbrev=False)
-    parser.add_argument("--deepspeed_config", required=True, metavar="FILE", help="the run: DeepSpeed's keys and a road block")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="overrides a key, e.g. road.steps=20")
+    parser.add_argument(
+        "--deepspeed_config", required=True, metavar="FILE", help="the run: DeepSpeed's keys and a road block"
+    )
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="overrides a key, e.g. road.steps=20"
+    )
     existing = parser.add_mutually_exclusive_group()
     existing.add_argument("--resume", action="store_true", help="goes on from the newest checkpoint that verifies")
     existing.add_argument("--overwrite", action="store_true", help="removes the run folder and starts anew")
@@ -88,7 +99,9 @@ def open_folder(config: RoadConfig, resume: bool, overwrite: bool) -> RunFolder:
     path = Path(config.output or "runs/run")
     used = (path / "config.json").exists()
     if used and not resume and not overwrite:
-        raise RoadError(f"{path} holds a run already: add --resume to go on, --overwrite to remove it, or set road.output")
+        raise RoadError(
+            f"{path} holds a run already: add --resume to go on, --overwrite to remove it, or set road.output"
+        )
     if resume and not used:
         raise RoadError(f"{path}: nothing to resume: no run was started there")
     if overwrite and used and is_main():
@@ -116,7 +129,9 @@ def run(config: RoadConfig, ds: dict[str, Any], ranks: Ranks, folder: RunFolder,
     folder.write("config.json", resolved)
     for name, source in {**train, **dev}.items():
         if source.manifest["skipped"]:
-            warn(f"{name}: {len(source.manifest['skipped'])} bad rows were skipped, the first: {source.manifest['skipped'][0]}")
+            warn(
+                f"{name}: {len(source.manifest['skipped'])} bad rows were skipped, the first: {source.manifest['skipped'][0]}"
+            )
 
     model = build_model(config.model, tasks, tokenizer, dropout=config.dropout, seed=config.seed)
     say(
@@ -192,7 +207,9 @@ def run(config: RoadConfig, ds: dict[str, Any], ranks: Ranks, folder: RunFolder,
     return step, ""
 
 
-def load_data(config: RoadConfig, tasks: dict[str, Task], tokenizer: Any) -> tuple[dict[str, FeatureSet], dict[str, FeatureSet]]:
+def load_data(
+    config: RoadConfig, tasks: dict[str, Task], tokenizer: Any
+) -> tuple[dict[str, FeatureSet], dict[str, FeatureSet]]:
     """The features of every data set's train part, and of the dev parts that are given."""
     train, dev = {}, {}
     for name, spec in config.datasets.items():

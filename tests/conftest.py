@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+
 @pytest.fixture(scope="session")
 def cache(tmp_path_factory) -> Path:
     """One feature cache for all tests."""

@@ -26,7 +26,9 @@ TINY_ELECTRA = {
 def tiny_config(**road) -> dict:
     """A run of seconds over four data sets of the embedded sample and three heads; `road` overrides its block."""
     sample = json.loads((ROOT / "ds_configs" / "mtl.json").read_text())["road"]
-    datasets = {name: {**sample["datasets"][name], "max_rows": 60} for name in ("places", "people", "inference", "paraphrase")}
+    datasets = {
+        name: {**sample["datasets"][name], "max_rows": 60} for name in ("places", "people", "inference", "paraphrase")
+    }
     tasks = {name: sample["tasks"][name] for name in ("qa", "inference", "paraphrase")}
     return {
         "train_batch_size": 24,
@@ -65,7 +67,13 @@ def environment(**more: str) -> dict[str, str]:
 
 def launch(script: str | Path, *arguments: str, ranks: int = 1, timeout: float = 240) -> subprocess.CompletedProcess:
     """Runs a script through the `deepspeed` launcher."""
-    command = [str(Path(sys.executable).parent / "deepspeed"), "--num_gpus", str(ranks), "--master_port", str(free_port())]
+    command = [
+        str(Path(sys.executable).parent / "deepspeed"),
+        "--num_gpus",
+        str(ranks),
+        "--master_port",
+        str(free_port()),
+    ]
     return subprocess.run(
         [*command, str(script), *map(str, arguments)],
         cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=timeout,

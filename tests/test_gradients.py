@@ -86,7 +86,9 @@ def test_the_heads_alternate(plain):
     _, losses, drawn = plain
     head = {"places": "qa", "people": "qa", "inference": "inference", "paraphrase": "paraphrase"}
     used = [frozenset(head[name] for name in step) for step in drawn]
-    assert any(len(step) > 1 for step in used) and any(len(step) < 3 for step in used) and len(frozenset.union(*used)) == 3
+    assert (
+        any(len(step) > 1 for step in used) and any(len(step) < 3 for step in used) and len(frozenset.union(*used)) == 3
+    )
     assert losses[0] != losses[-1]
 
 

@@ -7,6 +7,7 @@ ROOT = Path(__file__).resolve().parent.parent / "road_ds"
 
 LAYERS = [
     {"errors"},
+    {"strict_json"},
     {"config", "log", "metrics", "preemption", "ranks"},
     {"hub", "readers"},
     {"features", "passes"},
@@ -45,4 +46,6 @@ def test_files_import_only_from_layers_above():
 def test_kernels_know_nothing_of_road_ds():
     for path in (ROOT.parent / "kernels").rglob("*.py"):
         assert not imported_modules(path), path
-    assert not (ROOT.parent / "kernels" / "__init__.py").exists(), "it would shadow the package that transformers imports"
+    assert not (ROOT.parent / "kernels" / "__init__.py").exists(), (
+        "it would shadow the package that transformers imports"
+    )

@@ -29,25 +29,210 @@ MAX_LENGTH = 128
 # Words
 
 
-FIRST_NAMES = """Ada Aino Anaïs Bela Bruno Carla Cedric Dora Edda Emil Fenna Gita Goran Hanna Hugo Ilse Ivo Jonas José
-Karin Lena Leo Lucía Marta Milo Nadia Nils Nora Olga Otto Paula Pavel Rosa Ruben Sami Selma Søren Tilda Vera Zoë""".split()
-LAST_NAMES = """Abel Bakker Berg Brandt Castro Dahl Duarte Falk Fischer Garcia Granger Haas Holm Jansen Keller Kovač Lindt
-Marsh Moreau Müller Novak Olsen Peña Quist Ritter Rossi Sato Silva Thorn Vidal Weiss Young""".split()
-TOWN_HEADS = """Al Bar Bel Cor Dun El Fal Gar Hol Ister Kal Lor Mer Nor Or Pel Quen Ros Sel Tam Ul Var Wen Yar""".split()
-TOWN_TAILS = """bridge burg by dale field ford gate ham haven holt mere mouth port stead stow ton vale wick""".split()
+FIRST_NAMES = [
+    "Ada",
+    "Aino",
+    "Anaïs",
+    "Bela",
+    "Bruno",
+    "Carla",
+    "Cedric",
+    "Dora",
+    "Edda",
+    "Emil",
+    "Fenna",
+    "Gita",
+    "Goran",
+    "Hanna",
+    "Hugo",
+    "Ilse",
+    "Ivo",
+    "Jonas",
+    "José",
+    "Karin",
+    "Lena",
+    "Leo",
+    "Lucía",
+    "Marta",
+    "Milo",
+    "Nadia",
+    "Nils",
+    "Nora",
+    "Olga",
+    "Otto",
+    "Paula",
+    "Pavel",
+    "Rosa",
+    "Ruben",
+    "Sami",
+    "Selma",
+    "Søren",
+    "Tilda",
+    "Vera",
+    "Zoë",
+]
+LAST_NAMES = [
+    "Abel",
+    "Bakker",
+    "Berg",
+    "Brandt",
+    "Castro",
+    "Dahl",
+    "Duarte",
+    "Falk",
+    "Fischer",
+    "Garcia",
+    "Granger",
+    "Haas",
+    "Holm",
+    "Jansen",
+    "Keller",
+    "Kovač",
+    "Lindt",
+    "Marsh",
+    "Moreau",
+    "Müller",
+    "Novak",
+    "Olsen",
+    "Peña",
+    "Quist",
+    "Ritter",
+    "Rossi",
+    "Sato",
+    "Silva",
+    "Thorn",
+    "Vidal",
+    "Weiss",
+    "Young",
+]
+TOWN_HEADS = [
+    "Al",
+    "Bar",
+    "Bel",
+    "Cor",
+    "Dun",
+    "El",
+    "Fal",
+    "Gar",
+    "Hol",
+    "Ister",
+    "Kal",
+    "Lor",
+    "Mer",
+    "Nor",
+    "Or",
+    "Pel",
+    "Quen",
+    "Ros",
+    "Sel",
+    "Tam",
+    "Ul",
+    "Var",
+    "Wen",
+    "Yar",
+]
+TOWN_TAILS = [
+    "bridge",
+    "burg",
+    "by",
+    "dale",
+    "field",
+    "ford",
+    "gate",
+    "ham",
+    "haven",
+    "holt",
+    "mere",
+    "mouth",
+    "port",
+    "stead",
+    "stow",
+    "ton",
+    "vale",
+    "wick",
+]
 
-COLOURS = "black blue brown green grey orange pink purple red silver white yellow".split()
-MATERIALS = "brick clay copper glass granite iron marble oak steel stone straw timber".split()
-NUMBERS = "two three four five six seven eight nine ten eleven twelve twenty thirty forty".split()
-HOURS = "five six seven eight nine ten eleven noon midnight".split()
-GOODS = "apples baskets candles carpets cheese cherries fish flour garlic honey lace pots rope salt silk soap tea wool".split()
-DISHES = "bean soup|fish pie|fried rice|goat curry|lentil stew|lemon cake|onion tart|plum dumplings|roast duck|rye bread".split(
-    "|"
-)
-JOBS = "architect baker carpenter dentist farmer gardener lawyer nurse painter pilot plumber tailor".split()
-SEASONS = "spring summer autumn winter".split()
+COLOURS = ["black", "blue", "brown", "green", "grey", "orange", "pink", "purple", "red", "silver", "white", "yellow"]
+MATERIALS = [
+    "brick",
+    "clay",
+    "copper",
+    "glass",
+    "granite",
+    "iron",
+    "marble",
+    "oak",
+    "steel",
+    "stone",
+    "straw",
+    "timber",
+]
+NUMBERS = [
+    "two",
+    "three",
+    "four",
+    "five",
+    "six",
+    "seven",
+    "eight",
+    "nine",
+    "ten",
+    "eleven",
+    "twelve",
+    "twenty",
+    "thirty",
+    "forty",
+]
+HOURS = ["five", "six", "seven", "eight", "nine", "ten", "eleven", "noon", "midnight"]
+GOODS = [
+    "apples",
+    "baskets",
+    "candles",
+    "carpets",
+    "cheese",
+    "cherries",
+    "fish",
+    "flour",
+    "garlic",
+    "honey",
+    "lace",
+    "pots",
+    "rope",
+    "salt",
+    "silk",
+    "soap",
+    "tea",
+    "wool",
+]
+DISHES = [
+    "bean soup",
+    "fish pie",
+    "fried rice",
+    "goat curry",
+    "lentil stew",
+    "lemon cake",
+    "onion tart",
+    "plum dumplings",
+    "roast duck",
+    "rye bread",
+]
+JOBS = [
+    "architect",
+    "baker",
+    "carpenter",
+    "dentist",
+    "farmer",
+    "gardener",
+    "lawyer",
+    "nurse",
+    "painter",
+    "pilot",
+    "plumber",
+    "tailor",
+]
+SEASONS = ["spring", "summer", "autumn", "winter"]
 YEARS = [str(year) for year in range(1931, 1996, 4)]
-INSTRUMENTS = "cello drums flute guitar harp organ piano trumpet violin".split()
+INSTRUMENTS = ["cello", "drums", "flute", "guitar", "harp", "organ", "piano", "trumpet", "violin"]
 
 # ---------------------------------------------------------------------------------------------
 # Names
@@ -79,10 +264,7 @@ class World:
 
 def _names(split: str, heads: list[str], tails: list[str], glue: str) -> list[str]:
     return [
-        head + glue + tail
-        for i, head in enumerate(heads)
-        for j, tail in enumerate(tails)
-        if not held_out(split, i, j)
+        head + glue + tail for i, head in enumerate(heads) for j, tail in enumerate(tails) if not held_out(split, i, j)
     ]
 
 
@@ -109,28 +291,61 @@ def pair_of(words: list[str]) -> Callable[[World], str]:
 
 PLACES = [
     Facts(["mayor", "judge", "doctor"], "The {noun} is {value}.", "Who is the {noun} of {subject}?", World.person),
-    Facts(["station", "school", "mill"], "The {noun} is painted {value}.", "What colour is the {noun} painted?", one_of(COLOURS)),
-    Facts(["bridge", "church", "tower"], "The {noun} is made of {value}.", "What is the {noun} made of?", pair_of(MATERIALS)),
+    Facts(
+        ["station", "school", "mill"],
+        "The {noun} is painted {value}.",
+        "What colour is the {noun} painted?",
+        one_of(COLOURS),
+    ),
+    Facts(
+        ["bridge", "church", "tower"],
+        "The {noun} is made of {value}.",
+        "What is the {noun} made of?",
+        pair_of(MATERIALS),
+    ),
     Facts(["museum", "bank", "castle"], "The {noun} opens at {value}.", "When does the {noun} open?", one_of(HOURS)),
-    Facts(["harbour shop", "monastery", "fair"], "The {noun} sells {value}.", "What does the {noun} sell?", pair_of(GOODS)),
-    Facts(["wells", "gardens", "boats"], "The number of {noun} is {value}.", "What is the number of {noun}?", one_of(NUMBERS)),
-    Facts(["railway", "canal", "old road"], "The {noun} leads to {value}.", "Where does the {noun} lead to?", World.town),
+    Facts(
+        ["harbour shop", "monastery", "fair"], "The {noun} sells {value}.", "What does the {noun} sell?", pair_of(GOODS)
+    ),
+    Facts(
+        ["wells", "gardens", "boats"],
+        "The number of {noun} is {value}.",
+        "What is the number of {noun}?",
+        one_of(NUMBERS),
+    ),
+    Facts(
+        ["railway", "canal", "old road"], "The {noun} leads to {value}.", "Where does the {noun} lead to?", World.town
+    ),
 ]
 PEOPLE = [
     Facts(["sister", "neighbour", "boss"], "The {noun} is {value}.", "Who is the {noun} of {subject}?", World.person),
-    Facts(["car", "bicycle", "kitchen"], "The {noun} is painted {value}.", "What colour is the {noun} painted?", one_of(COLOURS)),
-    Facts(["breakfast", "dinner", "picnic"], "The favourite {noun} is {value}.", "What is the favourite {noun}?", one_of(DISHES)),
+    Facts(
+        ["car", "bicycle", "kitchen"],
+        "The {noun} is painted {value}.",
+        "What colour is the {noun} painted?",
+        one_of(COLOURS),
+    ),
+    Facts(
+        ["breakfast", "dinner", "picnic"],
+        "The favourite {noun} is {value}.",
+        "What is the favourite {noun}?",
+        one_of(DISHES),
+    ),
     Facts(["first job", "dream job"], "The {noun} was {value}.", "What was the {noun}?", one_of(JOBS)),
     Facts(["house", "studio", "office"], "The {noun} is in {value}.", "Where is the {noun}?", World.town),
     Facts(["wedding", "graduation", "journey"], "The {noun} was in {value}.", "When was the {noun}?", one_of(YEARS)),
-    Facts(["cats", "goats", "hens"], "The number of {noun} is {value}.", "What is the number of {noun}?", one_of(NUMBERS)),
+    Facts(
+        ["cats", "goats", "hens"], "The number of {noun} is {value}.", "What is the number of {noun}?", one_of(NUMBERS)
+    ),
 ]
 TOWN_INTROS = ["{subject} is a town.", "{subject} lies by the sea.", "Welcome to {subject}!"]
 PERSON_INTROS = ["This is {subject}.", "{subject} tells us a lot.", "Meet {subject}!"]
 ASIDES = ["What a day! 🎈", "Visitors like it 😀 very much.", "The café is full.", "It rains a lot ☔ in autumn."]
 
 
-def span_qa(world: World, facts: list[Facts], intros: list[str], subject: Callable[[World], str], contexts: int) -> dict:
+def span_qa(
+    world: World, facts: list[Facts], intros: list[str], subject: Callable[[World], str], contexts: int
+) -> dict:
     """A SQuAD 2.0 document: one paragraph per context, five questions each, about a third without an answer."""
     rng = world.rng
     nouns = [(family, noun) for family in facts for noun in family.nouns]
@@ -221,9 +436,24 @@ def inference(world: World) -> dict:
 # ---------------------------------------------------------------------------------------------
 # Ratings from 1 to 5: `reviews`
 
-ASPECTS = "soup|bread|music|service|room|view|waiter|garden|price|dessert|stage|singer|play|seat".split("|")
-PRAISE = "good lovely charming tasty pleasant kind".split()
-BLAME = "bad dull shabby bland noisy rude".split()
+ASPECTS = [
+    "soup",
+    "bread",
+    "music",
+    "service",
+    "room",
+    "view",
+    "waiter",
+    "garden",
+    "price",
+    "dessert",
+    "stage",
+    "singer",
+    "play",
+    "seat",
+]
+PRAISE = ["good", "lovely", "charming", "tasty", "pleasant", "kind"]
+BLAME = ["bad", "dull", "shabby", "bland", "noisy", "rude"]
 LINKS = ("The {} was {}.", "We found the {} {}.", "I thought the {} was {}.")
 STARS = ("1", "2", "3", "4", "5")
 
@@ -254,10 +484,16 @@ def review(world: World) -> dict:
 # ---------------------------------------------------------------------------------------------
 # Paraphrase: `paraphrase`
 
-VERBS = [("bought", "purchased"), ("sold", "traded"), ("repaired", "mended"), ("found", "discovered"), ("lost", "misplaced")]
+VERBS = [
+    ("bought", "purchased"),
+    ("sold", "traded"),
+    ("repaired", "mended"),
+    ("found", "discovered"),
+    ("lost", "misplaced"),
+]
 SIZES = [("big", "large"), ("small", "little"), ("old", "ancient"), ("fine", "splendid"), ("costly", "expensive")]
-THINGS = "clock kettle lamp ladder mirror piano saddle sofa table wagon".split()
-DAYS = "Monday Tuesday Wednesday Thursday Friday Saturday Sunday".split()
+THINGS = ["clock", "kettle", "lamp", "ladder", "mirror", "piano", "saddle", "sofa", "table", "wagon"]
+DAYS = ["Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday"]
 FRAMES = (
     "On {day} {who} {verb} the {size} {thing}.",
     "{who} {verb} the {size} {thing} on {day}.",
@@ -277,7 +513,9 @@ def paraphrase(world: World) -> dict:
         retold[slot] = rng.choice([value for value in choices[slot] if value != event[slot]])
 
     def tell(frame: str, facts: dict) -> str:
-        return frame.format(**{slot: value if isinstance(value, str) else rng.choice(value) for slot, value in facts.items()})
+        return frame.format(
+            **{slot: value if isinstance(value, str) else rng.choice(value) for slot, value in facts.items()}
+        )
 
     one, other = rng.sample(FRAMES, 2)
     return {"first": tell(one, event), "second": tell(other, retold), "same": "yes" if same else "no"}
@@ -369,7 +607,9 @@ def main(folder: Path) -> None:
     tokenizer = build_tokenizer(texts)
     tokenizer.save(str(tokenizer_folder / "tokenizer.json"))
     ranked = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
-    (tokenizer_folder / "vocab.txt").write_text("".join(f"{piece}\n" for piece, _ in ranked), encoding="utf-8", newline="\n")
+    (tokenizer_folder / "vocab.txt").write_text(
+        "".join(f"{piece}\n" for piece, _ in ranked), encoding="utf-8", newline="\n"
+    )
     settings = {
         "tokenizer_class": "ElectraTokenizer",
         "do_lower_case": True,
@@ -380,7 +620,9 @@ def main(folder: Path) -> None:
         "sep_token": "[SEP]",
         "mask_token": "[MASK]",
     }
-    (tokenizer_folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8", newline="\n")
+    (tokenizer_folder / "tokenizer_config.json").write_text(
+        json.dumps(settings, indent=2) + "\n", encoding="utf-8", newline="\n"
+    )
 
 
 if __name__ == "__main__":
