@@ -182,14 +182,14 @@ def restore(engine: Any, ranks: Ranks, checkpoint: Checkpoint) -> None:
 
 def random_state() -> dict[str, torch.Tensor]:
     """Every generator's state in this process: torch, device, NumPy, Python."""
-    kind, keys, position, has_gauss, gauss = np.random.get_state()
-    assert kind == "MT19937"
+    numpy = np.random.get_state(legacy=False)
+    assert isinstance(numpy, dict) and numpy["bit_generator"] == "MT19937"
     version, python, python_gauss = random.getstate()
     assert version == 3
     state = {
         "torch": torch.get_rng_state(),
-        "numpy_keys": torch.from_numpy(keys.astype(np.int64)),  # type: ignore[union-attr]
-        "numpy_rest": torch.tensor([position, has_gauss, gauss], dtype=torch.float64),
+        "numpy_keys": torch.from_numpy(numpy["state"]["key"].astype(np.int64)),
+        "numpy_rest": torch.tensor([numpy["state"]["pos"], numpy["has_gauss"], numpy["gauss"]], dtype=torch.float64),
         "python": torch.tensor(python, dtype=torch.int64),
         "python_gauss": torch.tensor([] if python_gauss is None else [python_gauss], dtype=torch.float64),
     }

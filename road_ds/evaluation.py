@@ -15,7 +15,7 @@ from road_ds.readers import Example
 from road_ds.tasks import Scores, Task
 
 
-@dataclass(frozen=True)
+@dataclass
 class MemorySet:
     """Features that were encoded for one use and are not cached."""
 
@@ -107,8 +107,9 @@ def evaluate(
     engine.eval()
     for name, source in sources.items():
         head, task = heads[name]
-        options = {"pad_id": pad_id, "batch_size": batch_size, "device": ranks.device}
-        logits = compute_logits(engine, source, task, head, ranks, **options)
+        logits = compute_logits(
+            engine, source, task, head, ranks, pad_id=pad_id, batch_size=batch_size, device=ranks.device
+        )
         if logits is not None:
             results[name] = score(task, source.examples(), [source[i] for i in range(len(source))], logits)
     engine.train(training)

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -59,8 +59,18 @@ class Batch:
 
     def to(self, device: torch.device | str) -> "Batch":
         """The same batch on a device."""
-        moved = {f.name: getattr(self, f.name) for f in fields(self)}
-        return Batch(**{k: v.to(device, non_blocking=True) if torch.is_tensor(v) else v for k, v in moved.items()})
+        tensors = {f.name: value for f in fields(self) if torch.is_tensor(value := getattr(self, f.name))}
+        return replace(self, **{name: tensor.to(device, non_blocking=True) for name, tensor in tensors.items()})
+
+
+class Features(Protocol):
+    """Numbered features of one data set, wherever they are kept."""
+
+    name: str
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Feature: ...
 
 
 class ArrowRows:
@@ -296,7 +306,7 @@ def _write_arrow(path: Path, schema: pa.Schema, rows: Iterable[dict[str, Any]]) 
             writer.write_batch(pa.RecordBatch.from_pylist(chunk, schema=schema))
 
 
-def collate(source: FeatureSet, rows: Sequence[int] | np.ndarray, pad_id: int) -> Batch:
+def collate(source: Features, rows: Sequence[int] | np.ndarray, pad_id: int) -> Batch:
     """A batch of the given features, padded on the right to the longest, rounded up to a multiple of 8 tokens."""
     features = [source[i] for i in rows]
     lengths = np.array([len(f.input_ids) for f in features])

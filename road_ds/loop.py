@@ -32,7 +32,7 @@ def fit(
     start: int,
     pad_id: int,
     folder: RunFolder,
-    evaluate: Callable[[int], None],
+    evaluate: Callable[[int], Any],
     save: Callable[[int], None],
 ) -> tuple[int, str]:
     """The number of steps done, and why it stopped early ("" when it did not).

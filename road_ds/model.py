@@ -68,7 +68,8 @@ class MultiTaskModel(nn.Module):
         for name in self._shells:
             if name != head:
                 touched = self._head(name, first, batch.attention_mask[:1])
-                idle = idle + sum(v.float().mean() for v in touched.values() if torch.is_tensor(v)).to(idle.dtype)
+                for value in touched.values():
+                    idle = idle + value.float().mean().to(idle.dtype)
         return Outputs(outputs.logits + 0.0 * idle, outputs.lengths)
 
     def _head(self, name: str, encoded: Any, attention_mask: torch.Tensor) -> Any:
@@ -101,7 +102,8 @@ class MultiTaskModel(nn.Module):
         if missing or any("pooler" not in key for key in unexpected):
             raise RuntimeError(f"head {name}: missing {missing}, unexpected {unexpected}")
         dtype = next(iter(own.values())).dtype
-        return whole.to(dtype).eval()
+        whole.to(dtype)  # type: ignore[arg-type]
+        return whole.eval()
 
 
 def load_tokenizer(spec: ModelSpec) -> Any:
@@ -251,7 +253,7 @@ def _load_head(shell: PreTrainedModel, folder: Path, task: Task) -> None:
 
 def _read_tensors(folder: Path, names: Collection[str]) -> dict[str, torch.Tensor]:
     """The named tensors of a folder's safetensors files, as far as they are there."""
-    found = {}
+    found: dict[str, torch.Tensor] = {}
     for file in sorted(folder.glob("model*.safetensors")):
         with safe_open(str(file), "pt") as tensors:
             found |= {name: tensors.get_tensor(name) for name in tensors.keys() if name in names}  # noqa: SIM118
