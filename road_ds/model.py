@@ -1,7 +1,10 @@
 """The multi-task model: one shared encoder, one Hugging Face head per task."""
 
 import copy
+import importlib
+import inspect
 import json
+import re
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -123,32 +126,40 @@ def load_tokenizer(spec: ModelSpec) -> Any:
 
 def base_config(spec: ModelSpec, tokenizer: Any, dropout: float | None) -> Any:
     """The encoder's Hugging Face configuration, with the run's dropout in every place that has one."""
-    changes = dict(spec.config)
     if spec.architecture is not None:
         if spec.architecture not in CONFIG_MAPPING:
             raise RoadError(
                 f"road.model.architecture: {spec.architecture!r} is not known to transformers"
                 f"{nearest(spec.architecture, CONFIG_MAPPING.keys())}"
             )
-        config = AutoConfig.for_model(spec.architecture)
-        changes = {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id, **changes}
+        _check_settings(CONFIG_MAPPING[spec.architecture], spec.config)
+        changes = {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id, **spec.config}
+        config = AutoConfig.for_model(spec.architecture, **changes)
     else:
         folder = model_folder(spec.name or "", weights=False)
         try:
-            config = AutoConfig.from_pretrained(str(folder), trust_remote_code=False)
+            config = AutoConfig.from_pretrained(str(folder), trust_remote_code=False, **spec.config)
         except (OSError, ValueError) as error:
             raise RoadError(f"{spec.name}: config.json cannot be used: {_first_line(error)}") from None
-    for key, value in changes.items():
-        if not hasattr(config, key):
-            raise RoadError(
-                f"road.model.config.{key}: {config.model_type} has no such setting{nearest(key, config.to_dict())}"
-            )
-        setattr(config, key, value)
+        _check_settings(type(config), spec.config)
     if dropout is not None:
         for key, value in config.to_dict().items():
             if "dropout" in key and (value is None or isinstance(value, float | int)) and not isinstance(value, bool):
                 setattr(config, key, dropout)
     return config
+
+
+def _check_settings(kind: type, settings: Mapping[str, Any]) -> None:
+    """RoadError for a setting that transformers would keep without ever reading it.
+
+    Not all that it reads is declared (DeBERTa's position_buckets, say): the source of the two modules decides.
+    """
+    modules = [kind.__module__, kind.__module__.replace(".configuration_", ".modeling_")]
+    words = set(re.findall(r"\w+", "".join(inspect.getsource(importlib.import_module(name)) for name in modules)))
+    for key in settings:
+        if key not in words and not hasattr(kind(), key):
+            known = kind().to_dict()
+            raise RoadError(f"road.model.config.{key}: {kind.model_type} has no such setting{nearest(key, known)}")  # type: ignore[attr-defined]
 
 
 def check_lengths(config: Any, tasks: Mapping[str, Task]) -> None:
@@ -205,7 +216,7 @@ def build_model(
         _load_encoder(encoder, folder, spec.name)
         for name, shell in shells.items():
             _load_head(shell, folder, tasks[name])
-    return MultiTaskModel(encoder, shells, tasks, "token_type_ids" in tokenizer.model_input_names)
+    return MultiTaskModel(encoder, shells, tasks, uses_token_types(config, tokenizer))
 
 
 def _load_encoder(encoder: PreTrainedModel, folder: Path, name: str) -> None:
@@ -258,6 +269,11 @@ def _read_tensors(folder: Path, names: Collection[str]) -> dict[str, torch.Tenso
         with safe_open(str(file), "pt") as tensors:
             found |= {name: tensors.get_tensor(name) for name in tensors.keys() if name in names}  # noqa: SIM118
     return found
+
+
+def uses_token_types(config: Any, tokenizer: Any) -> bool:
+    """Whether an encoder tells the first text from the second by token types."""
+    return "token_type_ids" in tokenizer.model_input_names and getattr(config, "type_vocab_size", 0) > 1
 
 
 def parameter_count(model: nn.Module) -> int:

@@ -11,6 +11,7 @@ from road_ds.evaluation import Evaluated, MemorySet, compute_logits, score
 from road_ds.export import read_task
 from road_ds.features import Batch
 from road_ds.hub import model_folder
+from road_ds.model import uses_token_types
 from road_ds.readers import Example
 from road_ds.tasks import Outputs, Task
 
@@ -43,7 +44,7 @@ class Predictor:
     def __call__(self, batch: Batch, head: str) -> Outputs:
         """The logits of a batch."""
         inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
-        if "token_type_ids" in self.tokenizer.model_input_names:
+        if uses_token_types(self.model.config, self.tokenizer):
             inputs["token_type_ids"] = batch.token_type_ids
         return self.task.outputs(self.model(**inputs), batch)
 

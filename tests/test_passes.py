@@ -100,7 +100,12 @@ def test_hardware_does_not_change_the_rows_of_a_step(micro, world):
 
 
 def test_sampling_weights():
-    config = {"model": {"name": "m"}, "tasks": {"t": {}}, "datasets": {"a": {"task": "t"}, "b": {"task": "t"}}, "steps": 1}
+    config = {
+        "model": {"name": "m"},
+        "tasks": {"t": {}},
+        "datasets": {"a": {"task": "t"}, "b": {"task": "t"}},
+        "steps": 1,
+    }
     sizes = {"a": 100, "b": 400}
 
     def weights(sampling):

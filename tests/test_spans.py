@@ -53,6 +53,7 @@ def test_best_context_against_the_definition(tokens, capacity, stride):
     starts = window_starts(tokens, capacity, stride)
     best = best_context(tokens, starts, capacity)
     for token in range(tokens):
+
         def context(start, token=token):
             stop = min(start + capacity, tokens)
             inside = start <= token < stop

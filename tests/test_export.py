@@ -1,0 +1,170 @@
+"""An exported folder computes what the trained model computed, for every architecture."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoConfig, AutoTokenizer
+
+from road_ds.config import ModelSpec
+from road_ds.errors import RoadError
+from road_ds.evaluation import MemorySet
+from road_ds.export import export, read_task
+from road_ds.features import collate
+from road_ds.hub import sample_path
+from road_ds.model import build_model, check_lengths, load_tokenizer
+from road_ds.predictor import Predictor
+from road_ds.readers import Answer, Example
+from road_ds.tasks import task_from
+
+SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
+ARCHITECTURES = {
+    "electra": {**SMALL, "embedding_size": 16},
+    "bert": SMALL,
+    "roberta": {**SMALL, "max_position_embeddings": 130},
+    "albert": {**SMALL, "embedding_size": 16},
+    "deberta-v2": {**SMALL, "relative_attention": True, "position_buckets": 8, "pos_att_type": ["p2c", "c2p"], "norm_rel_ebd": "layer_norm", "share_att_key": True},
+    "modernbert": {**SMALL, "global_attn_every_n_layers": 2, "local_attention": 16},
+}  # fmt: skip
+TASKS = {
+    "qa": task_from({"type": "span_qa", "max_length": 64, "doc_stride": 16, "max_question_length": 16}, "qa"),
+    "nli": task_from({"type": "classification", "labels": ["yes", "no", "maybe"]}, "nli"),
+    "rating": task_from({"type": "regression", "max_length": 64}, "rating"),
+}
+TEXTS = [
+    ("Ada lives in Oslo .", "Where does Ada live ?"),
+    ("The mill is old .", "Zoë keeps a cat and a dog in the town ."),
+]
+EXAMPLES = [Example(str(i), a, b, None, (), f"row {i}") for i, (a, b) in enumerate(TEXTS)]
+
+
+def fresh(architecture: str, tasks=TASKS, seed=1):
+    spec = ModelSpec(architecture=architecture, tokenizer="sample:tokenizer", config=ARCHITECTURES[architecture])
+    tokenizer = load_tokenizer(spec)
+    model = build_model(spec, tasks, tokenizer, dropout=0.1, seed=seed)
+    with torch.no_grad():
+        for parameter in model.parameters():  # nothing left at its initial value, biases and norms included
+            parameter += 0.05 * torch.randn_like(parameter)
+    return model.eval(), tokenizer
+
+
+def logits(model, head, tokenizer) -> np.ndarray:
+    source = MemorySet.encode("rows", EXAMPLES, TASKS[head], tokenizer)
+    batch = collate(source, range(len(source)), tokenizer.pad_token_id)
+    with torch.no_grad():
+        return model(batch, head).logits.numpy()
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_an_exported_folder_gives_the_same_logits(architecture, tmp_path):
+    model, tokenizer = fresh(architecture)
+    export(model, model.state_dict(), tokenizer, tmp_path, "card")
+    for head, task in TASKS.items():
+        folder = tmp_path / head
+        loaded = Predictor.load(str(folder))
+        for parameter in loaded.model.parameters():
+            # weights mapped from a file lie elsewhere in a cache line, which changes the last bit of a dot product
+            parameter.data = parameter.data.clone()
+        assert np.array_equal(logits(loaded, head, loaded.tokenizer), logits(model, head, tokenizer))
+        assert loaded.task == task and type(loaded.model).__name__ in loaded.model.config.architectures
+        plain = task.model.from_pretrained(folder)  # as any user of transformers would
+        assert {k: v.sum() for k, v in plain.state_dict().items()} == {
+            k: v.sum() for k, v in loaded.model.state_dict().items()
+        }
+        assert not list(folder.glob("*.bin")) and (folder / "README.md").read_text().count("card") == 1
+    assert AutoConfig.from_pretrained(tmp_path / "nli").id2label == {0: "yes", 1: "no", 2: "maybe"}
+
+
+def test_every_head_trains_the_same_encoder():
+    model, tokenizer = fresh("bert")
+    encoders = [name for name, _ in model.named_modules() if name.endswith("word_embeddings")]
+    assert encoders == ["encoder.embeddings.word_embeddings"]
+    model.train()
+    source = MemorySet.encode("rows", EXAMPLES, TASKS["qa"], tokenizer)
+    model(collate(source, [0], 0), "qa").logits.square().sum().backward()
+    without = [name for name, p in model.named_parameters() if p.grad is None]
+    assert without == [], "idle heads and the pooler must take part, with gradient 0"
+    assert float(model.heads["nli"]["classifier"].weight.grad.abs().max()) == 0
+    assert float(model.encoder.pooler.dense.weight.grad.abs().max()) == 0
+
+
+def test_training_mode_reaches_the_heads():
+    """Dropout in a head must be on in training and off in evaluation."""
+    model, tokenizer = fresh("electra")
+    assert np.array_equal(logits(model, "nli", tokenizer), logits(model, "nli", tokenizer))
+    model.train()
+    assert not np.array_equal(logits(model, "nli", tokenizer), logits(model, "nli", tokenizer))
+    model.eval()
+    assert np.array_equal(logits(model, "nli", tokenizer), logits(model, "nli", tokenizer))
+
+
+def exported(tmp_path, architecture="electra"):
+    model, tokenizer = fresh(architecture)
+    export(model, model.state_dict(), tokenizer, tmp_path, "")
+    return model, tokenizer
+
+
+def test_a_folder_goes_on_with_its_own_head(tmp_path):
+    model, tokenizer = exported(tmp_path)
+    again = build_model(
+        ModelSpec(name=str(tmp_path / "nli")), {"nli": TASKS["nli"]}, tokenizer, dropout=None, seed=9
+    ).eval()
+    assert np.array_equal(logits(again, "nli", tokenizer), logits(model, "nli", tokenizer))
+
+
+def test_labels_travel_by_name(tmp_path):
+    """The same head under another label order: its rows are permuted, each label keeps its logit."""
+    model, tokenizer = exported(tmp_path)
+    other = {"nli": TASKS["nli"].model_copy(update={"labels": ["maybe", "yes", "no"]})}
+    again = build_model(ModelSpec(name=str(tmp_path / "nli")), other, tokenizer, dropout=None, seed=9).eval()
+    assert np.array_equal(logits(again, "nli", tokenizer)[:, [1, 2, 0]], logits(model, "nli", tokenizer))
+
+
+def test_a_head_with_other_labels_starts_fresh(tmp_path):
+    """Three labels of another meaning must not inherit a head of three labels."""
+    model, tokenizer = exported(tmp_path)
+    other = {"nli": TASKS["nli"].model_copy(update={"labels": ["good", "bad", "mixed"]})}
+    again = build_model(ModelSpec(name=str(tmp_path / "nli")), other, tokenizer, dropout=None, seed=9)
+    assert torch.equal(again.encoder.embeddings.word_embeddings.weight, model.encoder.embeddings.word_embeddings.weight)
+    assert not torch.equal(
+        again.heads["nli"]["classifier"].out_proj.weight, model.heads["nli"]["classifier"].out_proj.weight
+    )
+
+
+@pytest.mark.parametrize("architecture", ["bert", "electra"])
+def test_an_encoder_moves_from_a_span_model_to_other_heads(architecture, tmp_path):
+    model, tokenizer = exported(tmp_path, architecture)
+    again = build_model(ModelSpec(name=str(tmp_path / "qa")), TASKS, tokenizer, dropout=None, seed=9).eval()
+    assert np.array_equal(logits(again, "qa", tokenizer), logits(model, "qa", tokenizer))
+
+
+def test_rows_longer_than_the_positions_are_refused():
+    config = copy.deepcopy(AutoConfig.for_model("roberta"))
+    config.max_position_embeddings, config.pad_token_id = 66, 1
+    check_lengths(config, {"qa": TASKS["qa"]})
+    config.max_position_embeddings = 65
+    with pytest.raises(RoadError, match=r"max_length 64 is above the encoder's 63 positions"):
+        check_lengths(config, {"qa": TASKS["qa"]})
+
+
+def test_tasks_of_folders_from_elsewhere(tmp_path):
+    exported(tmp_path)
+    for head in TASKS:
+        (tmp_path / head / "road_task.json").unlink()
+    assert read_task(tmp_path / "qa").type == "span_qa"
+    assert read_task(tmp_path / "nli").labels == ["yes", "no", "maybe"]
+    assert read_task(tmp_path / "rating").type == "regression"
+    with pytest.raises(RoadError, match=r"no config\.json"):
+        read_task(tmp_path)
+
+
+def test_answers_lie_in_the_context(tmp_path):
+    exported(tmp_path)
+    question = Example("q", "Where ?", "Ada lives in Oslo 🎈 and Zoë in Łódź .", None, (Answer("Oslo", 13),), "row")
+    answered = Predictor.load(str(tmp_path / "qa")).predict([question])[0]
+    assert answered.text and question.text_b[answered.start : answered.end] == answered.text
+    assert (
+        AutoTokenizer.from_pretrained(tmp_path / "qa").backend_tokenizer.to_str()
+        == AutoTokenizer.from_pretrained(sample_path("tokenizer")).backend_tokenizer.to_str()
+    )
