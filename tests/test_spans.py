@@ -1,6 +1,7 @@
 """Windows before the model and answers after it."""
 
 import json
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -43,7 +44,7 @@ def test_windows_cover_the_context_and_overlap_by_the_stride(tokens, capacity, s
     for start in starts:
         covered |= set(range(start, min(start + capacity, tokens)))
     assert covered == set(range(tokens))
-    assert all(b - a == min(stride, capacity) for a, b in zip(starts, starts[1:], strict=False))
+    assert all(b - a == min(stride, capacity) for a, b in pairwise(starts))
     assert starts[-1] + capacity >= tokens and (len(starts) == 1 or starts[-2] + capacity < tokens)
 
 

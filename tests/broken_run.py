@@ -1,0 +1,48 @@
+"""A run that breaks on purpose: python broken_run.py POINT STEP RANK ARGUMENTS-OF-TRAIN...
+
+POINT is where the process kills itself (backward, write, manifest, prune), or "forget": a resume that leaves the random
+states as they are, the control that shows the tests can see a difference.
+"""
+
+import os
+import signal
+import sys
+
+from road_ds import checkpoint, loop, train
+
+point, step, rank = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+arguments = [argument for argument in sys.argv[4:]]
+
+
+def die_at(counted: int) -> None:
+    if counted == step and int(os.environ.get("RANK", "0")) == rank:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def breaking(function, when):
+    """The function, dying first when `when(its arguments)` is the chosen step."""
+
+    def broken(*args, **kwargs):
+        die_at(when(*args, **kwargs))
+        return function(*args, **kwargs)
+
+    return broken
+
+
+def saved_step(path) -> int:
+    return int(str(path).split(".staged-")[1].split("/")[0])
+
+
+if point == "backward":  # inside a step, some micro-batches done
+    loop.step_engine = breaking(
+        loop.step_engine, lambda engine: engine.global_steps + 1 if engine.is_gradient_accumulation_boundary() else -1
+    )
+elif point == "write":  # the engine's files are written, this rank's random state is not
+    checkpoint.save_file = breaking(checkpoint.save_file, lambda tensors, path: saved_step(path))
+elif point == "manifest":  # everything is written but the manifest
+    checkpoint.write_manifest = breaking(checkpoint.write_manifest, lambda staged, facts: facts["step"])
+elif point == "prune":  # committed, old ones not yet removed
+    checkpoint.prune = breaking(checkpoint.prune, lambda root, keep: int(checkpoint.committed(root)[0].name[5:]))
+elif point == "forget":
+    checkpoint.restore_random_state = lambda state: None
+sys.exit(train.main(arguments))

@@ -1,0 +1,280 @@
+"""Nothing committed is lost: killed and resumed runs end with the bits of an unbroken one."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+from runs import ROOT, environment, free_port, launch, records, run_python, tiny_config
+from safetensors.torch import load_file
+
+from road_ds import checkpoint
+from road_ds.errors import RoadError
+from road_ds.ranks import Ranks
+
+STEPS = 8
+HEADS = ("qa", "inference", "paraphrase")
+
+
+def resumable_config(stage: int) -> dict:
+    config = tiny_config(steps=STEPS, dropout=0.1, save_every=2, log_every=3, schedule="linear", warmup=0.1)
+    config["optimizer"] = {"type": "AdamW", "params": {"lr": 1e-3}}
+    config["zero_optimization"] = {"stage": stage}
+    config["gradient_clipping"] = 1.0
+    return config
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return {
+        f"{head}/{name}": value
+        for head in HEADS
+        for name, value in load_file(folder / "model" / head / "model.safetensors").items()
+    }
+
+
+def same(a: Path, b: Path) -> bool:
+    left, right = weights(a), weights(b)
+    return left.keys() == right.keys() and all(torch.equal(left[key], right[key]) for key in left)
+
+
+def losses(folder: Path) -> list[tuple[int, float]]:
+    return [(line["step"], line["loss"]) for line in records(folder) if "loss" in line]
+
+
+def runs(*shapes: tuple[int, int]):
+    """The unbroken runs that a test starts from, by ZeRO stage and ranks."""
+    ids = [f"ZeRO {stage} on {ranks}" for stage, ranks in shapes]
+    return pytest.mark.parametrize("unbroken", shapes, ids=ids, indirect=True, scope="module")
+
+
+ONE, TWO = (0, 1), (2, 2)
+
+
+@pytest.fixture(scope="module")
+def unbroken(request, tmp_path_factory, cache):
+    """A run that was never killed: its ranks, its config file, its folder."""
+    stage, ranks = request.param
+    folder = tmp_path_factory.mktemp("unbroken")
+    config = resumable_config(stage)
+    config["road"] |= {"cache": str(cache), "output": str(folder / "run")}
+    path = folder / "run.json"
+    path.write_text(json.dumps(config))
+    result = start("none", 0, 0, path, ranks)
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert [p.name for p in checkpoint.committed(folder / "run" / "checkpoints")] == ["step-00000008", "step-00000006"]
+    return ranks, path, folder / "run"
+
+
+def start(point: str, step: int, rank: int, config: Path, ranks: int, *arguments: str) -> subprocess.CompletedProcess:
+    script = [ROOT / "tests" / "broken_run.py", point, str(step), str(rank), "--deepspeed_config", config, *arguments]
+    if ranks == 1:
+        return run_python(*script)
+    # the launcher puts --local_rank before a script's own arguments
+    return launch(*script, ranks=ranks, launcher=("--no_local_rank",))
+
+
+@runs(ONE, TWO)
+def test_killed_again_and_again_it_ends_with_the_same_bits(unbroken, tmp_path):
+    ranks, config, expected = unbroken
+    output = ("--set", f"road.output={tmp_path / 'run'}")
+    last = ranks - 1
+    for point, step, rank, newest in (
+        ("backward", 3, last, "step-00000002"),  # inside a step
+        ("write", 4, last, "step-00000002"),  # inside a checkpoint, a rank's part missing
+        ("manifest", 6, 0, "step-00000004"),  # inside a checkpoint, all parts there
+        ("prune", 8, 0, "step-00000008"),  # behind the commit
+    ):
+        resume = ("--resume",) if (tmp_path / "run").exists() else ()
+        result = start(point, step, rank, config, ranks, *output, *resume)
+        assert result.returncode not in (0, 2), f"{point}: was not killed\n{result.stderr[-2000:]}"
+        assert checkpoint.newest(tmp_path / "run" / "checkpoints").folder.name == newest, point
+    result = start("none", 0, 0, config, ranks, *output, "--resume")
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert same(tmp_path / "run", expected)
+    assert losses(tmp_path / "run") == losses(expected), "metrics.jsonl tells one unbroken story"
+    assert json.loads((tmp_path / "run" / "status.json").read_text())["status"] == "finished"
+    assert len(checkpoint.committed(tmp_path / "run" / "checkpoints")) == 2
+    assert not list((tmp_path / "run" / "checkpoints").glob(".staged-*"))
+
+
+def copied(run: Path, target: Path, newest: int) -> Path:
+    """A run folder as it was after checkpoint `newest`."""
+    shutil.copytree(run, target)
+    for folder in checkpoint.committed(target / "checkpoints"):
+        if folder.name > f"step-{newest:08d}":
+            shutil.rmtree(folder)
+    return target
+
+
+@runs(ONE)
+def test_a_resume_that_forgets_the_random_states_is_seen(unbroken, tmp_path):
+    """The control: were dropout's state not restored, the comparison above would fail."""
+    ranks, config, expected = unbroken
+    run = copied(expected, tmp_path / "run", 6)
+    result = start("forget", 0, 0, config, ranks, "--set", f"road.output={run}", "--resume")
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert not same(run, expected)
+
+
+@runs(ONE)
+def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_used(unbroken, tmp_path):
+    _, config, expected = unbroken
+    run = shutil.copytree(expected, tmp_path / "run")
+    newest = run / "checkpoints" / "step-00000008"
+    shard = newest / "engine" / "mp_rank_00_model_states.pt"
+    data = bytearray(shard.read_bytes())
+    data[len(data) // 2] ^= 1
+    shard.write_bytes(data)
+    result = run_python("road_ds/train.py", "--deepspeed_config", config, "--set", f"road.output={run}", "--resume")
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert "step-00000008 is damaged" in result.stderr and "mp_rank_00_model_states.pt" in result.stderr
+    assert "resumed from step-00000006" in result.stdout
+    assert same(run, expected)
+
+
+@runs(ONE, TWO)
+def test_each_file_of_a_checkpoint_truncated_deleted_or_flipped(unbroken, tmp_path, capsys):
+    _, _, expected = unbroken
+    for number, path in enumerate(sorted((expected / "checkpoints" / "step-00000008").rglob("*"))):
+        if path.is_dir():
+            continue
+        for damage in ("truncated", "deleted", "flipped"):
+            root = tmp_path / f"{number}-{damage}"
+            shutil.copytree(expected / "checkpoints", root)
+            victim = root / "step-00000008" / path.relative_to(expected / "checkpoints" / "step-00000008")
+            data = bytearray(victim.read_bytes())
+            if damage == "deleted":
+                victim.unlink()
+            elif damage == "truncated":
+                victim.write_bytes(data[:-1])
+            else:
+                data[0] ^= 1
+                victim.write_bytes(data)
+            assert checkpoint.newest(root).step == 6, f"{path.name} {damage}"
+            assert victim.name in capsys.readouterr().err
+            shutil.rmtree(root)
+
+
+@runs(ONE)
+def test_a_strange_file_or_path_in_a_checkpoint_is_refused(unbroken, tmp_path):
+    """A file that the manifest does not know could be unpickled; a manifest may not point outside."""
+    _, _, expected = unbroken
+    folder = shutil.copytree(expected / "checkpoints" / "step-00000008", tmp_path / "step-00000008")
+    (folder / "engine" / "extra.pt").write_bytes(b"x")
+    with pytest.raises(RoadError, match=r"extra\.pt: is not in the manifest"):
+        checkpoint.verify(folder)
+    (folder / "engine" / "extra.pt").unlink()
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["files"]["../outside"] = {"size": 0, "sha256": ""}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(RoadError, match="outside its folder"):
+        checkpoint.verify(folder)
+
+
+def test_all_checkpoints_damaged_is_an_error_not_a_fresh_start(tmp_path):
+    (tmp_path / "step-00000002").mkdir()
+    with pytest.raises(RoadError, match=r"no checkpoint to resume from \(1 found, all damaged\)"):
+        checkpoint.newest(tmp_path)
+
+
+@runs(ONE, TWO)
+def test_other_world_size_and_stage_say_what_to_do(unbroken, tmp_path):
+    ranks, config, expected = unbroken
+    run = copied(expected, tmp_path / "run", 6)
+    stage = 2 if ranks == 2 else 1
+    arguments = ["--set", f"road.output={run}", "--set", f"zero_optimization.stage={stage}", "--resume"]
+    result = run_python("road_ds/train.py", "--deepspeed_config", config, *arguments)
+    assert result.returncode == 2 and "Traceback" not in result.stderr
+    if ranks == 2:
+        assert "ZeRO 2 splits the optimizer over 2 processes, this run has 1: resume on 2, or start" in result.stderr
+    else:
+        assert "zero_optimization.stage" in result.stderr and "saved" in result.stderr and "now" in result.stderr
+
+
+@runs(TWO)
+def test_sigterm_to_the_launcher_saves_and_leaves_no_orphans(unbroken, tmp_path):
+    """The `deepspeed` command dies at once; its ranks notice, agree, save and end."""
+    _, config, _ = unbroken
+    run = tmp_path / "run"
+    deepspeed = str(Path(sys.executable).parent / "deepspeed")
+    arguments = ["--set", f"road.output={run}", "--set", "road.steps=100000", "--set", "road.log_every=1"]
+    process = subprocess.Popen(
+        [deepspeed, "--num_gpus", "2", "--master_port", str(free_port()), "road_ds/train.py", "--deepspeed_config", config, *arguments],
+        cwd=ROOT, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    wait_for(lambda: (run / "metrics.jsonl").exists() and len(records(run)) >= 2, 120)
+    children = psutil.Process(process.pid).children(recursive=True)
+    assert len(children) >= 3
+    process.send_signal(signal.SIGTERM)
+    process.wait(30)
+    _, alive = psutil.wait_procs(children, timeout=60)
+    for orphan in alive:
+        orphan.kill()
+    assert not alive
+    status = json.loads((run / "status.json").read_text())
+    assert status["status"] == "preempted" and status["reason"].startswith("stopped")
+    assert checkpoint.newest(run / "checkpoints").step == status["step"] >= 2
+
+
+def wait_for(condition, seconds: float) -> None:
+    until = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < until, "waited too long"
+        time.sleep(0.1)
+
+
+class FakeEngine:
+    """As much of an engine as a save needs; writes one file, or fails as on a full disk."""
+
+    def __init__(self, fault: Exception | None = None):
+        self.fault = fault
+
+    def zero_optimization_stage(self) -> int:
+        return 0
+
+    def save_checkpoint(self, folder, tag, save_latest):
+        (Path(folder) / tag).mkdir()
+        (Path(folder) / tag / "weights.pt").write_bytes(os.urandom(64))
+        if self.fault:
+            raise self.fault
+
+
+ALONE = Ranks(rank=0, world_size=1, local_rank=0, device=torch.device("cpu"), control=None)
+
+
+@pytest.mark.parametrize("fault", [OSError(28, "No space left on device"), RuntimeError("unexpected pos 64 vs 0")])
+def test_a_full_disk_fails_loudly_and_keeps_older_checkpoints(tmp_path, fault):
+    checkpoint.save(FakeEngine(), ALONE, tmp_path, step=2, config={}, keep=1)
+    with pytest.raises(OSError, match="could not be written"):
+        checkpoint.save(FakeEngine(fault), ALONE, tmp_path, step=4, config={}, keep=1)
+    assert checkpoint.newest(tmp_path).step == 2
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000002"]
+
+
+def test_only_the_newest_are_kept_and_a_step_can_be_saved_again(tmp_path):
+    for step in (2, 4, 6, 6):
+        checkpoint.save(FakeEngine(), ALONE, tmp_path, step=step, config={}, keep=2)
+    assert [path.name for path in checkpoint.committed(tmp_path)] == ["step-00000006", "step-00000004"]
+
+
+def test_random_states_come_back():
+    import random
+
+    import numpy as np
+
+    def draw():
+        return torch.rand(3).tolist(), np.random.rand(3).tolist(), random.random(), random.gauss(0, 1)
+
+    random.gauss(0, 1)  # leaves a second value waiting
+    state = checkpoint.random_state()
+    first = draw()
+    assert draw() != first
+    checkpoint.restore_random_state(state)
+    assert draw() == first
