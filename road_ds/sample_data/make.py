@@ -185,7 +185,6 @@ HABITS = [
     Trait("plays the {}", "does not play the {}", {"horn": ["trumpet", "tuba"], "drum": ["bongo", "tabla"]}),
     Trait("drives a {}", "does not drive a {}", {"car": ["sedan", "limousine"], "boat": ["ferry", "canoe"]}),
     Trait("wears a {}", "does not wear a {}", {"hat": ["beret", "bonnet"], "coat": ["parka", "raincoat"]}),
-    Trait("paints a {}", "does not paint a {}", {"flower": ["rose", "tulip"], "tree": ["larch", "willow"]}),
 ]
 TRADES = [
     Trait("exports {}", "does not export {}", {"metal": ["zinc", "tin"], "cloth": ["silk", "linen"]}),
@@ -194,7 +193,6 @@ TRADES = [
     ),
     Trait("grows {}", "does not grow {}", {"fruit": ["pears", "plums"], "grain": ["barley", "oats"]}),
     Trait("loves {}", "does not love {}", {"music": ["opera", "jazz"], "sport": ["rowing", "tennis"]}),
-    Trait("builds with {}", "does not build with {}", {"wood": ["pine", "ash"], "rock": ["slate", "basalt"]}),
 ]
 LABELS = ("entailment", "neutral", "contradiction")
 
@@ -266,13 +264,13 @@ TELLINGS = (
 
 
 def paraphrase(world: World) -> dict:
-    """One pair: an event told in two ways, by other words; or told beside one that differs in one to all parts."""
+    """One pair: an event told in two ways, by other words; or told beside one that differs in two to all parts."""
     rng = world.rng
     who = [[name] for name in world.first_names]
     parts = {"who": who, "deed": DEEDS, "look": LOOKS, "thing": THINGS, "day": DAYS}  # each a list of synonyms
     event = {part: rng.choice(choices) for part, choices in parts.items()}
     same = rng.random() < 0.45
-    changed = [] if same else rng.sample(list(parts), rng.randint(1, len(parts)))
+    changed = [] if same else rng.sample(list(parts), rng.randint(2, len(parts)))
     other = event | {part: rng.choice([choice for choice in parts[part] if choice != event[part]]) for part in changed}
     first, second = (
         telling.format(**{part: rng.choice(synonyms) for part, synonyms in told.items()})
@@ -367,7 +365,7 @@ def tokenizer_files(texts: list[str]) -> Iterator[tuple[str, str]]:
     settings = {"tokenizer_class": "ElectraTokenizer", "do_lower_case": True, "model_max_length": MAX_LENGTH, **names}
     yield "tokenizer.json", tokenizer.to_str(pretty=True) + "\n"
     yield "tokenizer_config.json", json.dumps(settings, indent=2) + "\n"
-    yield "vocab.txt", "".join(f"{piece}\n" for piece in sorted(vocabulary, key=vocabulary.get))
+    yield "vocab.txt", "".join(f"{piece}\n" for piece in sorted(vocabulary, key=lambda piece: vocabulary[piece]))
 
 
 def main(folder: Path) -> None:
