@@ -6,10 +6,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from road_ds.features import Feature, FeatureSet, collate
-from road_ds.log import table
+from road_ds.log import progress, table
 from road_ds.ranks import Ranks
 from road_ds.readers import Example
 from road_ds.tasks import Scores, Task
@@ -59,7 +58,6 @@ def compute_logits(
     pad_id: int,
     batch_size: int,
     device: torch.device | str,
-    progress: bool = True,
 ) -> list[np.ndarray] | None:
     """Each feature's logits without padding, [rows, classes] float32, in order; None on ranks other than 0.
 
@@ -73,11 +71,9 @@ def compute_logits(
     mine = batches[rank::world_size]
     turns = -(-len(batches) // world_size)
     found: dict[int, np.ndarray] = {}
-    bar = tqdm(
-        range(turns), desc=f"evaluating {source.name}", unit="batch", leave=False, disable=not progress or rank > 0
-    )
+    bar = progress(turns, f"evaluating {source.name}", "batch")
     with torch.no_grad():
-        for turn in bar:
+        for turn in range(turns):
             rows = mine[turn] if turn < len(mine) else batches[-1]
             batch = collate(source, rows, pad_id).to(device)
             outputs = model(batch, head)
@@ -85,6 +81,8 @@ def compute_logits(
                 values = outputs.logits.float().cpu().numpy().reshape(len(rows), task.rows_per_feature, -1)
                 for index, value in zip(rows, values, strict=True):
                     found[int(index)] = value[:, : lengths[index]] if outputs.lengths is not None else value
+            bar.update()
+    bar.close()
     gathered = ranks.gather(found) if ranks else [found]
     if rank > 0:
         return None

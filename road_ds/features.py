@@ -14,12 +14,11 @@ import numpy as np
 import pyarrow as pa
 import torch
 from filelock import FileLock
-from tqdm import tqdm
 
 from road_ds.config import DatasetSpec
 from road_ds.errors import RoadError
 from road_ds.hub import local_file
-from road_ds.log import is_main, write_json
+from road_ds.log import progress, write_json
 from road_ds.readers import Answer, Example, Reading, read
 
 ENCODING = 1  # part of every cache key: raise it when the same rows encode to other features
@@ -254,7 +253,7 @@ def _encode(name: str, part: Part, reading: Reading, task: Any, tokenizer: Any, 
     staged.mkdir(parents=True)
     try:
         examples = reading.examples
-        bar = tqdm(total=len(examples), desc=f"encoding {name} {part}", unit="row", disable=not is_main(), leave=False)
+        bar = progress(len(examples), f"encoding {name} {part}", "row")
         lengths: list[int] = []
 
         def encoded() -> Iterator[dict[str, Any]]:

@@ -12,6 +12,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from tqdm import tqdm
+
 NUMBER = re.compile(r"[-+]?[\d,.]*\d[\d,.]*( ?[%KMGx]?i?B?)|-?")
 HEADLINES = ("/f1", "/accuracy", "/pearson")  # the metrics worth a curve
 
@@ -41,6 +43,20 @@ def quiet_libraries() -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=FutureWarning)
     warnings.filterwarnings("ignore", category=UserWarning, module=r"(torch|deepspeed|transformers)\b.*")
+
+
+def progress(total: int, description: str, unit: str, *, initial: int = 0, leave: bool = False) -> tqdm:
+    """A progress bar with ETA on rank 0; into a file it writes seldom."""
+    return tqdm(
+        total=total,
+        initial=initial,
+        desc=description,
+        unit=unit,
+        leave=leave,
+        disable=not is_main(),
+        dynamic_ncols=True,
+        mininterval=0.1 if sys.stderr.isatty() else 15,
+    )
 
 
 def table(rows: Iterable[Iterable[Any]], header: Iterable[str]) -> str:
@@ -111,6 +127,10 @@ class RunFolder:
             except json.JSONDecodeError:
                 continue
         return lines
+
+    def last_step(self) -> int:
+        """The newest step that metrics.jsonl tells of, 0 before the first."""
+        return max((line["step"] for line in self.records()), default=0)
 
     def forget_after(self, step: int) -> None:
         """Drops the metrics of steps that a resumed run will do again."""

@@ -5,12 +5,11 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
 from road_ds.config import RoadConfig
 from road_ds.errors import RoadError
 from road_ds.features import Batch, FeatureSet, collate
-from road_ds.log import RunFolder
+from road_ds.log import RunFolder, progress
 from road_ds.meter import Meter
 from road_ds.objectives import Loss
 from road_ds.passes import Passes, micro_batches
@@ -43,7 +42,7 @@ def fit(
     preemption = Preemption()
     micro = engine.train_micro_batch_size_per_gpu()
     meter = Meter(ranks, folder, sources, micro)
-    bar = tqdm(total=steps, initial=start, desc="training", unit="step", disable=ranks.rank > 0, dynamic_ncols=True)
+    bar = progress(steps, "training", "step", initial=start, leave=True)
     skipped = 0
     for step in range(start, steps):
         faulthandler.dump_traceback_later(config.step_timeout, exit=True)  # a hang ends with every rank's stack

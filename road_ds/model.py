@@ -121,6 +121,8 @@ def load_tokenizer(spec: ModelSpec) -> Any:
         raise RoadError(
             f"{name}: the tokenizer has no fast version (tokenizer.json), which gives the character offsets"
         )
+    if tokenizer.pad_token_id is None:
+        raise RoadError(f"{name}: the tokenizer has no padding token: expected the tokenizer of an encoder")
     return tokenizer
 
 

@@ -73,7 +73,7 @@ def main(arguments: list[str] | None = None) -> int:
     if options.debug and code == 2:
         traceback.print_exc()
     if folder is not None:
-        folder.status("failed", 0, fault)
+        folder.status("failed", folder.last_step(), fault)
     return code
 
 
@@ -124,8 +124,9 @@ def run(config: RoadConfig, ds: dict[str, Any], ranks: Ranks, folder: RunFolder,
     train, dev = ranks.together(lambda: load_data(config, tasks, tokenizer))
     passes, steps = plan(config, ds, train)
     resolved = {**ds, "road": {**config.model_dump(), "steps": steps, "epochs": None}}
-    ranks.agree("the configuration or the data", {"config": _comparable(resolved), "data": fingerprints(train, dev)})
-    found = ranks.together(lambda: resumable(folder, resolved)) if resume else None
+    ranks.agree("the configuration or the data", {"config": _comparable(resolved), "data": fingerprints(train)})
+    saved = {**resolved, "data": fingerprints(train)}
+    found = ranks.together(lambda: resumable(folder, saved)) if resume else None
     folder.write("config.json", resolved)
     for name, source in {**train, **dev}.items():
         if source.manifest["skipped"]:
@@ -156,7 +157,6 @@ def run(config: RoadConfig, ds: dict[str, Any], ranks: Ranks, folder: RunFolder,
         say(f"resumed from {found.folder.name}")
 
     of = {name: (config.head_of(name), tasks[config.head_of(name)]) for name in train}
-    best: dict[str, dict[str, float]] = {}
 
     def evaluate(step: int) -> dict[str, evaluation.Evaluated]:
         scores = evaluation.evaluate(
@@ -164,14 +164,11 @@ def run(config: RoadConfig, ds: dict[str, Any], ranks: Ranks, folder: RunFolder,
         )
         if scores:
             folder.record({"step": step, **evaluation.flat(scores)})
-            for key, value in evaluation.flat(scores).items():
-                if key not in best or value > best[key]["value"]:
-                    best[key] = {"value": value, "step": step}
         return scores
 
     def save(step: int) -> None:
         try:
-            checkpoint.save(engine, ranks, folder.path / "checkpoints", step=step, config=resolved, keep=config.keep)
+            checkpoint.save(engine, ranks, folder.path / "checkpoints", step=step, config=saved, keep=config.keep)
         except OSError as error:
             warn(f"step {step}: {error}; older checkpoints are kept and the run goes on")
 
@@ -192,19 +189,26 @@ def run(config: RoadConfig, ds: dict[str, Any], ranks: Ranks, folder: RunFolder,
         folder.write("results.json", {
             "step": step,
             "scores": {name: vars(result) for name, result in scores.items()},
-            "best": best,
+            "best": {name: best(folder, f"{name}/{result.headline}") for name, result in scores.items()},
             "wall_seconds": round(time.time() - began, 1),
             "world_size": ranks.world_size,
             "device": torch.cuda.get_device_name() if capability else "cpu",
             "precision": precision,
             "seed": config.seed,
-            "data": fingerprints(train, dev),
+            "data": {"train": fingerprints(train), "dev": fingerprints(dev)},
             "versions": versions(),
         })  # fmt: skip
         plot_curves(folder.records(), folder.path / "curves.png")
         say("", card, "", *closing(folder.path, exported, tasks, time.time() - began))
     ranks.barrier()
     return step, ""
+
+
+def best(folder: RunFolder, metric: str) -> dict[str, Any]:
+    """The highest value of a metric over a run's evaluations, and its step."""
+    values = [(line[metric], line["step"]) for line in folder.records() if metric in line]
+    value, step = max(values, key=lambda pair: pair[0])
+    return {"metric": metric, "value": value, "step": step}
 
 
 def load_data(
@@ -232,22 +236,21 @@ def plan(config: RoadConfig, ds: dict[str, Any], train: dict[str, FeatureSet]) -
     return passes, steps
 
 
-def fingerprints(train: dict[str, FeatureSet], dev: dict[str, FeatureSet]) -> dict[str, str]:
-    """The content hash of every part of every data set."""
-    parts = {"train": train, "dev": dev}
-    return {f"{name}/{part}": source.manifest["key"] for part, sets in parts.items() for name, source in sets.items()}
+def fingerprints(sources: dict[str, FeatureSet]) -> dict[str, str]:
+    """The content hash of every data set: rows, reader settings, tokenizer, task settings."""
+    return {name: source.manifest["key"] for name, source in sources.items()}
 
 
-def resumable(folder: RunFolder, resolved: dict[str, Any]) -> checkpoint.Checkpoint:
-    """The checkpoint to go on from. RoadError that shows the difference when the run's settings have changed."""
+def resumable(folder: RunFolder, wanted: dict[str, Any]) -> checkpoint.Checkpoint:
+    """The checkpoint to go on from. RoadError that shows the difference when the run's settings or rows have changed."""
     found = checkpoint.newest(folder.path / "checkpoints")
-    before, now = _flat(found.manifest["config"]), _flat(resolved)
+    before, now = _flat(found.manifest["config"]), _flat(wanted)
     changed = [key for key in sorted({*before, *now}) if before.get(key) != now.get(key)]
     refused = [key for key in changed if not any(key == k or key.startswith(k + ".") for k in CHANGEABLE)]
     if refused:
         rows = [(key, before.get(key, "-"), now.get(key, "-")) for key in refused]
         raise RoadError(
-            "a resumed run must keep the settings that decide on rows, weights and rates; these differ:\n"
+            "a resumed run must keep its rows and the settings that decide on weights and rates; these differ:\n"
             + table(rows, ("key", "saved", "now"))
             + "\nset them back, or start another run with road.output"
         )

@@ -98,6 +98,8 @@ def test_the_heads_alternate(plain):
 def test_parameters_equal_a_plain_loop(plain, config_file, tmp_path, stage, ranks, micro):
     config = tiny_config()
     config["zero_optimization"] = {"stage": stage}
+    if stage == 3:  # by default parameters this small are never let go
+        config["zero_optimization"] |= {"stage3_param_persistence_threshold": 0}
     config["train_micro_batch_size_per_gpu"] = micro
     result = launch("road_ds/train.py", "--deepspeed_config", config_file(config), ranks=ranks)
     assert result.returncode == 0, result.stderr[-3000:]
