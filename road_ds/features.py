@@ -107,6 +107,11 @@ class FeatureSet:
     def __init__(self, name: str, folder: Path):
         self.name, self.folder = name, folder
         self.manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+        for file, size in self.manifest["files"].items():
+            if not (folder / file).exists() or (folder / file).stat().st_size != size:
+                raise RoadError(
+                    f"{folder / file}: the cached file is damaged (expected {size} bytes): remove the folder"
+                )
         self._features = ArrowRows(folder / "features.arrow")
         self._examples = ArrowRows(folder / "examples.arrow")
         self.lengths = np.load(folder / "lengths.npy", mmap_mode="r")  # [features] tokens
@@ -129,8 +134,12 @@ class FeatureSet:
 
 
 def tokenizer_hash(tokenizer: Any) -> str:
-    """A fingerprint of everything that decides how text becomes ids."""
-    text = tokenizer.backend_tokenizer.to_str() + json.dumps(tokenizer.special_tokens_map, default=str, sort_keys=True)
+    """A fingerprint of everything that decides how text becomes ids.
+
+    Truncation and padding are left out: they are what the last call asked for, not the tokenizer's own.
+    """
+    own = json.loads(tokenizer.backend_tokenizer.to_str()) | {"truncation": None, "padding": None}
+    text = json.dumps([own, tokenizer.special_tokens_map], default=str, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -189,13 +198,7 @@ def load_features(name: str, part: Part, spec: DatasetSpec, task: Any, tokenizer
         with FileLock(f"{folder}.lock"):
             if not (folder / "manifest.json").exists():
                 _encode(name, part, reading or read_part(name, part, spec), task, tokenizer, folder, digest)
-    found = FeatureSet(name, folder)
-    for file, size in found.manifest["files"].items():
-        if not (folder / file).exists() or (folder / file).stat().st_size != size:
-            raise RoadError(
-                f"{folder / file}: the cached file is damaged (expected {size} bytes): remove the folder {folder}"
-            )
-    return found
+    return FeatureSet(name, folder)
 
 
 def _file_hash(path: Path) -> str:

@@ -2,7 +2,7 @@
 
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -99,12 +99,16 @@ class Ranks:
         assert result is not None
         return result
 
-    def agree(self, what: str, value: Any) -> None:
-        """RoadError that names both values when ranks differ in something that must be the same."""
-        values = self.gather(value)
-        for rank, other in enumerate(values):
-            if other != values[0]:
-                raise RoadError(f"ranks disagree on {what}: rank 0 has {values[0]!r}, rank {rank} has {other!r}")
+    def agree(self, values: Mapping[str, Any]) -> None:
+        """RoadError that names the key and both values when ranks differ in something that must be the same."""
+        first, *others = self.gather(dict(values))
+        for rank, other in enumerate(others, 1):
+            for key in sorted({*first, *other}):
+                if first.get(key) != other.get(key):
+                    raise RoadError(
+                        f"ranks disagree on {key}: rank 0 has {first.get(key)!r}, rank {rank} has {other.get(key)!r}: "
+                        "every host needs the same configuration and the same rows"
+                    )
 
 
 def _free_port() -> int:

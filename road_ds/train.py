@@ -33,6 +33,8 @@ from road_ds.tasks import Task, heads
 
 PREEMPTED = 143  # the exit code of a process that ended on SIGTERM
 
+OWN = {"road.cache", "road.output"}  # what each host may have its own of
+
 # What a resumed run may change: nothing here decides on rows, weights or rates.
 CHANGEABLE = {
     *(
@@ -124,8 +126,8 @@ def run(config: RoadConfig, ds: dict[str, Any], ranks: Ranks, folder: RunFolder,
     train, dev = ranks.together(lambda: load_data(config, tasks, tokenizer))
     passes, steps = plan(config, ds, train)
     resolved = {**ds, "road": {**config.model_dump(), "steps": steps, "epochs": None}}
-    ranks.agree("the configuration or the data", {"config": _comparable(resolved), "data": fingerprints(train)})
     saved = {**resolved, "data": fingerprints(train)}
+    ranks.agree({key: value for key, value in _flat(saved).items() if key not in OWN})
     found = ranks.together(lambda: resumable(folder, saved)) if resume else None
     folder.write("config.json", resolved)
     for name, source in {**train, **dev}.items():
@@ -264,11 +266,6 @@ def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
     for key, inner in value.items():
         result |= _flat(inner, f"{prefix}.{key}" if prefix else str(key))
     return result
-
-
-def _comparable(resolved: dict[str, Any]) -> dict[str, Any]:
-    """A configuration without what hosts may have their own of."""
-    return {key: value for key, value in _flat(resolved).items() if key not in ("road.cache", "road.output")}
 
 
 def closing(folder: Path, exported: list[Path], tasks: dict[str, Task], seconds: float) -> list[str]:
