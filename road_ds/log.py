@@ -15,7 +15,6 @@ from typing import Any
 from tqdm import tqdm
 
 NUMBER = re.compile(r"[-+]?[\d,.]*\d[\d,.]*( ?[%KMGx]?i?B?)|-?")
-HEADLINES = ("/f1", "/accuracy", "/pearson")  # the metrics worth a curve
 
 
 def is_main() -> bool:
@@ -141,34 +140,27 @@ class RunFolder:
             os.replace(staged, self.metrics_file)
 
 
-def plot_curves(records: list[dict[str, Any]], path: str | Path) -> None:
-    """Draws a run's metrics.jsonl: loss per data set, learning rate, dev metrics over steps."""
+def plot_curves(records: list[dict[str, Any]], metrics: list[str], path: str | Path) -> None:
+    """Draws a run's metrics.jsonl: loss per data set, learning rate, and the given dev metrics over steps."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    def curves(loss: bool) -> dict[str, list[tuple[int, float]]]:
-        found: dict[str, list[tuple[int, float]]] = {}
-        for record in records:
-            for key, value in record.items():
-                if "/" in key and key.startswith("loss/") == loss and (loss or key.endswith(HEADLINES)):
-                    found.setdefault(key.removeprefix("loss/"), []).append((record["step"], value))
-        return found
+    def curve(key: str) -> list[tuple[int, float]]:
+        return [(record["step"], record[key]) for record in records if record.get(key) is not None]
 
     figure = Figure(figsize=(15, 4.2), layout="constrained")
     FigureCanvasAgg(figure)
     losses, rates, scores = figure.subplots(1, 3)
-    for name, points in curves(loss=True).items():
-        steps, values = zip(*points, strict=True)
+    for key in sorted({key for record in records for key in record if key.startswith("loss/")}):
+        steps, values = zip(*curve(key), strict=True)
         span = max(1, len(values) // 50)
-        smooth = [
-            sum(values[max(0, i - span) : i + 1]) / len(values[max(0, i - span) : i + 1]) for i in range(len(values))
-        ]
-        losses.plot(steps, smooth, label=name, linewidth=1.2)
-    rated = [(record["step"], record["lr"]) for record in records if "lr" in record]
-    if rated:
-        rates.plot(*zip(*rated, strict=True))
-    for name, points in curves(loss=False).items():
-        scores.plot(*zip(*points, strict=True), marker="o", markersize=3, label=name)
+        smooth = [sum(part) / len(part) for i in range(len(values)) if (part := values[max(0, i - span) : i + 1])]
+        losses.plot(steps, smooth, label=key.removeprefix("loss/"), linewidth=1.2)
+    if curve("lr"):
+        rates.plot(*zip(*curve("lr"), strict=True))
+    for key in metrics:
+        if curve(key):
+            scores.plot(*zip(*curve(key), strict=True), marker="o", markersize=3, label=key)
     for axes, title in ((losses, "training loss"), (rates, "learning rate (head)"), (scores, "dev metrics")):
         axes.set(title=title, xlabel="step")
         axes.grid(alpha=0.3)

@@ -41,7 +41,6 @@ class Task(Strict):
     headline: ClassVar[str]
     rows_per_feature: ClassVar[int] = 1
     continuous: ClassVar[bool] = False
-    try_it: ClassVar[str] = "--text 'A first text.' --pair 'And a second, where the task takes pairs.'"
 
     def head_settings(self) -> dict[str, Any]:
         """What the head's Hugging Face configuration holds."""
@@ -95,7 +94,6 @@ class SpanQA(Task):
     model: ClassVar[Any] = AutoModelForQuestionAnswering
     headline: ClassVar[str] = "f1"
     rows_per_feature: ClassVar[int] = 2
-    try_it: ClassVar[str] = "--text 'Where does Ada live?' --pair 'Ada lives in Oslo.'"
 
     @model_validator(mode="after")
     def room_for_context(self):

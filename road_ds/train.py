@@ -11,6 +11,7 @@ if __name__ == "__main__":  # as a script: `import datasets` must not look for f
 
 import argparse
 import contextlib
+import shlex
 import shutil
 import time
 import traceback
@@ -200,8 +201,9 @@ def run(config: RoadConfig, ds: dict[str, Any], ranks: Ranks, folder: RunFolder,
             "data": {"train": fingerprints(train), "dev": fingerprints(dev)},
             "versions": versions(),
         })  # fmt: skip
-        plot_curves(folder.records(), folder.path / "curves.png")
-        say("", card, "", *closing(folder.path, exported, tasks, time.time() - began))
+        headlines = [f"{name}/{result.headline}" for name, result in scores.items()]
+        plot_curves(folder.records(), headlines, folder.path / "curves.png")
+        say("", card, "", *closing(folder.path, exported, config, dev or train, time.time() - began))
     ranks.barrier()
     return step, ""
 
@@ -268,12 +270,17 @@ def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
     return result
 
 
-def closing(folder: Path, exported: list[Path], tasks: dict[str, Task], seconds: float) -> list[str]:
-    """The last lines of a run: where things are, and what to do next."""
+def closing(
+    folder: Path, exported: list[Path], config: RoadConfig, sources: dict[str, FeatureSet], seconds: float
+) -> list[str]:
+    """The last lines of a run: where things are, and a prediction to try next."""
+    source = next(source for name, source in sources.items() if config.head_of(name) == exported[0].name)
+    shortest = min(source.examples(), key=lambda e: len(e.text_a + (e.text_b or "")))
+    texts = ["--text", shortest.text_a, *(["--pair", shortest.text_b] if shortest.text_b is not None else [])]
     return [
         f"{seconds:.0f} s. Results: {folder / 'results.json'}, {folder / 'metrics.jsonl'}, {folder / 'curves.png'}",
         "Models: " + ", ".join(map(str, exported)),
-        f"Next: python -m road_ds predict {exported[0]} {next(iter(tasks.values())).try_it}",
+        f"Next: python -m road_ds predict {exported[0]} {shlex.join(texts)}",
     ]
 
 
