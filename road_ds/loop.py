@@ -1,7 +1,9 @@
 """The training loop: ROaD's Algorithm 1 on a DeepSpeed engine."""
 
 import faulthandler
-from collections.abc import Callable, Mapping
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -34,56 +36,78 @@ def fit(
     evaluate: Callable[[int], Any],
     save: Callable[[int], None],
 ) -> tuple[int, str]:
-    """The number of steps done, and why it stopped early ("" when it did not).
+    """The number of steps done, and why it stopped early ("" when it did not); then it has been saved.
 
     The loss of a micro-batch is the mean over its rows; DeepSpeed takes the mean over a step's micro-batches, which
     are equally large: the mean over rows, then over passes (ROaD, Algorithm 1).
     """
-    preemption = Preemption()
     micro = engine.train_micro_batch_size_per_gpu()
     meter = Meter(ranks, folder, sources, micro)
     bar = progress(steps, "training", "step", initial=start, leave=True)
     skipped = 0
-    for step in range(start, steps):
-        faulthandler.dump_traceback_later(config.step_timeout, exit=True)  # a hang ends with every rank's stack
-        drawn = passes.draw(step)
-        record = meter.begin(step, drawn, max(group["lr"] for group in engine.optimizer.param_groups))
-        for taken in drawn:
-            for rows in micro_batches(taken.rows, micro, ranks.rank, ranks.world_size):
-                batch = collate(sources[taken.dataset], rows, pad_id).to(ranks.device)
-                try:
-                    outputs = engine(batch, config.head_of(taken.dataset))
-                    loss = objective(outputs.logits, batch.labels, outputs.lengths)
-                    engine.backward(loss.total)
-                except torch.cuda.OutOfMemoryError:
-                    raise RoadError(_out_of_memory(batch)) from None
-                record.losses.append(loss.total.detach())
-                record.applied, record.gradient_norm = step_engine(engine)
-        faulthandler.cancel_dump_traceback_later()
-        done = step + 1
-        skipped = 0 if record.applied else skipped + 1
-        if done == steps or due(done, config.log_every):
-            bar.set_postfix_str(meter.flush())
-        bar.update()
-        if skipped >= config.max_skipped_steps:
-            meter.flush()
-            raise RoadError(
-                f"{skipped} steps in a row were skipped because the gradient was not finite (last: step {done}): "
-                "lower the learning rate, or use road.precision bf16 or fp32"
-            )
-        reason = preemption.reason
-        if ranks.any(bool(reason)):
-            meter.flush()
-            bar.close()
-            return done, next(filter(None, ranks.gather(reason)))
-        if done < steps and due(done, config.evaluate_every):
-            meter.flush()
-            evaluate(done)
-        if done < steps and due(done, config.save_every):
-            meter.flush()
-            save(done)
+    with Preemption() as preemption:
+        for step in range(start, steps):
+            drawn = passes.draw(step)
+            record = meter.begin(step, drawn, max(group["lr"] for group in engine.optimizer.param_groups))
+            with watchdog(config.step_timeout):
+                for taken in drawn:
+                    for rows in micro_batches(taken.rows, micro, ranks.rank, ranks.world_size):
+                        batch = collate(sources[taken.dataset], rows, pad_id).to(ranks.device)
+                        with out_of_memory_named(batch):
+                            outputs = engine(batch, config.head_of(taken.dataset))
+                            loss = objective(outputs.logits, batch.labels, outputs.lengths)
+                            engine.backward(loss.total)
+                        record.losses.append(loss.total.detach())
+                        record.applied, record.gradient_norm = step_engine(engine)
+            done = step + 1
+            if done == steps or due(done, config.log_every):
+                bar.set_postfix_str(meter.flush())
+            bar.update()
+            skipped = 0 if record.applied else skipped + 1
+            if skipped >= config.max_skipped_steps:
+                meter.flush()
+                raise RoadError(
+                    f"{skipped} steps in a row were skipped because the gradient was not finite (last: step {done}): "
+                    "lower the learning rate, or use road.precision bf16 or fp32"
+                )
+            reason = preemption.reason
+            if ranks.any(bool(reason)):
+                meter.flush()
+                bar.close()
+                save(done)
+                return done, next(filter(None, ranks.gather(reason)))
+            if done < steps and due(done, config.evaluate_every):
+                meter.flush()
+                evaluate(done)
+            if done < steps and due(done, config.save_every):
+                meter.flush()
+                save(done)
     bar.close()
     return steps, ""
+
+
+@contextmanager
+def watchdog(seconds: float) -> Iterator[None]:
+    """Ends the process with the stack of every thread when what is inside takes longer."""
+    faulthandler.dump_traceback_later(seconds, exit=True, file=sys.__stderr__ or sys.stderr)
+    try:
+        yield
+    finally:
+        faulthandler.cancel_dump_traceback_later()
+
+
+@contextmanager
+def out_of_memory_named(batch: Batch) -> Iterator[None]:
+    """Turns the device's out-of-memory error into one that says what was computed and what to lower."""
+    try:
+        yield
+    except torch.cuda.OutOfMemoryError:
+        rows, tokens = batch.input_ids.shape
+        raise RoadError(
+            f"the GPU ran out of memory on {rows} rows x {tokens} tokens of {batch.dataset}: lower "
+            "train_micro_batch_size_per_gpu (the rows of a step stay the same) or the task's max_length, "
+            "or raise the ZeRO stage"
+        ) from None
 
 
 def due(step: int, every: int) -> bool:
@@ -109,11 +133,3 @@ def step_engine(engine: Any) -> tuple[bool, Any]:
             parameter.grad = None
     engine.step()
     return finite, norm
-
-
-def _out_of_memory(batch: Batch) -> str:
-    rows, tokens = batch.input_ids.shape
-    return (
-        f"the GPU ran out of memory on {rows} rows x {tokens} tokens of {batch.dataset}: lower "
-        "train_micro_batch_size_per_gpu (the rows of a step stay the same) or the task's max_length, or raise the ZeRO stage"
-    )

@@ -9,17 +9,23 @@ import psutil
 class Preemption:
     """Whether someone asked this process to stop.
 
-    SIGTERM and SIGINT ask politely: the run saves at the next step boundary. A second signal ends the process at once.
+    Inside its block, SIGTERM and SIGINT ask politely: the run saves at the next step boundary. A second signal ends the process at once.
     A SIGTERM to the `deepspeed` command itself never reaches the ranks, so its death counts as a request too.
     """
 
     def __init__(self):
         self._signalled = ""
         self._launcher = _launcher()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._receive)
 
-    def _receive(self, number, frame):
+    def __enter__(self) -> "Preemption":
+        self._before = {number: signal.signal(number, self._receive) for number in (signal.SIGTERM, signal.SIGINT)}
+        return self
+
+    def __exit__(self, *error) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _receive(self, number, frame) -> None:
         self._signalled = signal.Signals(number).name
         signal.signal(number, signal.SIG_DFL)
 

@@ -179,11 +179,11 @@ def run(config: RoadConfig, ds: dict[str, Any], ranks: Ranks, folder: RunFolder,
         engine, passes, train, supervised, ranks, config,
         steps=steps, start=start, pad_id=tokenizer.pad_token_id, folder=folder, evaluate=evaluate, save=save,
     )  # fmt: skip
-    if reason or config.save_every:
-        save(step)
     if reason:
         say(f"{reason} after step {step}; go on with --resume")
         return step, reason
+    if config.save_every:
+        save(step)
     scores = evaluate(step)
     state = export.full_state(engine)
     if is_main():

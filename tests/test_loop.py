@@ -1,0 +1,121 @@
+"""The loop when things go wrong, and what it writes down when they go right."""
+
+import json
+import math
+
+import pytest
+import torch
+from runs import records, run_python, tiny_config
+from safetensors.torch import load_file
+
+from road_ds import train
+from road_ds.errors import RoadError
+from road_ds.features import Batch
+from road_ds.loop import out_of_memory_named
+from road_ds.objectives import Loss, supervised
+from road_ds.passes import micro_batches
+from road_ds.ranks import Ranks
+
+
+def broken(when):
+    """The objective, with a loss that is NaN in the micro-batches (counted from 0) for which `when` holds."""
+    calls = iter(range(10**9))
+
+    def objective(logits, labels, lengths):
+        loss = supervised(logits, labels, lengths).total
+        return Loss(loss * math.nan if when(next(calls)) else loss)
+
+    return objective
+
+
+@pytest.mark.parametrize("stage", [0, 2])
+def test_one_bad_step_is_skipped_and_its_rows_named(stage, config_file, tmp_path, monkeypatch, capsys):
+    config = tiny_config(log_every=2)
+    config["zero_optimization"] = {"stage": stage}
+    config["optimizer"] = {"type": "AdamW", "params": {"lr": 1e-3}}
+    monkeypatch.setattr(train, "supervised", broken(lambda call: call == 7))  # 6 micro-batches a step: the second step
+    assert train.main(["--deepspeed_config", str(config_file(config))]) == 0
+    lines = [line for line in records(tmp_path / "run") if "loss" in line]
+    assert [line["applied"] for line in lines] == [True, False, True, True, True]
+    assert [math.isfinite(line["loss"]) for line in lines] == [True, False, True, True, True]
+    errors = capsys.readouterr().err
+    name = lines[1]["datasets"][0]
+    assert f"step 2: the loss of {name} is nan on rows {name}" in errors.replace("-train", "").replace(".train", "")
+    weights = load_file(tmp_path / "run" / "model" / "qa" / "model.safetensors")
+    assert all(value.isfinite().all() for value in weights.values())
+
+
+@pytest.mark.parametrize("stage", [0, 2])
+def test_a_run_that_only_skips_is_stopped(stage, config_file, tmp_path, monkeypatch, capsys):
+    config = tiny_config(steps=50, max_skipped_steps=3)
+    config["zero_optimization"] = {"stage": stage}
+    monkeypatch.setattr(train, "supervised", broken(lambda call: call >= 12))
+    assert train.main(["--deepspeed_config", str(config_file(config))]) == 2
+    assert "3 steps in a row were skipped" in capsys.readouterr().err
+    status = json.loads((tmp_path / "run" / "status.json").read_text())
+    assert (status["status"], status["step"]) == ("failed", 5) and "skipped" in status["reason"]
+    assert not (tmp_path / "run" / "model").exists()
+
+
+def test_metrics_tell_what_was_done(config_file, tmp_path, monkeypatch):
+    """A line per step; its loss is the mean over passes, its rates and padding follow from the plan."""
+    config = tiny_config(steps=7, log_every=3, evaluate_every=4)
+    assert train.main(["--deepspeed_config", str(config_file(config))]) == 0
+    lines = records(tmp_path / "run")
+    steps = [line for line in lines if "loss" in line]
+    evaluations = [line for line in lines if "loss" not in line]
+    assert [line["step"] for line in steps] == list(range(1, 8)) and [line["step"] for line in evaluations] == [4, 7]
+    assert {"places/f1", "inference/accuracy", "paraphrase/accuracy"} <= set(evaluations[0])
+    for line in steps:
+        by_set = {name: line[f"loss/{name}"] for name in line["datasets"]}
+        assert line["loss"] == pytest.approx(sum(by_set[name] for name in line["datasets"]) / 3, rel=1e-6)
+        assert line["examples_per_second"] > 0 and line["tokens_per_second"] > line["examples_per_second"]
+        assert 0 <= line["padding"] < 1 and line["grad_norm"] > 0 and line["lr"] == 0.1
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert results["step"] == 7 and results["world_size"] == 1 and results["versions"]["torch"]
+    for name, best in results["best"].items():
+        values = [line[best["metric"]] for line in evaluations]
+        assert best["value"] == max(values) and best["metric"].startswith(name)
+        assert results["scores"][name]["scores"][best["metric"].split("/")[1]] == values[-1]
+    assert json.loads((tmp_path / "run" / "status.json").read_text())["status"] == "finished"
+    assert (tmp_path / "run" / "curves.png").stat().st_size > 10_000
+
+
+def test_a_hang_ends_with_the_stack():
+    code = "import time; from road_ds.loop import watchdog\nwith watchdog(0.5):\n    time.sleep(30)  # hangs here"
+    result = run_python("-c", code, timeout=120)
+    assert result.returncode == 1 and "Timeout" in result.stderr and "line 3 in <module>" in result.stderr
+
+
+def test_out_of_memory_says_what_to_lower():
+    batch = Batch("snli", *[torch.zeros(3, 40)] * 6)
+    with (
+        pytest.raises(RoadError, match="3 rows x 40 tokens of snli: lower train_micro_batch_size_per_gpu"),
+        out_of_memory_named(batch),
+    ):
+        raise torch.cuda.OutOfMemoryError
+
+
+def test_a_loss_is_normalised_once():
+    """The mean over rows; windows and classes do not count twice; padding has no share."""
+    logits = torch.tensor([[2.0, 0.0, 9.0], [0.0, 1.0, 0.0]])
+    labels, lengths = torch.tensor([0, 1]), torch.tensor([2, 3])
+    by_hand = (math.log(1 + math.exp(-2)) + math.log(2 * math.exp(-1) + 1)) / 2
+    assert supervised(logits, labels, lengths).total.item() == pytest.approx(by_hand)
+    assert supervised(torch.tensor([[1.0], [4.0]]), torch.tensor([0.0, 2.0])).total.item() == pytest.approx(2.5)
+    half = supervised(logits.half(), labels, lengths).total
+    assert half.dtype == torch.float32 and half.item() == pytest.approx(by_hand, rel=1e-3)
+
+
+def test_ranks_that_disagree_name_the_key_and_both_values(monkeypatch):
+    ranks = Ranks(rank=0, world_size=2, local_rank=0, device=torch.device("cpu"), control=None)
+    monkeypatch.setattr(Ranks, "gather", lambda self, value: [value, {**value, "data.snli": "def"}])
+    ranks.agree({"road.seed": 1, "data.snli": "def"})
+    with pytest.raises(RoadError, match=r"disagree on data\.snli: rank 0 has 'abc', rank 1 has 'def'"):
+        ranks.agree({"road.seed": 1, "data.snli": "abc"})
+
+
+def test_a_micro_batch_is_a_run_of_neighbours_dealt_over_ranks():
+    rows = torch.arange(12).numpy()
+    assert [part.tolist() for part in micro_batches(rows, 3, 0, 2)] == [[0, 2, 4], [6, 8, 10]]
+    assert [part.tolist() for part in micro_batches(rows, 3, 1, 2)] == [[1, 3, 5], [7, 9, 11]]
