@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import sys
 import traceback
 from pathlib import Path
@@ -46,15 +47,7 @@ def predict(options: argparse.Namespace) -> None:
     elif options.file is not None:
         examples = read_rows(options.file, options.set)
     else:
-        lines = [line.rstrip("\n").split("\t") for line in sys.stdin if line.strip()]
-        examples = [
-            Example(str(n), text, pair[0] if pair else None, None, None, f"standard input:{n + 1}")
-            for n, (text, *pair) in enumerate(lines)
-        ]
-        if not examples:
-            raise RoadError(
-                "standard input is empty: give lines of TEXT or TEXT<tab>SECOND TEXT, or use --text or --file"
-            )
+        examples = read_lines(sys.stdin.buffer.read())
     predictor = Predictor.load(options.model)
     for example, prediction in zip(examples, predictor.predict(examples, options.batch_size), strict=True):
         values = predictor.task.describe(prediction)
@@ -63,6 +56,26 @@ def predict(options: argparse.Namespace) -> None:
             print(*(f"{key.ljust(width)}  {value}" for key, value in values.items()), sep="\n")
         else:
             print(json.dumps({"id": example.id, **values}, ensure_ascii=False))
+
+
+def read_lines(data: bytes) -> list[Any]:
+    """The examples of standard input, one a line; their ids are the lines' numbers."""
+    from road_ds.readers import Example
+
+    examples = []
+    for number, line in enumerate(data.split(b"\n"), 1):
+        where = f"standard input:{number}"
+        try:
+            text, *pair = line.decode("utf-8-sig").rstrip("\r").split("\t")
+        except UnicodeDecodeError:
+            raise RoadError(f"{where}: the line is not UTF-8") from None
+        if len(pair) > 1:
+            raise RoadError(f"{where}: {len(pair) + 1} columns, expected TEXT or TEXT<tab>SECOND TEXT")
+        if text.strip():
+            examples.append(Example(str(number), text, pair[0] if pair else None, None, None, where))
+    if not examples:
+        raise RoadError("standard input is empty: give lines of TEXT or TEXT<tab>SECOND TEXT, or use --text or --file")
+    return examples
 
 
 def read_rows(source: str, settings: list[str]) -> list[Any]:
@@ -79,6 +92,8 @@ def export(options: argparse.Namespace) -> None:
     """Writes the Hugging Face folders of a checkpoint."""
     from road_ds.export import export_checkpoint
 
+    if not Path(options.checkpoint).is_dir():
+        raise RoadError(f"{options.checkpoint}: no such folder: give runs/<name> or runs/<name>/checkpoints/step-N")
     for folder in export_checkpoint(Path(options.checkpoint), options.output and Path(options.output)):
         print(folder)
 
@@ -91,6 +106,13 @@ def score_squad2(options: argparse.Namespace) -> None:
     predictions = metrics.load_predictions(options.predictions)
     chances = metrics.load_probabilities(options.na_prob) if options.na_prob else None
     print(json.dumps(metrics.squad_scores(golds, predictions, chances, options.na_prob_thresh), indent=2))
+
+
+def positive(text: str) -> int:
+    """A whole number above 0."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"got {text!r}; expected a whole number above 0")
+    return int(text)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -113,7 +135,12 @@ def parser() -> argparse.ArgumentParser:
     added = command("check", check)
     added.add_argument("config", metavar="FILE", help="a run's JSON file")
     added.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="overrides a key of the file")
-    added.add_argument("--gpus", type=int, help="number of processes to plan for (default: this machine's GPUs, or 1)")
+    added.add_argument(
+        "--gpus",
+        type=positive,
+        metavar="N",
+        help="number of processes to plan for (default: this machine's GPUs, or 1)",
+    )
 
     added = command("evaluate", evaluate)
     added.add_argument("model", metavar="MODEL_FOLDER", help="an exported folder, or a hub name")
@@ -121,7 +148,7 @@ def parser() -> argparse.ArgumentParser:
         "--data", required=True, metavar="FILE", help="labelled rows: .json (SQuAD), .jsonl, .tsv, .csv, or a split"
     )
     added.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help=rows)
-    added.add_argument("--batch-size", type=int, default=64)
+    added.add_argument("--batch-size", type=positive, default=64, metavar="N")
     added.add_argument("--json", action="store_true", help="prints JSON instead of a table")
 
     added = command("predict", predict)
@@ -133,7 +160,7 @@ def parser() -> argparse.ArgumentParser:
     )
     added.add_argument("--pair", help="the second text, beside --text; for span QA the context")
     added.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help=rows)
-    added.add_argument("--batch-size", type=int, default=64)
+    added.add_argument("--batch-size", type=positive, default=64, metavar="N")
 
     added = command("export", export)
     added.add_argument(
@@ -161,12 +188,18 @@ def main(arguments: list[str] | None = None) -> int:
     quiet_libraries()
     try:
         options.run(options)
+        sys.stdout.flush()
         return 0
     except RoadError as error:
         if options.debug:
             traceback.print_exc()
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        return 130  # as a process that ended on SIGINT
+    except BrokenPipeError:  # the reader of our output has gone, as `head` does: nobody is left to tell
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141  # as a process that ended on SIGPIPE
 
 
 if __name__ == "__main__":

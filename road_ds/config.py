@@ -1,31 +1,29 @@
 """One JSON = one run: DeepSpeed's own keys, and ours in the `"road"` block beside them."""
 
 import difflib
+import json
+import math
 import re
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
+from road_ds import deepspeed_keys
 from road_ds.errors import RoadError
 from road_ds.strict_json import load_json, parse_json, quote
 
-NAME = re.compile(r"[A-Za-z0-9._-]+")
-
-# DeepSpeed ignores top-level keys that it does not know; these are the ones it reads (0.19).
-ENGINE_KEYS = {
-    *("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "gradient_clipping"),
-    *("optimizer", "zero_optimization", "zero_allow_untested_optimizer", "zero_force_ds_cpu_optimizer", "fp16", "bf16"),
-    *("torch_autocast", "data_types", "communication_data_type", "prescale_gradients", "gradient_predivide_factor"),
-    *("sparse_gradients", "disable_allgather", "activation_checkpointing", "checkpoint", "aio", "compile"),
-    *("tensorboard", "wandb", "comet", "csv_monitor", "comms_logger", "flops_profiler", "wall_clock_breakdown"),
-    *("memory_breakdown", "dump_state", "steps_per_print", "log_level", "disable_python_gc"),
-}
-REFUSED_KEYS = {
-    "scheduler": "the learning-rate schedule is ours, so that layer-wise rates survive it: "
-    'use road.warmup and road.schedule ("linear", "cosine" or "constant")',
-    "amp": "DeepSpeed has removed its amp block: use road.precision (auto, bf16, fp16 or fp32)",
-}
+NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}")  # it becomes a file name
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -33,7 +31,7 @@ Model = TypeVar("Model", bound=BaseModel)
 class Strict(BaseModel):
     """A block of settings in which an unknown key is an error."""
 
-    model_config = ConfigDict(extra="forbid", protected_namespaces=(), frozen=True)
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, protected_namespaces=(), frozen=True)
 
 
 class Columns(Strict):
@@ -93,6 +91,25 @@ class Weights(Strict):
     weights: dict[str, Annotated[float, Field(ge=0)]]
 
 
+def _kind_of_sampling(value: Any) -> str | None:
+    """Which kind of `road.sampling` is meant, so that an error speaks of that one only."""
+    if isinstance(value, dict):
+        return next((kind.__name__ for kind in (Power, Weights) if kind.__name__.lower() in value), None)
+    return type(value).__name__ if isinstance(value, Power | Weights) else "name"
+
+
+Sampling = Annotated[
+    Annotated[Literal["uniform", "proportional"], Tag("name")]
+    | Annotated[Power, Tag("Power")]
+    | Annotated[Weights, Tag("Weights")],
+    Discriminator(
+        _kind_of_sampling,
+        custom_error_type="sampling",
+        custom_error_message='expected "uniform", "proportional", {"power": 0.5} or {"weights": {"data set": 1}}',
+    ),
+]
+
+
 class RoadConfig(Strict):
     """The `"road"` block. Every key has one meaning and no second name."""
 
@@ -106,7 +123,7 @@ class RoadConfig(Strict):
     warmup: Annotated[float, Field(ge=0)] = 0.1
     schedule: Literal["linear", "cosine", "constant"] = "linear"
     layer_lr_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
-    sampling: Literal["uniform", "proportional"] | Power | Weights = "uniform"
+    sampling: Sampling = "uniform"
     length_window: Annotated[int, Field(ge=0)] = 2048
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
     dropout: Annotated[float, Field(ge=0, lt=1)] | None = None
@@ -131,7 +148,9 @@ class RoadConfig(Strict):
     def names_are_safe(cls, value: dict) -> dict:
         for name in value:
             if not NAME.fullmatch(name):
-                raise ValueError(f"the name {name!r} may hold only letters, digits and . _ -")
+                raise ValueError(
+                    f"the name {quote(name)} may hold only letters, digits and . _ - (100 at most, no dot in front)"
+                )
         if not value:
             raise ValueError("at least one is needed")
         return value
@@ -175,38 +194,68 @@ def validated(model: type[Model], data: Any, where: str) -> Model:
     try:
         return model.model_validate(data)
     except ValidationError as error:
-        raise RoadError("\n".join(_describe(model, detail, where) for detail in error.errors())) from None
+        described: dict[str, list[str]] = {}  # key -> what is wrong with it, once per allowed type
+        for detail in error.errors():
+            path = _keys(detail, data)
+            fault = _fault(model, detail, path)
+            faults = described.setdefault(".".join(path), [])
+            faults.append(fault.split("; ", 1)[-1] if faults and fault.startswith("got ") else fault)
+        between = ": " if where.endswith(".json") else "."
+        lines = [
+            f"{where}{key and between + key}: {' or '.join(dict.fromkeys(faults))}" for key, faults in described.items()
+        ]
+        raise RoadError("\n".join(lines)) from None
 
 
-def _describe(model: type[BaseModel], detail: Any, where: str) -> str:
-    path = [str(part) for part in detail["loc"] if not str(part).startswith(("function-", "literal["))]
-    key = ".".join([where, *path])
+def _keys(detail: Any, data: Any) -> list[str]:
+    """The keys that lead to a fault in `data`: pydantic's own path also holds the names of a union's types."""
+    path = []
+    for part in detail["loc"]:
+        if part in data if isinstance(data, dict) else isinstance(data, list) and isinstance(part, int):
+            path.append(str(part))
+            data = data[part]
+    return [*path, str(detail["loc"][-1])] if detail["type"] == "missing" else path
+
+
+def _fault(model: type[BaseModel], detail: Any, path: list[str]) -> str:
+    message = detail["msg"][0].lower() + detail["msg"][1:]
     if detail["type"] == "extra_forbidden":
-        return f"{key}: unknown key{nearest(path[-1], _keys_at(model, path[:-1]))}"
+        return f"unknown key{nearest(path[-1], _known_keys(model, path[:-1]))}"
     if detail["type"] == "missing":
-        return f"{key}: is required"
+        about = model.model_fields[path[-1]].description if path[-1] in model.model_fields else None
+        return f"is required ({about})" if about else "is required"
     if detail["type"] == "value_error":
-        return f"{key}: {detail['ctx']['error']}"
-    return f"{key}: got {quote(detail['input'])}; {detail['msg'][0].lower() + detail['msg'][1:]}"
+        return str(detail["ctx"]["error"])
+    if detail["type"] in ("model_type", "dict_type"):
+        message = "expected a block { }"
+    return f"got {quote(detail['input'])}; {message}"
 
 
-def _keys_at(model: type[BaseModel], path: list[str]) -> list[str]:
-    """The keys a block may hold, following `path` from `model` (through lists and dicts of blocks too)."""
+def _known_keys(model: type[BaseModel], path: list[str]) -> list[str]:
+    """The keys that the block at `path` may hold; what is no key of a block on the way is a name or a position."""
+    models = [model]
     for part in path:
-        field = model.model_fields.get(part)
-        if field is not None:
-            blocks = re.findall(r"[A-Z]\w+", str(field.annotation).replace("road_ds.config.", ""))
-            found = [block for name in blocks if isinstance(block := globals().get(name), type)]
-            if not found:
-                return []
-            model = found[0]
-    return list(model.model_fields)
+        fields = [m.model_fields[part] for m in models if part in m.model_fields]
+        if fields:
+            models = [block for field in fields for block in _blocks([field.annotation, *field.metadata])]
+    return [key for m in models for key in m.model_fields]
+
+
+def _blocks(annotations: Iterable[Any]) -> list[type[BaseModel]]:
+    """The models inside type annotations, such as `dict[str, DatasetSpec] | None`."""
+    found: list[type[BaseModel]] = []
+    for annotation in annotations:
+        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+            found.append(annotation)
+        else:
+            found += _blocks(get_args(annotation))
+    return found
 
 
 def override(data: dict[str, Any], assignment: str) -> None:
     """Sets one key in place from `KEY=VALUE`; VALUE is JSON, or plain text where it is not."""
     key, equals, text = assignment.partition("=")
-    if not equals or not key:
+    if not equals or not all(key.split(".")):
         raise RoadError(f"--set {assignment}: expected KEY=VALUE, for example --set road.steps=20")
     try:
         value = parse_json(text)
@@ -222,10 +271,10 @@ def override(data: dict[str, Any], assignment: str) -> None:
 
 
 def load_config(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> tuple[RoadConfig, dict[str, Any]]:
-    """The validated `"road"` block, and DeepSpeed's part of the file as a dict with its defaults written out.
+    """The validated `"road"` block, and DeepSpeed's part of the file as it is given.
 
     `road.output` is filled in as `runs/<config name>`. Raises RoadError for anything that does not hold; sizes that
-    depend on the number of processes are fitted later, by `fit_batch`.
+    depend on the number of processes or the device are fitted later, by `fit_batch`, `fit_precision` and `fit_optimizer`.
     """
     data = load_json(path)
     if not isinstance(data, dict):
@@ -234,46 +283,47 @@ def load_config(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -
         override(data, assignment)
     road = data.pop("road", None)
     if road is None:
-        raise RoadError(f'{path}: has no "road" block (model, tasks, datasets, steps ...)')
+        raise RoadError(f'{path}: has no "road" block (model, tasks, datasets, steps ...){nearest("road", data)}')
     for key in data:
-        if key in REFUSED_KEYS:
-            raise RoadError(f"{path}: {key}: {REFUSED_KEYS[key]}")
-        if key not in ENGINE_KEYS:
-            raise RoadError(f"{path}: {key}: unknown key{nearest(key, ENGINE_KEYS | {'road'})}")
+        if key in RoadConfig.model_fields:
+            raise RoadError(f'{path}: {key}: belongs inside the "road" block')
+        if key in deepspeed_keys.REFUSED:
+            raise RoadError(f"{path}: {key}: {deepspeed_keys.REFUSED[key]}")
     config = validated(RoadConfig, road, f"{path}: road")
+    check_engine(data, str(path))
     output = config.output or f"runs/{Path(path).stem}"
-    return config.model_copy(update={"output": output}), _engine_defaults(data, str(path))
+    return config.model_copy(update={"output": output}), data
 
 
-def _engine_defaults(ds: dict[str, Any], where: str) -> dict[str, Any]:
-    """DeepSpeed's part with what it would choose silently written out."""
-    for key in ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps"):
-        value = ds.get(key)
-        if key == "train_batch_size" and value is None:
-            raise RoadError(f"{where}: train_batch_size: is required (rows per step, over all passes and GPUs)")
-        if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
-            raise RoadError(f"{where}: {key}: got {quote(value)}; input should be a whole number above 0")
-    clipping = ds.setdefault("gradient_clipping", 1.0)
-    if not isinstance(clipping, int | float) or isinstance(clipping, bool) or clipping < 0:
-        raise RoadError(f"{where}: gradient_clipping: got {quote(clipping)}; input should be 0 (off) or above")
-    optimizer = ds.setdefault("optimizer", {"type": "AdamW", "params": {"lr": 1e-4, "weight_decay": 0.01}})
-    if not isinstance(optimizer, dict) or not isinstance(optimizer.get("type"), str):
-        raise RoadError(f'{where}: optimizer: expected {{"type": "AdamW", "params": {{"lr": ...}}}}')
-    for key in optimizer:
-        if key not in ("type", "params"):
-            raise RoadError(f"{where}: optimizer.{key}: unknown key{nearest(key, ('type', 'params'))}")
-    params = optimizer.setdefault("params", {})
-    lr = params.get("lr") if isinstance(params, dict) else None
-    if not isinstance(lr, int | float) or isinstance(lr, bool) or lr <= 0:
+def check_engine(ds: dict[str, Any], where: str) -> None:
+    """RoadError for an unknown key or a value that does not hold in DeepSpeed's part, inside its blocks too."""
+    validated(deepspeed_keys.Engine, ds, where)
+    for block, model in deepspeed_keys.own_models().items():
+        if block in ds:
+            enabled, stage = ds[block].get("enabled", False), ds[block].get("stage", 0)
+            if not isinstance(enabled, bool):
+                raise RoadError(f"{where}: {block}.enabled: got {quote(enabled)}; input should be true or false")
+            if isinstance(stage, bool) or stage not in (0, 1, 2, 3):
+                raise RoadError(f"{where}: {block}.stage: got {quote(stage)}; allowed: 0, 1, 2, 3")
+            validated(model, ds[block], f"{where}: {block}")
+    if "optimizer" not in ds:
+        return
+    name, params = ds["optimizer"]["type"], ds["optimizer"].get("params", {})
+    known = deepspeed_keys.optimizers()
+    kind = known.get(name) or known.get(name.lower())
+    if kind is None:
+        raise RoadError(
+            f"{where}: optimizer.type: got {quote(name)}{nearest(name, known)}; allowed: {', '.join(known)}"
+        )
+    keys = deepspeed_keys.optimizer_keys(kind, params)
+    for key in params:
+        if key not in keys:
+            raise RoadError(f"{where}: optimizer.params.{key}: unknown key of {name}{nearest(key, keys)}")
+    lr = params.get("lr")
+    if not isinstance(lr, int | float) or isinstance(lr, bool) or not 0 < lr < float("inf"):
         raise RoadError(f"{where}: optimizer.params.lr: got {quote(lr)}; input should be a number above 0")
-    zero = ds.setdefault("zero_optimization", {"stage": 0})
-    if not isinstance(zero, dict):
-        raise RoadError(f'{where}: zero_optimization: expected a block like {{"stage": 1}}')
-    stage = zero.setdefault("stage", 0)
-    if stage not in (0, 1, 2, 3):
-        raise RoadError(f"{where}: zero_optimization.stage: got {quote(stage)}; allowed: 0, 1, 2, 3")
-    ds.setdefault("steps_per_print", 10**9)
-    return ds
+    if fault := deepspeed_keys.optimizer_fault(kind, params):
+        raise RoadError(f"{where}: optimizer.params: {name} does not take {quote(params, 200)}: {fault}")
 
 
 def fit_batch(ds: dict[str, Any], passes: int, world_size: int) -> dict[str, int]:
@@ -284,12 +334,13 @@ def fit_batch(ds: dict[str, Any], passes: int, world_size: int) -> dict[str, int
     """
     total = ds["train_batch_size"]
     if total % passes:
+        fit = sorted({max(total - total % passes, passes), total - total % passes + passes})
         raise RoadError(
             f"train_batch_size {total} does not divide into road.passes {passes} equal draws: "
-            f"take {total - total % passes or passes} or {total + passes - total % passes} rows, or passes that divide {total}"
+            f"take {' or '.join(map(str, fit))} rows, or passes that divide {total}"
         )
     rows = total // passes
-    fitting = [size for size in range(1, rows + 1) if rows % (size * world_size) == 0]
+    fitting = _divisors(rows // world_size) if rows % world_size == 0 else []
     micro = ds.get("train_micro_batch_size_per_gpu", fitting[-1] if fitting else 1)
     if micro not in fitting:
         sizes = ", ".join(map(str, fitting)) or f"none: train_batch_size must be a multiple of {passes * world_size}"
@@ -309,6 +360,11 @@ def fit_batch(ds: dict[str, Any], passes: int, world_size: int) -> dict[str, int
         "train_micro_batch_size_per_gpu": micro,
         "gradient_accumulation_steps": accumulation,
     }
+
+
+def _divisors(number: int) -> list[int]:
+    small = [n for n in range(1, math.isqrt(number) + 1) if number % n == 0]
+    return sorted({*small, *(number // n for n in small)})
 
 
 def fit_precision(ds: dict[str, Any], precision: str, device: str, capability: tuple[int, int] | None) -> str:
@@ -341,17 +397,27 @@ def fit_precision(ds: dict[str, Any], precision: str, device: str, capability: t
 
 
 def fit_optimizer(ds: dict[str, Any], device: str) -> list[str]:
-    """What was filled into the optimizer's settings, one line each: choices DeepSpeed would make by compiling code."""
+    """What was filled into `ds` where the file is silent and DeepSpeed would choose by itself, one line each."""
     notes = []
-    optimizer = ds["optimizer"]
-    if optimizer["type"].lower() in ("adam", "adamw"):
+
+    def fill(block: dict[str, Any], key: str, value: Any, shown: str, why: str = "") -> None:
+        if key not in block:
+            block[key] = value
+            notes.append(f"{shown}{key} = {json.dumps(value)}{why and f' ({why})'}")
+
+    fill(ds, "optimizer", {"type": "AdamW", "params": {"lr": 1e-4}}, "")
+    fill(ds, "gradient_clipping", 1.0, "", "0 is off")
+    fill(ds, "zero_optimization", {"stage": 0}, "")
+    fill(ds["zero_optimization"], "stage", 0, "zero_optimization.")
+    ds.setdefault("steps_per_print", 10**9)  # the run prints its own lines
+    name, params = ds["optimizer"]["type"], ds["optimizer"].setdefault("params", {})
+    adam = name.lower() in ("adam", "adamw")
+    fill(params, "weight_decay", 0.01 if adam else 0.0, "optimizer.params.", "none on biases and norms")
+    if adam and "offload_optimizer" not in ds["zero_optimization"]:
         # DeepSpeed's own Adam compiles a CUDA or CPU extension at the first start; torch's is as fast when fused.
-        if "torch_adam" not in optimizer["params"]:
-            optimizer["params"]["torch_adam"] = True
-            if device == "cuda":
-                optimizer["params"]["fused"] = True
-            notes.append(f"optimizer.params.torch_adam = true ({optimizer['type']} is torch's own)")
-    elif ds["zero_optimization"]["stage"] > 0 and "zero_allow_untested_optimizer" not in ds:
-        ds["zero_allow_untested_optimizer"] = True
-        notes.append(f"zero_allow_untested_optimizer = true ({optimizer['type']} under ZeRO)")
+        fill(params, "torch_adam", True, "optimizer.params.", f"{name} is torch's own: nothing is compiled")
+        if params["torch_adam"] and device == "cuda" and "foreach" not in params:
+            fill(params, "fused", True, "optimizer.params.")
+    if not adam and ds["zero_optimization"]["stage"] > 0:
+        fill(ds, "zero_allow_untested_optimizer", True, "", f"{name} under ZeRO")
     return notes

@@ -188,16 +188,20 @@ def load_features(name: str, part: Part, spec: DatasetSpec, task: Any, tokenizer
         content = _rows_hash(reading.examples)
     else:
         source = spec.dev if part == "dev" and isinstance(spec.dev, str) else spec.train
-        content = _file_hash(local_file(source)) if source else ""
+        # The name counts too: its suffix decides on the reader, its stem is in the ids of rows that have none.
+        content = f"{Path(source).name} {_file_hash(local_file(source))}" if source else ""
     whole = {"train", "dev"} - ({"dev"} if isinstance(spec.dev, float) else set())
     key = [ENCODING, part, content, spec.model_dump(exclude=whole), task.model_dump(), tokenizer_hash(tokenizer)]
     digest = hashlib.sha256(json.dumps(key, sort_keys=True, default=str).encode()).hexdigest()
     folder = Path(cache).expanduser() / "features" / f"{name}-{part}-{digest[:24]}"
     if not (folder / "manifest.json").exists():
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{folder}.lock"):
-            if not (folder / "manifest.json").exists():
-                _encode(name, part, reading or read_part(name, part, spec), task, tokenizer, folder, digest)
+        try:
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            with FileLock(f"{folder}.lock"):
+                if not (folder / "manifest.json").exists():
+                    _encode(name, part, reading or read_part(name, part, spec), task, tokenizer, folder, digest)
+        except OSError as error:
+            raise RoadError(f"road.cache {cache}: cannot be written: {error}: free space there, or set it") from None
     return FeatureSet(name, folder)
 
 

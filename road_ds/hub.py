@@ -44,10 +44,12 @@ def model_folder(name: str, *, weights: bool = True) -> Path:
 
 
 def _download(name: str, weights: bool) -> Path:
+    import httpx
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import (
         GatedRepoError,
         HfHubHTTPError,
+        HFValidationError,
         LocalEntryNotFoundError,
         RepositoryNotFoundError,
         RevisionNotFoundError,
@@ -58,21 +60,25 @@ def _download(name: str, weights: bool) -> Path:
     use_folder = "or give a folder that holds config.json, the tokenizer and model.safetensors instead of the name"
     try:
         return Path(snapshot_download(repository, revision=revision or None, allow_patterns=patterns))
+    except HFValidationError:
+        raise RoadError(f"{name}: no such folder, and not a hub name (org/name): check the path") from None
     except GatedRepoError:
         raise RoadError(
             f"{name}: the repository is gated: accept its terms on the hub and log in with `hf auth login`, {use_folder}"
         ) from None
     except RevisionNotFoundError:
-        raise RoadError(f"{name}: the repository has no revision {revision!r}") from None
+        raise RoadError(
+            f"{name}: the repository has no revision {revision!r}: leave @{revision} out, {use_folder}"
+        ) from None
     except RepositoryNotFoundError:
         raise RoadError(
             f"{name}: no such folder and no such model on the hub (or it is private): check the spelling, {use_folder}"
         ) from None
     except LocalEntryNotFoundError:
         raise RoadError(
-            f"{name}: the hub cannot be reached and the model is not in its cache: connect, {use_folder}"
+            f"{name}: no such folder, and the hub cannot be reached and the model is not in its cache: connect, {use_folder}"
         ) from None
-    except HfHubHTTPError as error:
+    except (HfHubHTTPError, httpx.HTTPError, OSError) as error:
         raise RoadError(
-            f"{name}: the hub answered with an error ({str(error).splitlines()[0]}): try again, {use_folder}"
+            f"{name}: the download failed ({(str(error).splitlines() or [type(error).__name__])[0]}): try again, {use_folder}"
         ) from None

@@ -5,6 +5,7 @@ import logging
 import os
 import platform
 import re
+import shutil
 import sys
 import warnings
 from collections.abc import Iterable
@@ -103,6 +104,14 @@ class RunFolder:
             write_json(
                 self.path / "status.json", {"status": status, "step": step, "reason": reason, "pid": os.getpid()}
             )
+
+    def clear(self) -> None:
+        """Removes what an earlier run wrote here, and nothing else."""
+        if is_main():
+            for name in ("checkpoints", "model"):
+                shutil.rmtree(self.path / name, ignore_errors=True)
+            for name in ("config.json", "metrics.jsonl", "results.json", "curves.png"):
+                (self.path / name).unlink(missing_ok=True)
 
     def write(self, name: str, value: Any) -> None:
         """Writes a JSON file into the folder."""

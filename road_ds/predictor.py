@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
 from road_ds.errors import RoadError
 from road_ds.evaluation import Evaluated, MemorySet, compute_logits, score
@@ -37,7 +38,7 @@ class Predictor:
         try:
             model = task.model.from_pretrained(str(folder), use_safetensors=True, trust_remote_code=False)
             tokenizer = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False)
-        except (OSError, ValueError, RuntimeError) as error:
+        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
             raise RoadError(f"{name}: the model cannot be loaded: {str(error).strip().splitlines()[0]}") from None
         return cls(name, model.eval().to(device), tokenizer, task, device)
 

@@ -18,6 +18,9 @@ from road_ds.errors import RoadError
 from road_ds.features import IGNORED, Batch, Feature
 from road_ds.readers import Example
 from road_ds.spans import Answered, PairTemplate, answer, token_range, windows
+from road_ds.strict_json import quote
+
+NO_SPAN = 1e9  # by how much "no answer" wins where a context has no tokens
 
 
 @dataclass(frozen=True)
@@ -112,6 +115,9 @@ class SpanQA(Task):
 
     def encode(self, examples, tokenizer, first=0):
         template = PairTemplate.of(tokenizer)
+        for example in examples:
+            if example.text_b is None:
+                raise RoadError(f"{example.where}: the question has no context to find its answer in: give both texts")
         contexts = list(dict.fromkeys(e.text_b for e in examples))
         plain = {"add_special_tokens": False, "verbose": False}
         encoded = tokenizer(contexts, return_offsets_mapping=True, **plain)
@@ -155,7 +161,7 @@ class SpanQA(Task):
         golds = {e.id: [a.text for a in e.answers or ()] for e in examples}
         texts = {e.id: self.text(p) for e, p in zip(examples, predictions, strict=True)}
         forced = {e.id: p.text for e, p in zip(examples, predictions, strict=True)}
-        nulls = {e.id: p.no_answer for e, p in zip(examples, predictions, strict=True)}
+        nulls = {e.id: min(p.no_answer, NO_SPAN) for e, p in zip(examples, predictions, strict=True)}
         plain = metrics.squad_scores(golds, texts)
         tuned = metrics.squad_scores(golds, forced, nulls)
         scores = {key: plain[key] for key in ("f1", "exact")}
@@ -175,8 +181,8 @@ class SpanQA(Task):
             "span": prediction.text,
             "start": prediction.start,
             "end": prediction.end,
-            "score": round(prediction.score, 4),
-            "no_answer": round(prediction.no_answer, 4),
+            "score": round(max(prediction.score, -NO_SPAN), 4),
+            "no_answer": round(min(prediction.no_answer, NO_SPAN), 4),
         }
 
 
@@ -311,8 +317,8 @@ TASKS: dict[str, type[Task]] = {"span_qa": SpanQA, "classification": Classificat
 def task_from(settings: Any, where: str) -> Task:
     """The task that a block of settings describes. RoadError for an unknown type or setting."""
     kind = settings.get("type") if isinstance(settings, dict) else None
-    if kind not in TASKS:
-        raise RoadError(f"{where}.type: got {kind!r}; allowed: {', '.join(TASKS)}{nearest(str(kind), TASKS)}")
+    if not isinstance(kind, str) or kind not in TASKS:
+        raise RoadError(f"{where}.type: got {quote(kind)}; allowed: {', '.join(TASKS)}{nearest(str(kind), TASKS)}")
     return validated(TASKS[kind], settings, where)
 
 

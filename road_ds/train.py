@@ -12,7 +12,6 @@ if __name__ == "__main__":  # as a script: `import datasets` must not look for f
 import argparse
 import contextlib
 import shlex
-import shutil
 import time
 import traceback
 from typing import Any
@@ -20,19 +19,19 @@ from typing import Any
 import numpy as np
 import torch
 
-from road_ds import checkpoint, evaluation, export, optim
+from road_ds import checkpoint, evaluation, export, optim, surroundings
 from road_ds.config import RoadConfig, fit_batch, fit_optimizer, fit_precision, load_config
 from road_ds.errors import RoadError
 from road_ds.features import FeatureSet, load_features
 from road_ds.log import RunFolder, is_main, plot_curves, quiet_libraries, say, table, versions, warn
 from road_ds.loop import fit
-from road_ds.model import build_model, load_tokenizer, parameter_count
+from road_ds.model import base_config, build_model, check_lengths, load_tokenizer, parameter_count
 from road_ds.objectives import supervised
 from road_ds.passes import Passes, draw_weights
 from road_ds.ranks import Ranks
 from road_ds.tasks import Task, heads
 
-PREEMPTED = 143  # the exit code of a process that ended on SIGTERM
+PREEMPTED, INTERRUPTED = 143, 130  # the exit codes of processes that ended on SIGTERM and SIGINT
 
 OWN = {"road.cache", "road.output"}  # what each host may have its own of
 
@@ -62,18 +61,20 @@ def main(arguments: list[str] | None = None) -> int:
         ranks = Ranks.start()
         folder = ranks.together(lambda: open_folder(config, options.resume, options.overwrite))
         folder.status("running", 0)
-        step, reason = run(config, ds, ranks, folder, options.resume)
+        step, reason = run(config, ds, ranks, folder, resume=options.resume, overwrite=options.overwrite)
         folder.status("preempted" if reason else "finished", step, reason)
         ranks.barrier()
         return PREEMPTED if reason else 0
     except RoadError as error:
         if is_main():
             print(f"error: {error}", file=sys.stderr, flush=True)
+        if options.debug:
+            traceback.print_exc()
         fault, code = str(error), 2
+    except KeyboardInterrupt:
+        fault, code = "interrupted", INTERRUPTED
     except Exception as error:
         fault, code = f"{type(error).__name__}: {error}", 1
-        traceback.print_exc()
-    if options.debug and code == 2:
         traceback.print_exc()
     if folder is not None:
         folder.status("failed", folder.last_step(), fault)
@@ -107,13 +108,21 @@ def open_folder(config: RoadConfig, resume: bool, overwrite: bool) -> RunFolder:
         )
     if resume and not used:
         raise RoadError(f"{path}: nothing to resume: no run was started there")
-    if overwrite and used and is_main():
-        shutil.rmtree(path)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RoadError(f"road.output {path}: cannot be written: {error.strerror}: set another folder") from None
     return RunFolder(path)
 
 
-def run(config: RoadConfig, ds: dict[str, Any], ranks: Ranks, folder: RunFolder, resume: bool) -> tuple[int, str]:
-    """Steps done, and why the run stopped early ("" when it did not)."""
+def run(
+    config: RoadConfig, ds: dict[str, Any], ranks: Ranks, folder: RunFolder, *, resume: bool, overwrite: bool
+) -> tuple[int, str]:
+    """Steps done, and why the run stopped early ("" when it did not).
+
+    Nothing but status.json is written, and nothing of an overwritten run removed, before all that can be wrong with
+    settings, model and data has been looked at.
+    """
     import deepspeed
 
     began = time.time()
@@ -121,29 +130,36 @@ def run(config: RoadConfig, ds: dict[str, Any], ranks: Ranks, folder: RunFolder,
     ds |= fit_batch(ds, config.passes, ranks.world_size)
     capability = torch.cuda.get_device_capability() if ranks.device.type == "cuda" else None
     precision = fit_precision(ds, config.precision, ranks.device.type, capability)
-    notes = fit_optimizer(ds, ranks.device.type)
+    filled = fit_optimizer(ds, ranks.device.type)
+    for note in surroundings.notes():
+        warn(note)
 
     tokenizer = ranks.together(lambda: load_tokenizer(config.model))
+    check_lengths(base_config(config.model, tokenizer, config.dropout), tasks)
     train, dev = ranks.together(lambda: load_data(config, tasks, tokenizer))
     passes, steps = plan(config, ds, train)
-    resolved = {**ds, "road": {**config.model_dump(), "steps": steps, "epochs": None}}
+    block = "auto" if precision in ds else precision  # DeepSpeed's block says it already
+    resolved = {**ds, "road": {**config.model_dump(), "steps": steps, "epochs": None, "precision": block}}
     saved = {**resolved, "data": fingerprints(train)}
     ranks.agree({key: value for key, value in _flat(saved).items() if key not in OWN})
     found = ranks.together(lambda: resumable(folder, saved)) if resume else None
-    folder.write("config.json", resolved)
-    for name, source in {**train, **dev}.items():
-        if source.manifest["skipped"]:
-            warn(
-                f"{name}: {len(source.manifest['skipped'])} bad rows were skipped, the first: {source.manifest['skipped'][0]}"
-            )
+    for name, spec in config.datasets.items():
+        if spec.dev is None:
+            warn(f"{name}: no dev part: it will not be evaluated")
+    for name, source in [*train.items(), *dev.items()]:
+        if skipped := source.manifest["skipped"]:
+            warn(f"{name}: {len(skipped)} bad rows were skipped, the first: {skipped[0]}")
 
     model = build_model(config.model, tasks, tokenizer, dropout=config.dropout, seed=config.seed)
+    if overwrite:
+        folder.clear()
+    folder.write("config.json", resolved)
     say(
         f"{config.output}: {parameter_count(model) / 1e6:.1f} M parameters, {len(tasks)} heads, {len(train)} data sets, {steps} steps of "
         f"{config.passes} passes x {ds['train_batch_size'] // config.passes} rows "
         f"({ds['gradient_accumulation_steps']} micro-batches of {ds['train_micro_batch_size_per_gpu']} on "
         f"{ranks.world_size} process{'es' * (ranks.world_size > 1)}), {precision}, ZeRO {ds['zero_optimization']['stage']}",
-        *(f"filled in: {note}" for note in notes),
+        *(f"filled in: {note}" for note in filled),
     )
     settings = ds["optimizer"]["params"]
     groups = optim.parameter_groups(

@@ -7,8 +7,8 @@ ROOT = Path(__file__).resolve().parent.parent / "road_ds"
 
 LAYERS = [
     {"errors"},
-    {"strict_json"},
-    {"config", "log", "metrics", "preemption", "ranks"},
+    {"strict_json", "deepspeed_keys"},
+    {"config", "log", "metrics", "preemption", "ranks", "surroundings"},
     {"hub", "readers"},
     {"features", "passes"},
     {"spans", "objectives", "optim"},
