@@ -106,8 +106,12 @@ class FeatureSet:
 
     def __init__(self, name: str, folder: Path):
         self.name, self.folder = name, folder
-        self.manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-        for file, size in self.manifest["files"].items():
+        try:
+            self.manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+            wanted = dict(self.manifest["files"])
+        except (ValueError, KeyError, TypeError):
+            raise RoadError(f"{folder / 'manifest.json'}: the cached file is damaged: remove the folder") from None
+        for file, size in wanted.items():
             if not (folder / file).exists() or (folder / file).stat().st_size != size:
                 raise RoadError(
                     f"{folder / file}: the cached file is damaged (expected {size} bytes): remove the folder"
@@ -260,10 +264,9 @@ def _encode(name: str, part: Part, reading: Reading, task: Any, tokenizer: Any, 
     staged.mkdir(parents=True)
     try:
         examples = reading.examples
-        bar = progress(len(examples), f"encoding {name} {part}", "row")
         lengths: list[int] = []
 
-        def encoded() -> Iterator[dict[str, Any]]:
+        def encoded(bar: Any) -> Iterator[dict[str, Any]]:
             for first in range(0, len(examples), CHUNK):
                 chunk = examples[first : first + CHUNK]
                 for feature in task.encode(chunk, tokenizer, first):
@@ -273,8 +276,8 @@ def _encode(name: str, part: Part, reading: Reading, task: Any, tokenizer: Any, 
 
         _write_arrow(staged / "examples.arrow", EXAMPLE_SCHEMA, map(_example_row, examples))
         label = pa.float32() if task.continuous else pa.int32()
-        _write_arrow(staged / "features.arrow", _feature_schema(label), encoded())
-        bar.close()
+        with progress(len(examples), f"encoding {name} {part}", "row") as bar:
+            _write_arrow(staged / "features.arrow", _feature_schema(label), encoded(bar))
         np.save(staged / "lengths.npy", np.asarray(lengths, dtype=np.int32))
         write_json(
             staged / "manifest.json",

@@ -51,13 +51,14 @@ def window_starts(tokens: int, capacity: int, stride: int) -> list[int]:
 
 def best_context(tokens: int, starts: Sequence[int], capacity: int) -> np.ndarray:
     """The window in which each token has the most context on its poorer side, [tokens]; longer windows win ties."""
-    position = np.arange(tokens)
-    scores = np.full((len(starts), tokens), -1.0)
+    best, scores = np.zeros(tokens, dtype=np.int64), np.full(tokens, -1.0)
     for window, start in enumerate(starts):
         stop = min(start + capacity, tokens)
-        inside = position[start:stop]
-        scores[window, start:stop] = np.minimum(inside - start, stop - 1 - inside) + 0.01 * (stop - start)
-    return scores.argmax(axis=0)
+        inside = np.arange(stop - start)
+        score = np.minimum(inside, inside[::-1]) + 0.01 * (stop - start)
+        better = score > scores[start:stop]
+        best[start:stop][better], scores[start:stop][better] = window, score[better]
+    return best
 
 
 def token_range(offsets: np.ndarray, start: int, end: int) -> tuple[int, int] | None:

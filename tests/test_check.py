@@ -1,0 +1,123 @@
+"""The plan's numbers against a count by hand, and each of its warnings."""
+
+import json
+import re
+
+import pytest
+import torch
+from runs import tiny_config
+from transformers import AutoModelForQuestionAnswering, ElectraConfig
+
+from road_ds.check import memory, parameters, report
+from road_ds.config import load_config
+from road_ds.model import base_config, load_tokenizer
+from road_ds.passes import Passes
+from road_ds.tasks import heads
+
+
+@pytest.fixture
+def pairs(tmp_path, config_file):
+    """A configuration over classification rows written here, and the plan it gives."""
+
+    def plan(train, dev=None, world_size=1, spec=None, batch=12, **road) -> str:
+        datasets = {}
+        for name, rows in train.items():
+            datasets[name] = {"task": "pairs", "train": str(tmp_path / f"{name}.train.jsonl"), **(spec or {})}
+            (tmp_path / f"{name}.train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+            if dev and name in dev:
+                datasets[name]["dev"] = str(tmp_path / f"{name}.dev.jsonl")
+                (tmp_path / f"{name}.dev.jsonl").write_text("".join(json.dumps(row) + "\n" for row in dev[name]))
+        task = {"type": "classification", "labels": ["no", "yes"], "max_length": 16}
+        config = tiny_config(**{"tasks": {"pairs": task}, "datasets": datasets, "passes": 2, **road})
+        config["train_batch_size"] = batch
+        config["train_micro_batch_size_per_gpu"] = 2
+        return report(*load_config(config_file(config)), world_size)
+
+    return plan
+
+
+def rows(n: int, text: str = "row", label: str = "yes") -> list[dict]:
+    return [{"text": f"{text} {i}", "label": label} for i in range(n)]
+
+
+def cells(plan: str, name: str) -> list[str]:
+    return next(line for line in plan.splitlines() if line.startswith(name)).split()
+
+
+def warnings(plan: str) -> list[str]:
+    return [line.strip() for line in plan.partition("\nwarnings:\n")[2].splitlines()]
+
+
+def test_one_data_set_by_hand(pairs):
+    plan = pairs({"a": rows(30)}, {"a": rows(7, "other")}, steps=10)
+    # 10 steps x 12 rows = 120 rows drawn from 30: 4 epochs; [CLS] row n [SEP], numbers above 9 may be two tokens
+    head, *numbers = cells(plan, "a ")[1:]
+    assert head == "pairs" and numbers[:2] == ["30", "30"] and numbers[3:] == ["100.0%", "4.00", "7"]
+    assert "10 steps of 2 passes x 6 rows = 12 rows a step, 120 in all" in plan
+    assert "each pass: 3 micro-batches of 2 rows on 1 process, fp32" in plan
+    assert warnings(plan) == []
+
+
+def test_epochs_become_steps(pairs):
+    plan = pairs({"a": rows(30), "b": rows(90)}, steps=None, epochs=3, sampling="proportional")
+    assert "30 steps of 2 passes" in plan  # 3 x 120 rows / 12
+    assert [cells(plan, name)[5] for name in ("a ", "b ")] == ["25.0%", "75.0%"]
+
+
+def test_epochs_are_those_of_the_rows_that_will_be_drawn(pairs):
+    plan = pairs({"a": rows(30), "b": rows(90)}, steps=20, seed=3, sampling={"weights": {"a": 1, "b": 4}})
+    passes = Passes({"a": [1] * 30, "b": [1] * 90}, torch.tensor([0.2, 0.8]).double().numpy(),
+                    passes=2, rows=6, seed=3, window=0)  # fmt: skip
+    drawn = [taken.dataset for step in range(20) for taken in passes.draw(step)]
+    for name, size in (("a", 30), ("b", 90)):
+        assert cells(plan, f"{name} ")[6] == f"{drawn.count(name) * 6 / size:.2f}"
+
+
+def test_processes_divide_a_pass(pairs):
+    assert "each pass: 1 micro-batches of 2 rows on 3 processes" in pairs({"a": rows(30)}, world_size=3)
+
+
+def test_memory_by_hand():
+    """Weights and gradients and Adam: 4 + 4 + 8 bytes in fp32, 2 + 2 + 12 in half precision, split as ZeRO's stages say."""
+    million = 10**6
+    assert memory(million, 8, "fp32") == [16e6, 8e6 + 1e6, 4e6 + 1.5e6, 2e6]
+    assert memory(million, 8, "fp16") == memory(million, 8, "bf16") == [16e6, 4e6 + 1.5e6, 2e6 + 1.75e6, 2e6]
+    assert memory(million, 1, "fp16") == [16e6] * 4
+
+
+def test_parameters_are_those_of_the_model(pairs, config_file):
+    config, _ = load_config(config_file(tiny_config()))
+    tokenizer = load_tokenizer(config.model)
+    encoder, own = parameters(base_config(config.model, tokenizer, 0.0), heads(config))
+    settings = {**config.model.config, "vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id}
+    real = AutoModelForQuestionAnswering.from_config(ElectraConfig(**settings))
+    assert encoder == sum(p.numel() for p in real.electra.parameters())
+    # span: 32 x 2 + 2; classification: a dense layer of 32 x 32 + 32 and one of 32 x labels + labels
+    assert own == {"qa": 66, "inference": 1056 + 99, "paraphrase": 1056 + 66}
+    plan = pairs({"a": rows(30)})
+    count = encoder + 1056 + 66
+    assert f"{encoder / 1e6:.1f} M parameters in the encoder, 1,122 in the head pairs" in plan
+    assert re.search(rf"ZeRO 3 +{count * 16 / 2**30:.2f} GiB +{count * 16 / 8 / 2**30:.2f} GiB", plan)
+
+
+def test_warnings(pairs):
+    few = pairs({"a": rows(300)}, {"a": rows(3, "other")}, steps=1)
+    assert warnings(few) == ["a: only 12 of 300 features will be seen: more steps, or another sampling"]
+    many = pairs({"a": rows(12)}, {"a": rows(3, "other")}, steps=11)
+    assert warnings(many) == ["a: each feature is seen 11 times: fewer steps, or sampling proportional or by power"]
+    assert warnings(pairs({"a": rows(30)})) == ["a: no dev part: nothing will be evaluated"]
+    leak = pairs({"a": rows(30)}, {"a": [*rows(4), *rows(5, "other")]})
+    assert warnings(leak) == ["a: 4 of 9 dev rows have the text of a train row"]
+    long = pairs({"a": [*rows(28), *rows(2, "a word " * 20)]}, {"a": rows(3, "other")})
+    assert warnings(long) == ["a: 7% of the rows reach max_length 16: their ends may be cut off"]
+
+
+def test_rows_left_out_are_counted(pairs):
+    bad = {"text": "", "label": "no"}
+    spec = {"skip_bad": 2, "drop_labels": ["-"]}
+    plan = pairs({"a": [bad, *rows(30), *rows(3, "dropped", "-")]}, {"a": [*rows(3, "other"), bad]}, spec=spec)
+    train, dropped, dev = warnings(plan)
+    assert train.startswith("a train: 1 bad rows skipped, the first: ") and "a.train.jsonl:1: column 'text'" in train
+    assert dropped == "a train: rows dropped by label: {'-': 3}"
+    assert dev.startswith("a dev: 1 bad rows skipped, the first: ") and "a.dev.jsonl:4: column 'text'" in dev
+    assert cells(plan, "a ")[2] == "30"

@@ -1,0 +1,133 @@
+"""Models and data sets by hub name, through the real client against a stand-in hub on loopback."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+from runs import ROOT, TINY_ELECTRA, environment, tiny_config
+from stand_in_hub import client_environment, serve
+from transformers import AutoConfig, AutoModel, AutoTokenizer
+
+from road_ds.hub import sample_path
+
+PAIRS = 24
+CARD = "---\nconfigs:\n- config_name: default\n  data_files:\n  - {split: train, path: train.jsonl}\n  - {split: validation, path: dev.jsonl}\n---\n"
+# Several names in one process, as starting one takes longer than all of them.
+CLIENT = """
+import json, sys
+from road_ds.errors import RoadError
+from road_ds.hub import model_folder
+from road_ds.model import load_tokenizer
+from road_ds.config import ModelSpec
+for name in json.loads(sys.argv[1]):
+    try:
+        print(json.dumps(sorted(path.name for path in model_folder(name).iterdir())))
+    except RoadError as error:
+        print(json.dumps(str(error)))
+"""
+
+
+@pytest.fixture(scope="module")
+def repositories(tmp_path_factory):
+    """What the hub has: a tiny model, one without safetensors, a gated one, and a data set of pairs."""
+    root = tmp_path_factory.mktemp("hub")
+    tokenizer = AutoTokenizer.from_pretrained(sample_path("tokenizer"))
+    for name in ("tiny", "pickled", "closed"):
+        folder = root / "models" / "org" / name
+        config = AutoConfig.for_model("electra", vocab_size=len(tokenizer), **TINY_ELECTRA)
+        AutoModel.from_config(config).save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+    (root / "models" / "org" / "closed" / ".gated").touch()
+    (root / "models" / "org" / "tiny" / "pytorch_model.bin").write_bytes(b"never fetched")
+    pickled = root / "models" / "org" / "pickled"
+    (pickled / "model.safetensors").rename(pickled / "pytorch_model.bin")
+    folder = root / "datasets" / "org" / "pairs"
+    folder.mkdir(parents=True)
+    (folder / "README.md").write_text(CARD)
+    for split in ("train", "dev"):
+        rows = ({"premise": f"{split} {n}", "hypothesis": "a", "label": "yes" if n % 3 else "no"} for n in range(PAIRS))
+        (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return root
+
+
+@pytest.fixture(scope="module")
+def client(repositories, tmp_path_factory):
+    """Runs Python with the stand-in hub for a hub, or with another address."""
+    home = tmp_path_factory.mktemp("home")
+
+    def run(*arguments, url=None, timeout=100, **more):
+        env = environment() | client_environment(url or served, home) | environment_of_this(more)
+        env = {key: value for key, value in env.items() if key not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
+        command = [sys.executable, *map(str, arguments)]
+        return subprocess.run(command, env=env, cwd=ROOT, capture_output=True, text=True, timeout=timeout)
+
+    with serve(repositories) as served:
+        yield run
+
+
+def environment_of_this(more: dict[str, str]) -> dict[str, str]:
+    return {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", **more}
+
+
+def config_of_pairs(model: str) -> dict:
+    config = tiny_config(
+        model=model,
+        tasks={"pairs": {"type": "classification", "labels": ["no", "yes"], "max_length": 32}},
+        datasets={
+            "pairs": {"task": "pairs", "format": "hub", "path": "org/pairs", "train": "train", "dev": "validation"}
+        },
+        steps=2,
+    )
+    config["train_batch_size"] = 12
+    return config
+
+
+def test_a_run_on_a_model_and_a_data_set_of_the_hub(client, config_file, tmp_path):
+    done = client("road_ds/train.py", "--deepspeed_config", config_file(config_of_pairs("org/tiny@main")))
+    assert done.returncode == 0, done.stderr
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert results["step"] == 2 and results["scores"]["pairs"]["rows"] == PAIRS
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["road"]["model"]["name"] == "org/tiny@main"
+    assert (tmp_path / "run" / "model" / "pairs" / "model.safetensors").exists()
+
+
+def test_a_model_without_safetensors_ends_a_run_before_it_begins(client, config_file, tmp_path):
+    done = client("road_ds/train.py", "--deepspeed_config", config_file(config_of_pairs("org/pickled")))
+    assert done.returncode == 2
+    error = done.stderr[done.stderr.index("error: ") :]
+    assert error.startswith("error: org/pickled: no model.safetensors: weights are read as safetensors only; a hub ")
+    assert error.count("\n") == 1 and "Traceback" not in done.stderr
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["status.json"]
+
+
+FOLDER = "or give a folder that holds config.json, the tokenizer and model.safetensors instead of the name"
+
+
+def test_what_the_hub_refuses_is_one_clear_error(client):
+    names = ["org/tiny", "org/none", "org/closed", "org/tiny@v9", "../models", "org/a--b", "a/b/c", "https://hub/x"]
+    done = client("-c", CLIENT, json.dumps(names))
+    assert done.returncode == 0, done.stderr
+    tiny, unknown, gated, revision, *no_names = map(json.loads, done.stdout.splitlines())
+    assert {"config.json", "model.safetensors", "tokenizer.json"} <= set(tiny) and "pytorch_model.bin" not in tiny
+    assert unknown == (
+        "org/none: no such folder and no such model on the hub (or it is private): check the spelling, " + FOLDER
+    )
+    assert gated == (
+        "org/closed: the repository is gated: accept its terms on the hub and log in with `hf auth login`, " + FOLDER
+    )
+    assert revision == f"org/tiny@v9: the repository has no revision 'v9': leave @v9 out, {FOLDER}"
+    for name, error in zip(names[4:], no_names, strict=True):
+        assert error == f"{name}: no such folder, and not a hub name (org/name): check the path"
+
+
+def test_a_hub_that_cannot_be_reached(client):
+    """A name that is in the cache needs no hub; another one is an error at once."""
+    known, unknown = map(
+        json.loads,
+        client("-c", CLIENT, json.dumps(["org/tiny", "org/other"]), url="http://127.0.0.1:9").stdout.splitlines(),
+    )
+    assert "model.safetensors" in known
+    assert unknown == (
+        "org/other: no such folder, and the hub cannot be reached and the model is not in its cache: connect, " + FOLDER
+    )
