@@ -31,7 +31,9 @@ class Predictor:
     def load(cls, name: str) -> "Predictor":
         """The predictor of an exported folder, or of any question-answering or classification model."""
         from transformers import AutoTokenizer
+        from transformers.utils import logging
 
+        logging.disable_progress_bar()
         folder = model_folder(name)
         task = read_task(folder)
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -4,6 +4,7 @@
 
 The client is a process of its own, as HF_ENDPOINT and HF_HOME are read when its libraries are imported:
 `subprocess.run([...], env=client_environment(url, home))`. A repository with a file `.gated` answers 403, gated.
+Every repository has the one revision "main".
 """
 
 import hashlib
@@ -19,7 +20,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 COMMIT = "c" * 40
 API = re.compile(
-    r"/api/(?P<kind>models|datasets)/(?P<name>[^/]+/[^/]+)(/(?P<verb>revision|tree|paths-info)/[^/]+)?/?(?P<path>.*)"
+    r"/api/(?P<kind>models|datasets)/(?P<name>[^/]+/[^/]+)(/(?P<verb>revision|tree|paths-info)/(?P<revision>[^/]+))?/?(?P<path>.*)"
 )
 FILE = re.compile(r"/(?P<kind>datasets/)?(?P<name>[^/]+/[^/]+)/resolve/[^/]+/(?P<path>.+)")
 
@@ -60,7 +61,9 @@ class _Handler(BaseHTTPRequestHandler):
         path = unquote(url.path)
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0)).decode()
         if match := API.fullmatch(path):
-            if repository := self._repository(match["kind"], match["name"]):
+            if match["revision"] not in (None, "main", COMMIT):
+                self._refuse(404, "RevisionNotFound")
+            elif repository := self._repository(match["kind"], match["name"]):
                 self._api(repository, match, body, parse_qs(url.query))
         elif match := FILE.fullmatch(path):
             if repository := self._repository("datasets" if match["kind"] else "models", match["name"]):
