@@ -380,7 +380,5 @@ def test_a_damaged_cache_is_named(load, file, damage):
         return  # without it the features are not there at all, and are encoded again
     else:
         path.unlink()
-    with pytest.raises(
-        RoadError, match=rf"rows-train-\w+/{file}: the cached file is damaged"
-    ):
+    with pytest.raises(RoadError, match=rf"rows-train-\w+/{file}: the cached file is damaged"):
         load(YES_NO, row)
