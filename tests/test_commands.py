@@ -326,4 +326,7 @@ def test_a_stop_by_hand_leaves_no_traceback(run, command, monkeypatch):
             os.kill(os.getpid(), signal.SIGINT)
 
     monkeypatch.setattr("sys.stdin", SimpleNamespace(buffer=Waiting()))
-    assert command("predict", run / "model" / "inference") == (130, "", "")
+    try:
+        assert command("predict", run / "model" / "inference") == (130, "", "")
+    except KeyboardInterrupt:
+        pytest.fail("the command let KeyboardInterrupt through, which would have shown a traceback")
