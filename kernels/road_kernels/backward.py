@@ -10,17 +10,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from . import plan
+from . import launch, plan
 from .rows import (
     LOG2_E,
     at_temperature_1,
     combined_tile,
     kept_rows,
-    launch,
     load_tile,
-    on_device,
     row_facts,
-    strides,
     whole_vectors,
 )
 
@@ -91,11 +88,11 @@ def backward(
     vec = plan.vector_width(student, gradient, *teachers)
     tile = plan.gradient_tile(C)
     tiles = plan.pieces(C, tile.classes)
-    with on_device(student):
-        launch(
+    with launch.on_device(student):
+        launch.start(
             gradient_kernel, (plan.pieces(N, tile.rows) * tiles,),
             grad_total, grad_total.stride(0) if grad_total.dim() else 0,
-            student, student.stride(0) // vec, student.stride(1), tuple(teachers), *strides(teachers, vec),
+            student, student.stride(0) // vec, student.stride(1), tuple(teachers), *launch.strides(teachers, vec),
             labels, lengths, teacher_weights, row_weight, statistics, inverse, gradient, gradient.stride(0) // vec,
             N, C, tiles, LOG2_E.value / temperature, hard_scale, soft_scale / temperature, ignore_index,
             R=tile.rows, B=tile.classes, VEC=vec, POWER=plan.whole_power(temperature), M=len(teachers), warps=tile.warps,

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Optional
 
 import torch
 from torch import Tensor
 
 from . import plan, reference
 from .arguments import check_rows, check_teacher_argument, check_teachers, check_weighting, choose, refuse
+from .launch import dense
 from .reference import Teachers, as_teachers, result_dtype
 
 
@@ -52,16 +52,16 @@ def combine_teachers(
 @torch.library.custom_op("road_kernels::combine", mutates_args=())
 def combine_op(
     teachers: Sequence[Tensor],
-    labels: Optional[Tensor],
-    lengths: Optional[Tensor],
-    teacher_weights: Optional[Tensor],
-    wrong_scale: Optional[float],
+    labels: Tensor | None,
+    lengths: Tensor | None,
+    teacher_weights: Tensor | None,
+    wrong_scale: float | None,
 ) -> Tensor:
     """The combined logits: see mixture.py."""
     from .mixture import combine
 
-    tensors = [None if tensor is None else tensor.contiguous() for tensor in (labels, lengths, teacher_weights)]
-    return combine(list(teachers), *tensors, wrong_scale, combined_like(teachers))
+    out = combined_like(teachers)
+    return combine(list(teachers), dense(labels), dense(lengths), dense(teacher_weights), wrong_scale, out)
 
 
 @combine_op.register_fake

@@ -13,22 +13,19 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from . import plan
+from . import launch, plan
 from .mixture import judge
 from .rows import (
     LOG2_E,
     at_temperature_1,
     combined_tile,
     kept_rows,
-    launch,
     load_one,
     load_tile,
-    on_device,
     row_facts,
     row_losses,
     store_reduced,
     store_weights,
-    strides,
     student_statistics,
     teacher_statistics,
     whole_vectors,
@@ -222,12 +219,12 @@ def forward(
     tile = plan.chunk_tile(C)
     shared = dict(VEC=vec, POWER=plan.whole_power(temperature), M=M)
 
-    with on_device(student):
+    with launch.on_device(student):
         if C <= plan.LARGEST_ROW:
             single = reduction != "none" and C <= plan.LARGEST_SMALL and N <= plan.SINGLE_PROGRAM_ROWS
-            launch(
+            launch.start(
                 rows_kernel, (1 if single else plan.pieces(N, tile.rows),),
-                student, *student_strides, tuple(teachers), *strides(teachers, vec), labels, lengths, teacher_weights, row_weight,
+                student, *student_strides, tuple(teachers), *launch.strides(teachers, vec), labels, lengths, teacher_weights, row_weight,
                 None if single else losses, hard, soft, statistics, judged if wrong_scale is not None else None,
                 total if single else None, inverse if single else None,
                 N, C, rate, *scales, wrong_scale, ignore_index,
@@ -239,24 +236,24 @@ def forward(
                 teacher_weights = judge(teachers, labels, lengths, wrong_scale, ignore_index, judged)
             chunks = plan.pieces(C, tile.classes)
             partials = statistics.new_empty(PARTIALS, N, chunks)
-            launch(
+            launch.start(
                 chunk_kernel, (N * chunks,),
-                student, *student_strides, tuple(teachers), *strides(teachers, vec), labels, lengths, teacher_weights, partials,
+                student, *student_strides, tuple(teachers), *launch.strides(teachers, vec), labels, lengths, teacher_weights, partials,
                 N, C, chunks, rate, ignore_index,
                 B=tile.classes, warps=tile.warps, **shared,
             )  # fmt: skip
             width = plan.next_power_of_2(chunks)
-            rows = max(1, 256 // width)
-            launch(
-                merge_kernel, (plan.pieces(N, rows),),
+            per_program = max(1, 256 // width)
+            launch.start(
+                merge_kernel, (plan.pieces(N, per_program),),
                 student, *student_strides, labels, lengths, row_weight, partials, losses, hard, soft, statistics,
                 N, C, chunks, rate, *scales, ignore_index,
-                R=rows, K=width, warps=1, **shared,
+                R=per_program, K=width, warps=1, **shared,
             )  # fmt: skip
         if reduction == "none":
             return losses, hard, soft, statistics, judged, inverse
         if not single:
-            launch(
+            launch.start(
                 reduce_kernel, (1,), losses, labels, row_weight, total, inverse, N, ignore_index,
                 MEAN=reduction == "mean", B=1024, warps=4,
             )  # fmt: skip

@@ -9,7 +9,6 @@ custom operators, statistics forward and gradient backward, so that torch.compil
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Optional
 
 import torch
 from torch import Tensor
@@ -25,6 +24,7 @@ from .arguments import (
     check_weighting,
     choose,
 )
+from .launch import dense
 from .reference import KDLoss, Teachers, as_teachers, kl_factor
 
 
@@ -104,21 +104,21 @@ def kd_loss(
     return KDLoss(total, hard.detach(), soft.detach())
 
 
-# The operators below take flat arguments of the kinds that an operator schema knows, hence `Optional` and no NamedTuple.
+# The operators below take flat arguments of the kinds that an operator schema knows, hence no NamedTuple here.
 
 
 @torch.library.custom_op("road_kernels::kd_forward", mutates_args=())
 def forward_op(
     student: Tensor,
     teachers: Sequence[Tensor],
-    labels: Optional[Tensor],
-    lengths: Optional[Tensor],
-    teacher_weights: Optional[Tensor],
-    row_weight: Optional[Tensor],
+    labels: Tensor | None,
+    lengths: Tensor | None,
+    teacher_weights: Tensor | None,
+    row_weight: Tensor | None,
     temperature: float,
     hard_scale: float,
     soft_scale: float,
-    wrong_scale: Optional[float],
+    wrong_scale: float | None,
     ignore_index: int,
     reduction: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
@@ -158,12 +158,12 @@ def backward_op(
     grad_total: Tensor,
     student: Tensor,
     teachers: Sequence[Tensor],
-    labels: Optional[Tensor],
-    lengths: Optional[Tensor],
-    teacher_weights: Optional[Tensor],
-    row_weight: Optional[Tensor],
+    labels: Tensor | None,
+    lengths: Tensor | None,
+    teacher_weights: Tensor | None,
+    row_weight: Tensor | None,
     statistics: Tensor,
-    inverse: Optional[Tensor],
+    inverse: Tensor | None,
     temperature: float,
     hard_scale: float,
     soft_scale: float,
@@ -194,13 +194,9 @@ def _(grad_total, student, teachers, labels, lengths, teacher_weights, row_weigh
     return plan.padded_logits(student)
 
 
-def dense(rows: Tensor | None) -> Tensor | None:
-    return None if rows is None else rows.contiguous()
-
-
 def save_for_gradient(ctx, inputs, output) -> None:
     student, teachers, labels, lengths, teacher_weights, row_weight, *settings = inputs
-    _, hard, soft, statistics, judged, inverse = output
+    statistics, judged, inverse = output[3:]
     temperature, hard_scale, soft_scale, wrong_scale, ignore_index, reduction = settings
     if wrong_scale is not None:
         teacher_weights = judged

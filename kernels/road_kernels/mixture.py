@@ -7,18 +7,15 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from . import plan
+from . import launch, plan
 from .rows import (
     beats_label,
     combined_tile,
     kept_rows,
-    launch,
     load_one,
     load_tile,
-    on_device,
     row_facts,
     store_weights,
-    strides,
     whole_vectors,
 )
 
@@ -84,9 +81,9 @@ def judge(
     """Algorithm 2's weights, written into `weights` [M, N] and returned."""
     N, C = teachers[0].shape
     vec = plan.vector_width(*teachers)
-    launch(
+    launch.start(
         judge_kernel, (N,),
-        tuple(teachers), *strides(teachers, vec), labels, lengths, weights, N, C, wrong_scale, ignore_index,
+        tuple(teachers), *launch.strides(teachers, vec), labels, lengths, weights, N, C, wrong_scale, ignore_index,
         B=plan.CHUNK, VEC=vec, M=len(teachers), warps=8,
     )  # fmt: skip
     return weights
@@ -104,15 +101,15 @@ def combine(
     N, C = out.shape
     M = len(teachers)
     vec = plan.vector_width(out, *teachers)
-    with on_device(out):
+    with launch.on_device(out):
         if wrong_scale is not None and C > plan.LARGEST_ROW:
             weights = torch.empty(M, N, dtype=torch.float32, device=out.device)
             teacher_weights, wrong_scale = judge(teachers, labels, lengths, wrong_scale, -1, weights), None
         tile = plan.gradient_tile(C) if wrong_scale is None else plan.row_tile(C)
         tiles = plan.pieces(C, tile.classes)
-        launch(
+        launch.start(
             combine_kernel, (plan.pieces(N, tile.rows) * tiles,),
-            tuple(teachers), *strides(teachers, vec), labels if wrong_scale is not None else None, lengths, teacher_weights,
+            tuple(teachers), *launch.strides(teachers, vec), labels if wrong_scale is not None else None, lengths, teacher_weights,
             out, out.stride(0) // vec, N, C, tiles, wrong_scale,
             R=tile.rows, B=tile.classes, VEC=vec, M=M, warps=tile.warps,
         )  # fmt: skip

@@ -8,32 +8,11 @@ types, so that logits of 1e4 keep their digits. Exponentials and logarithms are 
 
 from __future__ import annotations
 
-from contextlib import nullcontext
-
-import torch
 import triton
 import triton.language as tl
-from torch import Tensor
 
 LOG2_E = tl.constexpr(1.4426950408889634)
 LN_2 = tl.constexpr(0.6931471805599453)
-
-
-def launch(kernel, grid: tuple[int, ...], *args, warps: int, **constants) -> None:
-    """Starts a kernel, if there is anything to do. The one place through which every launch goes."""
-    if all(grid):
-        # Fused multiply-add is asked for by name: its default differs between Triton versions.
-        kernel[grid](*args, **constants, num_warps=warps, num_stages=1, enable_fp_fusion=True)
-
-
-def on_device(tensor: Tensor):
-    """A context in which kernels start on the tensor's own device."""
-    return torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext()
-
-
-def strides(logits: list[Tensor], vec: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Row strides in vectors and class strides in elements, as the kernels take them."""
-    return tuple(tensor.stride(0) // vec for tensor in logits), tuple(tensor.stride(1) for tensor in logits)
 
 
 @triton.jit
