@@ -252,7 +252,7 @@ def disassemble(cubin: bytes) -> str:
 
 def jobs(chosen: list[Shape], architectures: list[int]) -> list[tuple[Launch, int]]:
     """Every launch of the shapes on every architecture; what compiles to the same code is compiled once."""
-    distinct = {}
+    distinct: dict[str, Launch] = {}
     for shape in chosen:
         for recorded in record(shape):
             key = repr(recorded[1:])
