@@ -25,6 +25,7 @@ from .rows import (
     row_facts,
     row_losses,
     store_reduced,
+    store_statistics,
     store_weights,
     student_statistics,
     teacher_statistics,
@@ -59,9 +60,7 @@ def rows_kernel(
         logits = load_tile(student, s_row, s_class, rows, columns, mask, VEC)
         top, scaled, soft_sum, hard_sum = student_statistics(logits, valid, rate, POWER)
         target = load_one(student, s_row, s_class, rows, label, known, VEC)
-        tl.store(statistics + rows, top, mask=here)
-        tl.store(statistics + N + rows, 1.0 / soft_sum, mask=here)
-        tl.store(statistics + 2 * N + rows, 1.0 / hard_sum, mask=here)
+        store_statistics(statistics, 0, top, soft_sum, hard_sum, rows, here, kept, N)
         teacher_sum = soft_sum
         gap = soft_sum
         if M > 0:
@@ -69,8 +68,7 @@ def rows_kernel(
                 teachers, t_rows, t_classes, teacher_weights, wrong_scale, rows, columns, mask, valid, label, known, N, M, VEC
             )  # fmt: skip
             teacher_top, teacher_sum, gap = teacher_statistics(mixture, valid, scaled, rate)
-            tl.store(statistics + 3 * N + rows, teacher_top, mask=here)
-            tl.store(statistics + 4 * N + rows, 1.0 / teacher_sum, mask=here)
+            store_statistics(statistics, 3, teacher_top, teacher_sum, None, rows, here, kept, N)
             if wrong_scale is not None:
                 store_weights(judged, bits, rows, here, wrong_scale, N, M)
 
@@ -146,9 +144,7 @@ def merge_kernel(
     hard_share = at_temperature_1(soft_share, below, POWER)
     soft_sum = tl.sum(soft_share * tl.load(at + size, mask=valid, other=0.0), 1)
     hard_sum = tl.sum(hard_share * tl.load(at + 2 * size, mask=valid, other=0.0), 1)
-    tl.store(statistics + rows, top, mask=here)
-    tl.store(statistics + N + rows, 1.0 / soft_sum, mask=here)
-    tl.store(statistics + 2 * N + rows, 1.0 / hard_sum, mask=here)
+    store_statistics(statistics, 0, top, soft_sum, hard_sum, rows, here, kept, N)
     teacher_sum = soft_sum
     gap = soft_sum
     if M > 0:
@@ -162,8 +158,7 @@ def merge_kernel(
         # A chunk's gap is relative to its own maxima; one without any teacher share says nothing.
         moved = share * (gaps + sums * (teacher_below - below * rate))
         gap = tl.sum(tl.where(share * sums > 0.0, moved, 0.0), 1)
-        tl.store(statistics + 3 * N + rows, teacher_top, mask=here)
-        tl.store(statistics + 4 * N + rows, 1.0 / teacher_sum, mask=here)
+        store_statistics(statistics, 3, teacher_top, teacher_sum, None, rows, here, kept, N)
 
     target = load_one(student, s_row, s_class, rows, label, known, VEC)
     hard_row, soft_row, loss = row_losses(
@@ -205,12 +200,12 @@ def forward(
     ignore_index: int,
     reduction: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """total, hard, soft, and for the gradient: statistics [5, N], weights [M, N] or [0], the inverse of the divisor."""
+    """total, hard, soft, and for the gradient: statistics [5, N], weights [M, N] or [0], the inverse of the divisor or [0]."""
     N, C = student.shape
     M = len(teachers)
     statistics = torch.empty(plan.STATISTICS, N, dtype=torch.float32, device=student.device)
     losses, hard, soft = (statistics.new_empty(N) for _ in range(3))
-    total, inverse = statistics.new_empty(()), statistics.new_empty(())
+    total, inverse = statistics.new_empty(()), statistics.new_empty(0 if reduction == "none" else ())
     judged = statistics.new_empty((M, N) if wrong_scale is not None else 0)
     vec = plan.vector_width(student, *teachers)
     student_strides = student.stride(0) // vec, student.stride(1)

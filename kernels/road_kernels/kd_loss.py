@@ -148,9 +148,9 @@ def _(student, teachers, labels, lengths, teacher_weights, row_weight, temperatu
     def empty(*shape):
         return student.new_empty(shape, dtype=torch.float32)
 
-    total = empty(rows) if reduction == "none" else empty()
+    total, inverse = (empty(rows), empty(0)) if reduction == "none" else (empty(), empty())
     judged = empty(0) if wrong_scale is None else empty(len(teachers), rows)
-    return total, empty(rows), empty(rows), empty(plan.STATISTICS, rows), judged, empty()
+    return total, empty(rows), empty(rows), empty(plan.STATISTICS, rows), judged, inverse
 
 
 @torch.library.custom_op("road_kernels::kd_backward", mutates_args=())

@@ -185,6 +185,16 @@ def row_losses(
 
 
 @triton.jit
+def store_statistics(statistics, row, top, soft_sum, hard_sum, rows, here, kept, N):
+    """Statistics from number `row` on: a maximum, and sums as reciprocals; 0 for an ignored row."""
+    at = statistics + row * N + rows
+    tl.store(at, tl.where(kept, top, 0.0), mask=here)
+    tl.store(at + N, tl.where(kept, 1.0 / soft_sum, 0.0), mask=here)
+    if hard_sum is not None:
+        tl.store(at + 2 * N, tl.where(kept, 1.0 / hard_sum, 0.0), mask=here)
+
+
+@triton.jit
 def store_reduced(total, inverse, loss_sum, weight_sum, MEAN: tl.constexpr):
     """The objective, and what each row's gradient is multiplied by because of the reduction."""
     factor = 1.0
