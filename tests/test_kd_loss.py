@@ -517,10 +517,11 @@ def test_triton_on_a_cpu_tensor_says_what_to_do():
 
 
 def test_regimes():
-    for C in (1, 2, 3, 5, 31, 32, 33, 64, 384, 512, 1000, 1024, 4096, 8192):
-        tile = plan.row_tile(C)
-        assert tile.classes >= C and tile.rows * tile.classes <= 512 * tile.warps
-    assert plan.chunk_tile(8193).classes == plan.chunk_tile(30522).classes == plan.CHUNK
+    for teachers in (0, 1, 3, 8):
+        for C in (1, 2, 3, 5, 31, 32, 33, 64, 384, 512, 1000, 1024, 4096, 8192):
+            tile = plan.row_tile(C, teachers)
+            assert tile.classes >= C and tile.rows * tile.classes <= 512 * tile.warps
+        assert plan.chunk_tile(8193, teachers).classes == plan.chunk_tile(30522, teachers).classes == plan.CHUNK
 
 
 def test_vector_width_follows_the_memory():

@@ -211,7 +211,7 @@ def forward(
     student_strides = student.stride(0) // vec, student.stride(1)
     rate = LOG2_E.value / temperature
     scales = hard_scale, soft_scale
-    tile = plan.chunk_tile(C)
+    tile = plan.chunk_tile(C, M)
     shared = dict(VEC=vec, POWER=plan.whole_power(temperature), M=M)
 
     with launch.on_device(student):

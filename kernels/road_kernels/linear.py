@@ -45,9 +45,9 @@ def linear_kd_loss(
     as for `kd_loss`, or by `teacher_hidden` [rows, teacher width] and `teacher_head_weight` [classes, teacher width], with
     or without `teacher_bias`; for several teachers each is a list. All other arguments are `kd_loss`'s.
 
-    A chunk's logits live only while its loss is computed, and are computed once more for its gradient: four products of the
-    head instead of three. The other way, gradients in the forward pass, would round them in fp16 before the loss scale is
-    known. Memory is that of one chunk: `chunk_rows` rows, by default as many as fill 32 MiB with student logits.
+    Of several chunks each lives only while its loss is computed, and is computed once more for its gradient: four products
+    of the head instead of three. The other way, gradients in the forward pass, would round them in fp16 before the loss
+    scale is known. Memory is that of one chunk: `chunk_rows` rows, by default as many as fill 32 MiB with student logits.
     """
     check_head("hidden", hidden, "head_weight", head_weight, "bias", bias)
     rows, classes = hidden.shape[0], head_weight.shape[0]
@@ -87,11 +87,16 @@ def linear_kd_loss(
         )
 
     parts = [slice(first * chunk_rows, (first + 1) * chunk_rows) for first in range(max(1, pieces(rows, chunk_rows)))]
-    # Nothing random happens in a chunk; to save the random state would make the host wait for the device.
-    losses = [
-        KDLoss(*checkpoint(chunk_loss, hidden, head_weight, bias, part, use_reentrant=False, preserve_rng_state=False))
-        for part in parts
-    ]
+    if len(parts) == 1:
+        losses = [chunk_loss(hidden, head_weight, bias, parts[0])]  # nothing to save by computing it again
+    else:
+        # Nothing random happens in a chunk; to save the random state would make the host wait for the device.
+        losses = [
+            KDLoss(
+                *checkpoint(chunk_loss, hidden, head_weight, bias, part, use_reentrant=False, preserve_rng_state=False)
+            )
+            for part in parts
+        ]
     total, hard, soft = (torch.cat(column) for column in zip(*losses, strict=True))
     row_weights = torch.ones_like(total) if row_weight is None else row_weight.to(total.dtype)
     if labels is not None:

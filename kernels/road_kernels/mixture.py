@@ -105,7 +105,7 @@ def combine(
         if wrong_scale is not None and C > plan.LARGEST_ROW:
             weights = torch.empty(M, N, dtype=torch.float32, device=out.device)
             teacher_weights, wrong_scale = judge(teachers, labels, lengths, wrong_scale, -1, weights), None
-        tile = plan.gradient_tile(C) if wrong_scale is None else plan.row_tile(C)
+        tile = plan.gradient_tile(C, M) if wrong_scale is None else plan.row_tile(C, M)
         tiles = plan.pieces(C, tile.classes)
         launch.start(
             combine_kernel, (plan.pieces(N, tile.rows) * tiles,),

@@ -11,6 +11,7 @@ LARGEST_ROW = 8192  # classes that one program holds in registers without a spil
 CHUNK = 4096  # classes of a larger row that one program reads
 GRADIENT_CHUNK = 2048
 LARGEST_SMALL = 32  # classes up to which many rows share a program
+MANY_TEACHERS = 3
 SINGLE_PROGRAM_ROWS = (
     1024  # with so few small rows, one program also reduces them: one launch for the whole forward pass
 )
@@ -38,24 +39,28 @@ def whole_power(temperature: float) -> int:
     return int(temperature) if temperature in (1, 2, 3, 4, 5, 6, 7, 8) else 0
 
 
-def row_tile(classes: int) -> Tile:
-    """The tile that holds whole rows of up to LARGEST_ROW classes."""
+def row_tile(classes: int, teachers: int) -> Tile:
+    """The tile that holds whole rows of up to LARGEST_ROW classes.
+
+    A thread holds 16 classes of a row, 8 where many teachers take their share of the registers or rows are small:
+    there each load needs an address of its own.
+    """
     width = next_power_of_2(classes)
     if classes <= LARGEST_SMALL:
-        return Tile(rows=min(128, 2048 // width), classes=width, warps=4)
-    if width <= 512:
-        return Tile(rows=512 // width, classes=width, warps=1)
-    return Tile(rows=1, classes=width, warps=max(1, width // 512))
+        return Tile(rows=min(64, 1024 // width), classes=width, warps=4)
+    each = 16 if teachers <= MANY_TEACHERS else 8
+    warps = min(16, max(1, width // (32 * each)))
+    return Tile(rows=max(1, 32 * each * warps // width), classes=width, warps=warps)
 
 
-def chunk_tile(classes: int) -> Tile:
+def chunk_tile(classes: int, teachers: int) -> Tile:
     """The tile of one chunk of a row: the whole row where it fits, else CHUNK classes."""
-    return row_tile(classes) if classes <= LARGEST_ROW else Tile(rows=1, classes=CHUNK, warps=8)
+    return row_tile(classes, teachers) if classes <= LARGEST_ROW else Tile(rows=1, classes=CHUNK, warps=8)
 
 
-def gradient_tile(classes: int) -> Tile:
+def gradient_tile(classes: int, teachers: int) -> Tile:
     """The tile of the gradient kernel, which needs no row as a whole."""
-    return row_tile(classes) if classes <= 1024 else Tile(rows=1, classes=GRADIENT_CHUNK, warps=4)
+    return row_tile(classes, teachers) if classes <= 1024 else Tile(rows=1, classes=GRADIENT_CHUNK, warps=4)
 
 
 def vector_width(*logits: Tensor) -> int:

@@ -90,17 +90,20 @@ def combine_teachers(
         correct = torch.stack([logits.argmax(1) == labels for logits in best])
         teacher_weights = weights_from_correctness(correct, wrong_scale)
     accumulation = accumulation_dtype(*teachers)
-    combined = torch.zeros(teachers[0].shape, dtype=accumulation, device=teachers[0].device)
-    for index, logits in enumerate(teachers):
-        if teacher_weights is None:
-            combined += logits
-        else:
-            weight = teacher_weights[index].to(accumulation)[:, None]
-            # A teacher of weight 0 is left out, whatever it says: 0 x inf would be NaN.
-            combined += torch.where(weight == 0, 0.0, logits * weight)
-    combined /= len(teachers)
+    if len(teachers) == 1 and teacher_weights is None:
+        combined = teachers[0].to(accumulation, copy=True)
+    else:
+        combined = torch.zeros(teachers[0].shape, dtype=accumulation, device=teachers[0].device)
+        for index, logits in enumerate(teachers):
+            if teacher_weights is None:
+                combined += logits
+            else:
+                weight = teacher_weights[index].to(accumulation)[:, None]
+                # A teacher of weight 0 is left out, whatever it says: 0 x inf would be NaN.
+                combined += torch.where(weight == 0, 0.0, logits * weight)
+        combined /= len(teachers)
     if absent is not None:
-        combined.masked_fill_(absent, -torch.inf)
+        combined = combined.masked_fill(absent, -torch.inf)
     return combined.to(dtype or result_dtype(teachers))
 
 
@@ -140,7 +143,7 @@ def kd_loss(
         logits = logits.to(accumulation)
         if absent is not None:
             logits = logits.masked_fill(absent, -torch.inf)
-        return logits.masked_fill(ignored[:, None], 0.0)
+        return logits.masked_fill(ignored[:, None], 0.0) if may_hold(ignored) else logits
 
     logits = present(student)
     if labels is not None:
@@ -156,17 +159,32 @@ def kd_loss(
                 dtype=accumulation,
             )
         )
-        log_target = F.log_softmax(target / temperature, 1)
-        share = log_target.exp()
-        # Where the teacher's share is 0 the term is 0, also when a logarithm is -inf.
-        gap = (log_target - F.log_softmax(logits / temperature, 1)).masked_fill(share == 0, 0.0)
-        soft = (share * gap).sum(1).masked_fill(ignored, 0.0)
+        soft = divergence(target, logits, temperature).masked_fill(ignored, 0.0)
     losses = weighted(1 - weight, hard) + weighted(weight * kl_factor(kl_scale, temperature), soft)
 
     row_weights = torch.ones_like(losses) if row_weight is None else row_weight.to(accumulation)
     row_weights = row_weights.masked_fill(ignored, 0.0)
     losses = torch.where(row_weights == 0, 0.0, losses * row_weights)
     return KDLoss(reduce_rows(losses, row_weights, reduction), hard.detach(), soft.detach())
+
+
+def divergence(target: Tensor, logits: Tensor, temperature: float) -> Tensor:
+    """[rows], KL(softmax(target / T) || softmax(logits / T)) in nats; a class of share 0 adds 0."""
+    log_target = F.log_softmax(target / temperature, 1)
+    share = log_target.exp()
+    gap = log_target - F.log_softmax(logits / temperature, 1)
+    rows = (share * gap).sum(1)
+    # A share of 0 times a logarithm of -inf is NaN. The mask is a pass over everything, so not without need.
+    if may_hold(rows.isnan()):
+        rows = (share * gap.masked_fill(share == 0, 0.0)).sum(1)
+    return rows
+
+
+def may_hold(rows: Tensor) -> bool:
+    """Whether any row is True; without a look, and so True, where that would stop a GPU or a compiler."""
+    if rows.device.type != "cpu" or torch.compiler.is_compiling():
+        return True
+    return bool(rows.any())
 
 
 def weighted(factor: float, rows: Tensor) -> Tensor:
