@@ -200,6 +200,7 @@ def save_for_gradient(ctx, inputs, output) -> None:
     temperature, hard_scale, soft_scale, wrong_scale, ignore_index, reduction = settings
     if wrong_scale is not None:
         teacher_weights = judged
+    ctx.set_materialize_grads(False)  # else autograd launches a fill for each output that nothing was computed from
     ctx.settings = temperature, hard_scale, soft_scale, ignore_index
     ctx.teachers = len(teachers)
     optional = labels, lengths, teacher_weights, row_weight, None if reduction == "none" else inverse
@@ -208,13 +209,15 @@ def save_for_gradient(ctx, inputs, output) -> None:
 
 
 def student_gradient(ctx, grad_total, *unused):
+    if grad_total is None:
+        return None, [None] * ctx.teachers, *[None] * 10
     student, statistics, *rest = ctx.saved_tensors
     teachers, rest = rest[: ctx.teachers], iter(rest[ctx.teachers :])
     labels, lengths, teacher_weights, row_weight, inverse = (next(rest) if there else None for there in ctx.present)
     gradient = backward_op(
         grad_total, student, teachers, labels, lengths, teacher_weights, row_weight, statistics, inverse, *ctx.settings
     )
-    return gradient, [None] * len(teachers), *[None] * 10
+    return gradient, [None] * ctx.teachers, *[None] * 10
 
 
 forward_op.register_autograd(student_gradient, setup_context=save_for_gradient)
