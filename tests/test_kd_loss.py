@@ -540,12 +540,17 @@ def test_triton_on_a_cpu_tensor_says_what_to_do():
         kd_loss(torch.zeros(2, 3), None, torch.zeros(2, dtype=torch.long), temperature=1.0, weight=0.0, impl="triton")
 
 
-def test_regimes():
-    for teachers in (0, 1, 3, 8):
-        for C in (1, 2, 3, 5, 31, 32, 33, 64, 384, 512, 1000, 1024, 4096, 8192):
-            tile = plan.row_tile(C, teachers)
-            assert tile.classes >= C and tile.rows * tile.classes <= 512 * tile.warps
-        assert plan.chunk_tile(8193, teachers).classes == plan.chunk_tile(30522, teachers).classes == plan.CHUNK
+@pytest.mark.parametrize("vec", [1, 2, 4, 8])
+@pytest.mark.parametrize("teachers", [0, 1, 3, 8])
+def test_regimes(teachers, vec):
+    each = plan.classes_per_thread(teachers, vec)
+    for C in (1, 2, 3, 5, 31, 32, 33, 64, 384, 512, 1000, 1024, 4096, 8192):
+        tile = plan.row_tile(C, teachers, vec)
+        if plan.fits_registers(C, teachers, vec):
+            assert tile.classes >= C and tile.rows * tile.classes <= 32 * each * tile.warps and tile.warps <= 16
+        assert plan.gradient_tile(C, teachers, vec).warps <= 4
+    assert plan.fits_registers(8192, 3, 8) and not plan.fits_registers(8193, 1, 8)
+    assert plan.chunk_tile(1, 8) == plan.Tile(1, 4096, 8)
 
 
 def test_vector_width_follows_the_memory():

@@ -86,7 +86,7 @@ def backward(
     N, C = student.shape
     gradient = plan.padded_logits(student)
     vec = plan.vector_width(student, gradient, *teachers)
-    tile = plan.gradient_tile(C, len(teachers))
+    tile = plan.gradient_tile(C, len(teachers), vec)
     tiles = plan.pieces(C, tile.classes)
     with launch.on_device(student):
         launch.start(

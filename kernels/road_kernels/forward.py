@@ -1,6 +1,6 @@
 """The loss and the statistics that its gradient needs, in one read of the logits.
 
-Up to LARGEST_ROW classes a program holds whole rows in registers (`rows_kernel`). Larger rows are read chunk by chunk, each
+Where a row fits, a program holds it whole in registers (`rows_kernel`). Larger rows are read chunk by chunk, each
 chunk by its own program (`chunk_kernel`), and `merge_kernel` puts the chunks' statistics together. No gradient is written
 here: in fp16 a gradient that has not yet seen the loss scale becomes zero (a mean over 2,048 rows x 30,522 classes lost 66 %
 of its entries that way). The gradient kernel applies grad_output, in float32, before it rounds.
@@ -211,11 +211,12 @@ def forward(
     student_strides = student.stride(0) // vec, student.stride(1)
     rate = LOG2_E.value / temperature
     scales = hard_scale, soft_scale
-    tile = plan.chunk_tile(C, M)
+    whole = plan.fits_registers(C, M, vec)
+    tile = plan.row_tile(C, M, vec) if whole else plan.chunk_tile(M, vec)
     shared = dict(VEC=vec, POWER=plan.whole_power(temperature), M=M)
 
     with launch.on_device(student):
-        if C <= plan.LARGEST_ROW:
+        if whole:
             single = reduction != "none" and C <= plan.LARGEST_SMALL and N <= plan.SINGLE_PROGRAM_ROWS
             launch.start(
                 rows_kernel, (1 if single else plan.pieces(N, tile.rows),),

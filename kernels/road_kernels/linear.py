@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from .arguments import check_like, check_row_weight, check_rows, describe, refuse
+from .arguments import REDUCTIONS, check_like, check_row_weight, check_rows, check_teacher_argument, describe, refuse
 from .kd_loss import kd_loss
 from .plan import pieces
 from .reference import KDLoss, Teachers, as_teachers, reduce_rows
@@ -56,6 +56,7 @@ def linear_kd_loss(
     elif isinstance(chunk_rows, bool) or not isinstance(chunk_rows, int) or chunk_rows < 1:
         refuse("chunk_rows", describe(chunk_rows), "a whole number of at least 1")
     heads = teacher_heads(teacher, teacher_hidden, teacher_head_weight, teacher_bias, (rows, classes))
+    check_teacher_argument(teacher)
     logits = as_teachers(teacher)
     for index, given in enumerate(logits):
         check_like(f"teacher[{index}]", given, (rows, classes), hidden.device, floating=True)
@@ -64,8 +65,8 @@ def linear_kd_loss(
     check_row_weight(row_weight, rows, hidden.device)
     if teacher_weights is not None:
         check_like("teacher_weights", teacher_weights, (len(logits) + len(heads), rows), hidden.device, floating=True)
-    if reduction not in ("mean", "sum", "none"):
-        refuse("reduction", describe(reduction), "mean, sum, none")
+    if reduction not in REDUCTIONS:
+        refuse("reduction", describe(reduction), ", ".join(REDUCTIONS))
 
     def chunk_loss(hidden: Tensor, head_weight: Tensor, bias: Tensor | None, part: slice) -> KDLoss:
         with torch.no_grad():

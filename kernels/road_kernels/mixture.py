@@ -81,10 +81,11 @@ def judge(
     """Algorithm 2's weights, written into `weights` [M, N] and returned."""
     N, C = teachers[0].shape
     vec = plan.vector_width(*teachers)
+    tile = plan.chunk_tile(len(teachers), vec)
     launch.start(
         judge_kernel, (N,),
         tuple(teachers), *launch.strides(teachers, vec), labels, lengths, weights, N, C, wrong_scale, ignore_index,
-        B=plan.CHUNK, VEC=vec, M=len(teachers), warps=8,
+        B=tile.classes, VEC=vec, M=len(teachers), warps=tile.warps,
     )  # fmt: skip
     return weights
 
@@ -102,10 +103,10 @@ def combine(
     M = len(teachers)
     vec = plan.vector_width(out, *teachers)
     with launch.on_device(out):
-        if wrong_scale is not None and C > plan.LARGEST_ROW:
+        if wrong_scale is not None and not plan.fits_registers(C, M, vec):
             weights = torch.empty(M, N, dtype=torch.float32, device=out.device)
             teacher_weights, wrong_scale = judge(teachers, labels, lengths, wrong_scale, -1, weights), None
-        tile = plan.gradient_tile(C, M) if wrong_scale is None else plan.row_tile(C, M)
+        tile = plan.gradient_tile(C, M, vec) if wrong_scale is None else plan.row_tile(C, M, vec)
         tiles = plan.pieces(C, tile.classes)
         launch.start(
             combine_kernel, (plan.pieces(N, tile.rows) * tiles,),

@@ -7,14 +7,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-LARGEST_ROW = 8192  # classes that one program holds in registers without a spill
-CHUNK = 4096  # classes of a larger row that one program reads
-GRADIENT_CHUNK = 2048
 LARGEST_SMALL = 32  # classes up to which many rows share a program
-MANY_TEACHERS = 3
 SINGLE_PROGRAM_ROWS = (
     1024  # with so few small rows, one program also reduces them: one launch for the whole forward pass
 )
+MANY_TEACHERS = 3  # more of them take their share of the registers
+MOST_WARPS = 16  # of 128 registers each thread: what an SM has
 STATISTICS = 5  # numbers per row that the forward pass keeps for the gradient
 
 
@@ -39,28 +37,42 @@ def whole_power(temperature: float) -> int:
     return int(temperature) if temperature in (1, 2, 3, 4, 5, 6, 7, 8) else 0
 
 
-def row_tile(classes: int, teachers: int) -> Tile:
-    """The tile that holds whole rows of up to LARGEST_ROW classes.
+def classes_per_thread(teachers: int, vec: int) -> int:
+    """Classes of a row that a thread holds without a spill: narrow loads need more addresses, teachers more values."""
+    return 16 // (1 if teachers <= MANY_TEACHERS else 2) // (1 if vec >= 4 else 2)
 
-    A thread holds 16 classes of a row, 8 where many teachers take their share of the registers or rows are small:
-    there each load needs an address of its own.
-    """
-    width = next_power_of_2(classes)
-    if classes <= LARGEST_SMALL:
-        return Tile(rows=min(64, 1024 // width), classes=width, warps=4)
-    each = 16 if teachers <= MANY_TEACHERS else 8
-    warps = min(16, max(1, width // (32 * each)))
+
+def fits_registers(classes: int, teachers: int, vec: int) -> bool:
+    """Whether one program can hold a whole row: up to 8,192 classes, fewer with many teachers or narrow loads."""
+    return next_power_of_2(classes) <= 32 * MOST_WARPS * classes_per_thread(teachers, vec)
+
+
+def tile_of(width: int, most_warps: int, each: int) -> Tile:
+    """A tile of `width` classes with `each` of them a thread, and as many rows as its warps then have room for."""
+    warps = min(most_warps, max(1, width // (32 * each)))
     return Tile(rows=max(1, 32 * each * warps // width), classes=width, warps=warps)
 
 
-def chunk_tile(classes: int, teachers: int) -> Tile:
-    """The tile of one chunk of a row: the whole row where it fits, else CHUNK classes."""
-    return row_tile(classes, teachers) if classes <= LARGEST_ROW else Tile(rows=1, classes=CHUNK, warps=8)
+def row_tile(classes: int, teachers: int, vec: int) -> Tile:
+    """The tile that holds whole rows, if they fit; one warp a row as far as that goes, many small rows a program."""
+    each = classes_per_thread(teachers, vec)
+    width = next_power_of_2(classes)
+    if classes <= LARGEST_SMALL:
+        return Tile(rows=min(64, 64 * each // width), classes=width, warps=4)
+    return tile_of(width, MOST_WARPS, each)
 
 
-def gradient_tile(classes: int, teachers: int) -> Tile:
-    """The tile of the gradient kernel, which needs no row as a whole."""
-    return row_tile(classes, teachers) if classes <= 1024 else Tile(rows=1, classes=GRADIENT_CHUNK, warps=4)
+def chunk_tile(teachers: int, vec: int) -> Tile:
+    """The tile of one chunk of a row that does not fit."""
+    each = classes_per_thread(teachers, vec)
+    return tile_of(8 * 32 * each, 8, each)
+
+
+def gradient_tile(classes: int, teachers: int, vec: int) -> Tile:
+    """The tile of the elementwise kernels, which need no row as a whole."""
+    each = classes_per_thread(teachers, vec)
+    width = next_power_of_2(classes)
+    return row_tile(classes, teachers, vec) if width <= 4 * 32 * each else tile_of(4 * 32 * each, 4, each)
 
 
 def vector_width(*logits: Tensor) -> int:

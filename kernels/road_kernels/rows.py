@@ -42,7 +42,7 @@ def kept_rows(labels, rows, here, ignore_index):
 
 @triton.jit
 def load_tile(logits, row_stride, class_stride, rows, columns, mask, VEC: tl.constexpr):
-    at = (rows * row_stride * VEC)[:, None] + (columns * class_stride)[None, :]
+    at = (rows * row_stride * VEC)[:, None] + (columns.to(tl.int64) * class_stride)[None, :]
     return tl.load(logits + at, mask=mask, other=0.0).to(tl.float32)
 
 
