@@ -28,7 +28,7 @@ os.environ.pop("TRITON_INTERPRET", None)  # the interpreter has no machine code
 
 import torch
 import triton
-from road_kernels import combine_teachers, kd_loss, launch
+from road_kernels import arguments, combine_teachers, kd_loss, launch
 from road_kernels.plan import vector_width
 from triton.backends.compiler import GPUTarget
 from triton.backends.nvidia.compiler import get_ptxas
@@ -108,11 +108,10 @@ def record(shape: Shape) -> list[Launch]:
     labels = torch.zeros(ROWS, dtype=torch.int64)
     lengths = torch.ones(ROWS, dtype=torch.int64) if shape.lengths else None
     wrong_scale = 0.75 if shape.wrong_scale else None
-    start, launch.start = launch.start, recorder
+    # As if interpreting, CPU tensors are let through to the launch code; nothing is run there.
+    before = launch.start, arguments.INTERPRETING
+    launch.start, arguments.INTERPRETING = recorder, True
     try:
-        from road_kernels import arguments
-
-        arguments.INTERPRETING = True  # lets CPU tensors through to the launch code; nothing is run
         loss = kd_loss(
             student,
             teacher,
@@ -126,7 +125,7 @@ def record(shape: Shape) -> list[Launch]:
         loss.total.backward()
         combine_teachers(teacher, labels, lengths=lengths, wrong_scale=wrong_scale, impl="triton")
     finally:
-        launch.start = start
+        launch.start, arguments.INTERPRETING = before
     return launches
 
 
@@ -278,14 +277,14 @@ def main() -> int:
     parser.add_argument("--check", action="store_true", help="exit 1 on a spill or a lost 16-byte access")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--workers", type=int, default=os.cpu_count())
-    arguments = parser.parse_args()
-    chosen = [shape for shape in (quick_shapes() if arguments.quick else shapes()) if arguments.only in str(shape)]
-    work = jobs(chosen, [int(name) for name in arguments.architectures.split(",")])
+    given = parser.parse_args()
+    chosen = [shape for shape in (quick_shapes() if given.quick else shapes()) if given.only in str(shape)]
+    work = jobs(chosen, [int(name) for name in given.architectures.split(",")])
     print(f"triton {triton.__version__}, {len(work)} compilations")
     print(
         f"{'kernel':16s} {'shape':36s} {'sm':>3s} {'warps':>5s} {'regs':>4s} {'spill':>5s} {'loads':>9s} {'stores':>9s}  16-byte/all"
     )
-    with ProcessPoolExecutor(arguments.workers) as pool:
+    with ProcessPoolExecutor(given.workers) as pool:
         rows = []
         for row in pool.map(compile_launch, work):
             rows.append(row)
@@ -294,11 +293,11 @@ def main() -> int:
                 f"{row['spilled_bytes']:5d} {row['wide_loads']:4d}/{row['loads']:<4d} {row['wide_stores']:4d}/{row['stores']:<4d} "
                 f" {row['read_from']}  {'; '.join(row['faults'])}"
             )
-    if arguments.json:
-        arguments.json.write_text(json.dumps({"triton": triton.__version__, "rows": rows}, indent=1) + "\n")
+    if given.json:
+        given.json.write_text(json.dumps({"triton": triton.__version__, "rows": rows}, indent=1) + "\n")
     faulty = [row for row in rows if row["faults"]]
     print(f"{len(rows)} compiled, {len(faulty)} with a spill or a lost 16-byte access")
-    return 1 if arguments.check and faulty else 0
+    return 1 if given.check and faulty else 0
 
 
 if __name__ == "__main__":

@@ -239,7 +239,7 @@ def forward(
                 B=tile.classes, warps=tile.warps, **shared,
             )  # fmt: skip
             width = plan.next_power_of_2(chunks)
-            per_program = max(1, 256 // width)
+            per_program = max(1, 64 // width)  # two chunks a thread, six numbers each
             launch.start(
                 merge_kernel, (plan.pieces(N, per_program),),
                 student, *student_strides, labels, lengths, row_weight, partials, losses, hard, soft, statistics,
