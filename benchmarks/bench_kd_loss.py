@@ -1,0 +1,207 @@
+"""Forward and backward of the distillation loss: eager, torch.compile, Liger, ours.
+
+    python benchmarks/bench_kd_loss.py              # all shapes, on the GPU if there is one
+    python benchmarks/bench_kd_loss.py --quick      # within 4 minutes on one GPU
+
+The loss is (1 - weight) CE + weight T^2 KL from raw logits of M teachers (their mean), or, in the rows named "head", pure KL
+from hidden states through a vocabulary head. The floor is what must move at least: the kernels read the logits twice
+(statistics forward, gradient backward), so bytes = N C (2 b_student + 2 M b_teacher + b_gradient) + 92 N; "single read" is
+the bound of a kernel that wrote its gradient in the forward pass. On CPU eager and the reference are compared.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from measure import SMALL_BYTES, Limits, copies, launches_and_syncs, limits, peak_memory, report, timing
+from road_kernels import kd_loss, linear_kd_loss
+from torch import Tensor
+
+TEMPERATURE, WEIGHT = 5.0, 0.9
+COLUMNS = [
+    "provider", "rows", "classes", "teachers", "dtype", "p20 us", "p50 us", "p80 us", "peak MB", "GB/s", "floor us",
+    "x floor", "x single read", "launches", "syncs", "error",
+]  # fmt: skip
+Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+class Shape(NamedTuple):
+    rows: int
+    classes: int
+    teachers: int
+    hidden: int = 0  # width of the head; 0: from logits
+
+
+def eager(student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
+    """What one writes in PyTorch; float32 inside, as fp16 logits need."""
+    log_student = F.log_softmax(student / TEMPERATURE, 1, dtype=torch.float32)
+    target = F.softmax(teacher.mean(0) / TEMPERATURE, 1, dtype=torch.float32)
+    soft = F.kl_div(log_student, target, reduction="batchmean")
+    hard = F.cross_entropy(student.float(), labels)
+    return (1 - WEIGHT) * hard + WEIGHT * TEMPERATURE**2 * soft
+
+
+def liger(student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
+    """Liger's cross-entropy and KL kernels in place of PyTorch's; softmax and mean of the teachers remain PyTorch's."""
+    from liger_kernel.transformers.functional import liger_cross_entropy, liger_kl_div
+
+    log_student = F.log_softmax(student / TEMPERATURE, 1, dtype=torch.float32)
+    target = F.softmax(teacher.mean(0) / TEMPERATURE, 1, dtype=torch.float32)
+    soft = liger_kl_div(log_student, target, reduction="batchmean")
+    # It overwrites the logits with their gradient, hence the copy; float32, as for eager.
+    hard = liger_cross_entropy(student.float(), labels)
+    return (1 - WEIGHT) * hard + WEIGHT * TEMPERATURE**2 * soft
+
+
+def ours(student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
+    return kd_loss(student, teacher, labels, temperature=TEMPERATURE, weight=WEIGHT).total
+
+
+class Head:
+    """Pure KL through a vocabulary head: the student's head weight stands in for the model's."""
+
+    def __init__(self, shape: Shape, dtype: torch.dtype, device: torch.device) -> None:
+        self.weight = torch.randn(shape.classes, shape.hidden, device=device, dtype=dtype).mul_(0.05).requires_grad_()
+
+    def eager(self, hidden: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
+        log_student = F.log_softmax(F.linear(hidden, self.weight) / TEMPERATURE, 1, dtype=torch.float32)
+        target = F.softmax(teacher[0] / TEMPERATURE, 1, dtype=torch.float32)
+        return F.kl_div(log_student, target, reduction="batchmean") * TEMPERATURE**2
+
+    def liger(self, hidden: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
+        from liger_kernel.transformers.functional import liger_fused_linear_kl_div
+
+        target = F.softmax(teacher[0] / TEMPERATURE, 1, dtype=torch.float32)
+        return liger_fused_linear_kl_div(hidden, self.weight, target, temperature=TEMPERATURE) * TEMPERATURE**2
+
+    def products(self, hidden: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
+        """The head's matrix products alone: no loss, the least that any implementation does."""
+        return F.linear(hidden, self.weight).sum()
+
+    def ours(self, hidden: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
+        return linear_kd_loss(hidden, self.weight, labels, teacher=teacher, temperature=TEMPERATURE, weight=1.0).total
+
+
+def providers(shape: Shape, dtype: torch.dtype, device: torch.device) -> Iterator[tuple[str, Loss]]:
+    head = Head(shape, dtype, device) if shape.hidden else None
+    yield "eager", head.eager if head else eager
+    if device.type == "cuda":
+        yield "torch.compile", torch.compile(head.eager if head else eager, dynamic=False)
+        if shape.teachers == 1:
+            yield "liger", head.liger if head else liger
+    if head:
+        yield "products alone", head.products
+    yield "ours", head.ours if head else ours
+
+
+def shapes(device: torch.device, quick: bool) -> Iterator[Shape]:
+    """Rows of a normal batch for small classes and spans, enough rows to fill a GPU for the rest."""
+    if device.type != "cuda":
+        for rows, classes in [(128, 3), (64, 384), (64, 4096), (32, 30522)]:
+            yield from (Shape(rows, classes, teachers) for teachers in (1, 3))
+        yield Shape(64, 30522, 1, hidden=256)
+        return
+    if quick:
+        yield from (Shape(128, 3, 1), Shape(128, 3, 3), Shape(64, 384, 1), Shape(8192, 512, 1), Shape(4096, 4096, 1))
+        yield from (Shape(2048, 30522, 1), Shape(2048, 30528, 3), Shape(2048, 30522, 1, hidden=768))
+        return
+    for teachers in (1, 3, 8):
+        for rows, classes in [
+            (128, 2),
+            (128, 3),
+            (128, 5),
+            (64, 384),
+            (8192, 384),
+            (64, 512),
+            (8192, 512),
+            (4096, 4096),
+        ]:
+            yield Shape(rows, classes, teachers)
+        for rows, classes in [(2048, 30522), (2048, 30528), (512, 128256)]:
+            yield Shape(rows, classes, teachers)
+    yield Shape(2048, 30522, 1, hidden=768)
+    yield Shape(2048, 128256, 1, hidden=2048)
+
+
+def inputs(shape: Shape, dtype: torch.dtype, device: torch.device, seed: int) -> tuple[Tensor, Tensor, Tensor]:
+    generator = torch.Generator(device).manual_seed(seed)
+    width = shape.hidden or shape.classes
+
+    def normal(*size: int) -> Tensor:
+        return torch.randn(*size, device=device, dtype=torch.float32, generator=generator).to(dtype)
+
+    student = normal(shape.rows, width).requires_grad_()
+    teacher = torch.stack([normal(shape.rows, shape.classes) * 3 for _ in range(shape.teachers)])
+    labels = torch.randint(0, shape.classes, (shape.rows,), device=device, generator=generator)
+    return student, teacher, labels
+
+
+def floor_us(shape: Shape, itemsize: int, machine: Limits) -> tuple[float, float, float]:
+    """Bytes of the two-pass loss, and the floors in us of two passes and of a single read."""
+    elements, teachers = shape.rows * shape.classes, shape.teachers
+    two_pass = elements * itemsize * (2 + 2 * teachers + 1) + 92 * shape.rows
+    single = elements * itemsize * (1 + teachers + 1) + 20 * shape.rows
+    exponentials = 1e6 * 4 * elements / machine.exponentials if machine.exponentials else 0.0
+    floors = [
+        max(kernels * machine.empty_launch, 1e6 * moved / machine.copy_rate, exponentials)
+        for kernels, moved in ((2, two_pass), (1, single))
+    ]
+    return two_pass, floors[0], floors[1]
+
+
+def measured(
+    shape: Shape, dtype: torch.dtype, device: torch.device, machine: Limits, repeats: int
+) -> list[dict[str, Any]]:
+    """One row for each provider. A provider that fails gets a row that says how."""
+    itemsize = torch.empty(0, dtype=dtype).element_size()
+    moved, floor, single = floor_us(shape, itemsize, machine)
+    problems = [inputs(shape, dtype, device, seed) for seed in range(copies(int(moved), device))]
+    rows: list[dict[str, Any]] = []
+    for name, loss in providers(shape, dtype, device):
+
+        def step_on(problem: tuple[Tensor, Tensor, Tensor], loss: Loss = loss) -> Callable[[], Any]:
+            student, teacher, labels = problem
+            return lambda: torch.autograd.grad(loss(student, teacher, labels), student)
+
+        steps = [step_on(problem) for problem in problems]
+        label = f"head {shape.hidden} {name}" if shape.hidden else name
+        row: dict[str, Any] = {"provider": label, **shape._asdict(), "dtype": str(dtype).removeprefix("torch.")}
+        rows.append(row)
+        try:
+            taken = timing(steps, repeats, device, graph=moved <= SMALL_BYTES)
+            peak = peak_memory(steps[0], device)
+            row["launches"], row["syncs"] = launches_and_syncs(steps[0], device)
+        except Exception as error:  # one provider's failure must not cost the others' numbers
+            row["error"] = f"{type(error).__name__}: {str(error)[:80]}"
+            continue
+        row.update(zip(("p20 us", "p50 us", "p80 us"), taken, strict=True))
+        row["peak MB"] = None if peak is None else peak / 1e6
+        if not shape.hidden:
+            row["GB/s"] = moved / taken.p50 / 1e3
+            row.update({"floor us": floor, "x floor": taken.p50 / floor, "x single read": taken.p50 / single})
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--dtype", choices=["float16", "bfloat16", "float32"])
+    parser.add_argument("--repeats", type=int)
+    arguments = parser.parse_args()
+    device = torch.device(arguments.device)
+    dtype = getattr(torch, arguments.dtype or ("float16" if device.type == "cuda" else "float32"))
+    repeats = arguments.repeats or (20 if device.type != "cuda" else 30 if arguments.quick else 100)
+    machine = limits(device)
+    rows: list[dict[str, Any]] = []
+    for shape in shapes(device, arguments.quick):
+        rows += measured(shape, dtype, device, machine, repeats)
+    report("bench_kd_loss", rows, COLUMNS, device, machine)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,177 @@
+"""How benchmarks measure: times, memory, launches, the machine's own limits, and one table and one JSON for each run.
+
+On CUDA: medians with 20 and 80 percentiles of single steps between events; small problems as CUDA graphs, so that the
+host is not what is timed; large ones over rotated copies of the inputs, so that the L2 cache is cold. On CPU: wall time.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import re
+import time
+from collections.abc import Callable, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+RESULTS = Path(__file__).resolve().parent / "results"
+SMALL_BYTES = 2**22  # up to here a problem is timed as a CUDA graph
+COLD_BYTES = 2**28  # rotated inputs add up to more than any L2 cache
+Step = Callable[[], Any]
+
+
+class Timing(NamedTuple):
+    """Microseconds of one step."""
+
+    p20: float
+    p50: float
+    p80: float
+
+
+class Limits(NamedTuple):
+    """What the machine can do: a device copy in bytes/s, an empty launch in us, exponentials/s (0: not known)."""
+
+    copy_rate: float
+    empty_launch: float
+    exponentials: float
+
+
+def percentiles(microseconds: Sequence[float]) -> Timing:
+    ordered = sorted(microseconds)
+    return Timing(*(ordered[min(len(ordered) - 1, int(share * len(ordered)))] for share in (0.2, 0.5, 0.8)))
+
+
+def timing(steps: Sequence[Step], repeats: int, device: torch.device, graph: bool = False) -> Timing:
+    """The Timing of one step; `steps` do the same on different copies of the inputs and take turns."""
+    if device.type != "cuda":
+        for step in steps:
+            step()
+        taken = []
+        for index in range(repeats):
+            start = time.perf_counter()
+            steps[index % len(steps)]()
+            taken.append(1e6 * (time.perf_counter() - start))
+        return percentiles(taken)
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for step in [*steps] * 3:
+            step()
+    torch.cuda.current_stream().wait_stream(stream)
+    if graph:
+        captured = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(captured):
+            steps[0]()
+        steps = [captured.replay]
+    events = [[torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in range(repeats)]
+    for index, (start_event, end_event) in enumerate(events):
+        start_event.record()
+        steps[index % len(steps)]()
+        end_event.record()
+    torch.cuda.synchronize()
+    return percentiles([1e3 * start_event.elapsed_time(end_event) for start_event, end_event in events])
+
+
+def peak_memory(step: Step, device: torch.device) -> int | None:
+    """Bytes that a step takes on top of what is there before it; None on CPU."""
+    if device.type != "cuda":
+        return None
+    step()
+    torch.cuda.synchronize()
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    step()
+    torch.cuda.synchronize()
+    return torch.cuda.max_memory_allocated() - before
+
+
+def launches_and_syncs(step: Step, device: torch.device) -> tuple[int | None, int | None]:
+    """Kernels and memory operations on the device, and waits of the host, in one step; None on CPU."""
+    if device.type != "cuda":
+        return None, None
+    step()
+    torch.cuda.synchronize()
+    activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
+    with torch.profiler.profile(activities=activities) as profile:
+        step()
+    events = profile.events()
+    launched = sum(event.device_type == torch.autograd.DeviceType.CUDA for event in events)
+    # The profiler itself waits once when it ends; a step's own waits come on top.
+    waits = sum(bool(re.match(r"cuda(Stream|Device|Event)Synchronize", event.name)) for event in events) - 1
+    return launched, max(0, waits)
+
+
+def limits(device: torch.device) -> Limits:
+    """The measured copy rate and an empty launch, and the special-function rate by the data sheet (16 a clock and SM)."""
+    size = 2**29 if device.type == "cuda" else 2**26
+    source, target = (torch.empty(size, dtype=torch.uint8, device=device) for _ in range(2))
+    copy = timing([lambda: target.copy_(source)], 20, device).p50
+    if device.type != "cuda":
+        return Limits(2e6 * size / copy, 0.0, 0.0)
+    # The smallest kernel that PyTorch has: one block that writes one byte.
+    empty = timing([lambda: target[:1].zero_()], 200, device, graph=True).p50
+    properties = torch.cuda.get_device_properties(device)
+    clock = 1e3 * getattr(properties, "clock_rate", 0)
+    return Limits(2e6 * size / copy, empty, 16 * properties.multi_processor_count * clock)
+
+
+def copies(bytes_each: int, device: torch.device) -> int:
+    """How many copies of the inputs keep the cache cold; 1 for small problems and on CPU."""
+    if device.type != "cuda" or bytes_each <= SMALL_BYTES:
+        return 1
+    return max(2, min(8, -(-COLD_BYTES // bytes_each)))
+
+
+def environment(device: torch.device) -> dict[str, Any]:
+    """What the numbers depend on: device and versions, no date."""
+    found: dict[str, Any] = {"torch": torch.__version__, "python": platform.python_version()}
+    for package in ("triton", "liger-kernel"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = None
+    if device.type == "cuda":
+        found["device"] = torch.cuda.get_device_name(device)
+        found["capability"] = ".".join(map(str, torch.cuda.get_device_capability(device)))
+        found["cuda"] = torch.version.cuda
+    else:
+        found["device"] = "cpu"
+        found["threads"] = torch.get_num_threads()
+        found["machine"] = platform.machine()
+    return found
+
+
+def folder(device: torch.device) -> Path:
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+    return RESULTS / re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+
+
+def table(rows: Sequence[dict[str, Any]], columns: Sequence[str]) -> str:
+    """The rows as a Markdown table; what was not measured is a dash."""
+
+    def cell(value: Any) -> str:
+        if isinstance(value, float):
+            return f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"
+        return "-" if value is None else str(value)
+
+    lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
+    lines += ["| " + " | ".join(cell(row.get(column)) for column in columns) + " |" for row in rows]
+    return "\n".join(lines)
+
+
+def report(
+    name: str, rows: list[dict[str, Any]], columns: Sequence[str], device: torch.device, machine: Limits
+) -> Path:
+    """Prints the table and writes it with the environment into results/<device>/<name>.json; the file's path."""
+    print(json.dumps(environment(device)))
+    print(f"device copy {machine.copy_rate / 1e9:.0f} GB/s, empty launch {machine.empty_launch:.2f} us")
+    print(table(rows, columns))
+    path = folder(device) / f"{name}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    content = {"environment": environment(device), "limits": machine._asdict(), "rows": rows}
+    path.write_text(json.dumps(content, indent=1) + "\n")
+    print(f"written to {path}")
+    return path

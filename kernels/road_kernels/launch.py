@@ -1,0 +1,33 @@
+"""The host's side of a launch, free of Triton: what a kernel is started with, and the one place that starts it."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from torch import Tensor
+
+# Fused multiply-add is asked for by name: its default differs between Triton versions. Without a register limit of its own
+# ptxas now and then aims at a higher occupancy and spills a few bytes; 128 suit every tile, and 16 warps of them an SM.
+OPTIONS = {"num_stages": 1, "enable_fp_fusion": True, "maxnreg": 128}
+
+
+def start(kernel, grid: tuple[int, ...], *args, warps: int, **constants) -> None:
+    """Starts a kernel, if there is anything to do."""
+    if all(grid):
+        kernel[grid](*args, **constants, num_warps=warps, **OPTIONS)
+
+
+def on_device(tensor: Tensor) -> AbstractContextManager:
+    """A context in which kernels start on the tensor's own device."""
+    return torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext()
+
+
+def dense(rows: Tensor | None) -> Tensor | None:
+    """One number per row, contiguous: too few bytes to give them strides."""
+    return None if rows is None else rows.contiguous()
+
+
+def strides(logits: list[Tensor], vec: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Row strides in vectors and class strides in elements, as the kernels take them."""
+    return tuple(tensor.stride(0) // vec for tensor in logits), tuple(tensor.stride(1) for tensor in logits)

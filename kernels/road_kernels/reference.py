@@ -1,0 +1,202 @@
+"""The definition of both functions, in plain PyTorch: the CPU path, and what the Triton kernels are held against.
+
+Autograd differentiates it, float64 stays float64, half types are computed in float32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+Teachers = Tensor | Sequence[Tensor] | None
+
+
+class KDLoss(NamedTuple):
+    """What a distillation loss returns.
+
+    total: the objective, a scalar, or [rows] for reduction="none"; the only part with a gradient.
+    hard:  [rows], cross-entropy with the label at T = 1; 0 where the row is ignored or labels are not given.
+    soft:  [rows], KL(teacher_T || student_T) in nats, neither scaled by kl_scale nor weighted; 0 where there is none.
+    """
+
+    total: Tensor
+    hard: Tensor
+    soft: Tensor
+
+
+def as_teachers(teacher: Teachers) -> list[Tensor]:
+    """One [rows, classes] tensor per teacher, without a copy, from any of the accepted spellings."""
+    if teacher is None:
+        return []
+    if isinstance(teacher, Tensor):
+        return [teacher] if teacher.dim() == 2 else list(teacher.unbind(0))
+    return list(teacher)
+
+
+def kl_factor(kl_scale: str | float, temperature: float) -> float:
+    """What multiplies the KL term: T squared for "t2", else the number itself."""
+    return temperature**2 if kl_scale == "t2" else float(kl_scale)
+
+
+def accumulation_dtype(*tensors: Tensor) -> torch.dtype:
+    """float64 when any tensor is float64, else float32."""
+    return torch.float64 if any(tensor.dtype == torch.float64 for tensor in tensors) else torch.float32
+
+
+def weights_from_correctness(correct: Tensor, wrong_scale: float) -> Tensor:
+    """Teacher weights [teachers, rows] of Weighted KD (ROaD, Algorithm 2) from who is right, [teachers, rows] bool.
+
+    A wrong teacher gets W, a right one (M - wrong W) / right, so that the weights of a row sum to M. The paper divides
+    by zero where every teacher is wrong: there each gets 1, the plain mean.
+    """
+    teachers = correct.shape[0]
+    right = correct.sum(0)
+    lifted = (teachers - (teachers - right) * wrong_scale) / right.clamp(min=1)
+    weights = torch.where(correct, lifted, torch.full_like(lifted, wrong_scale))
+    return torch.where(right == 0, torch.ones_like(weights), weights)
+
+
+def absent_classes(lengths: Tensor | None, classes: int) -> Tensor | None:
+    """[rows, classes] bool, True behind each row's own end; None when all rows are full."""
+    if lengths is None:
+        return None
+    return torch.arange(classes, device=lengths.device) >= lengths[:, None]
+
+
+def combine_teachers(
+    teacher: Teachers,
+    labels: Tensor | None = None,
+    *,
+    wrong_scale: float | None = None,
+    teacher_weights: Tensor | None = None,
+    lengths: Tensor | None = None,
+    dtype: torch.dtype | None = None,
+) -> Tensor:
+    """Combined raw teacher logits [rows, classes], -inf behind a row's length; no gradient (ROaD, Algorithm 2).
+
+    The sum of weight x logits over the teachers, divided by their number. The weights are 1, or `teacher_weights`
+    [teachers, rows], or Algorithm 2's when `wrong_scale` is given: a teacher is right where the argmax of its logits
+    (the first of equals, among the row's own classes) is the label.
+    """
+    teachers = [logits.detach() for logits in as_teachers(teacher)]
+    absent = absent_classes(lengths, teachers[0].shape[1])
+    if wrong_scale is not None:
+        assert labels is not None
+        best = [logits if absent is None else logits.masked_fill(absent, -torch.inf) for logits in teachers]
+        correct = torch.stack([logits.argmax(1) == labels for logits in best])
+        teacher_weights = weights_from_correctness(correct, wrong_scale)
+    accumulation = accumulation_dtype(*teachers)
+    if len(teachers) == 1 and teacher_weights is None:
+        combined = teachers[0].to(accumulation, copy=True)
+    else:
+        combined = torch.zeros(teachers[0].shape, dtype=accumulation, device=teachers[0].device)
+        for index, logits in enumerate(teachers):
+            if teacher_weights is None:
+                combined += logits
+            else:
+                weight = teacher_weights[index].to(accumulation)[:, None]
+                # A teacher of weight 0 is left out, whatever it says: 0 x inf would be NaN.
+                combined += torch.where(weight == 0, 0.0, logits * weight)
+        combined /= len(teachers)
+    if absent is not None:
+        combined = combined.masked_fill(absent, -torch.inf)
+    return combined.to(dtype or result_dtype(teachers))
+
+
+def result_dtype(teachers: Sequence[Tensor]) -> torch.dtype:
+    """The dtype that holds every teacher's logits."""
+    dtype = teachers[0].dtype
+    for logits in teachers[1:]:
+        dtype = torch.promote_types(dtype, logits.dtype)
+    return dtype
+
+
+def kd_loss(
+    student: Tensor,
+    teacher: Teachers,
+    labels: Tensor | None,
+    *,
+    temperature: float,
+    weight: float,
+    kl_scale: str | float = "t2",
+    lengths: Tensor | None = None,
+    teacher_weights: Tensor | None = None,
+    wrong_scale: float | None = None,
+    row_weight: Tensor | None = None,
+    ignore_index: int = -100,
+    reduction: str = "mean",
+) -> KDLoss:
+    """The KDLoss of `road_kernels.kd_loss`, whose arguments these are; they are not checked here."""
+    teachers = as_teachers(teacher)
+    accumulation = accumulation_dtype(student, *teachers)
+    rows = student.shape[0]
+    hard = soft = torch.zeros(rows, dtype=accumulation, device=student.device)
+    # A masked logit has no gradient and cannot poison a sum: absent classes become -inf, ignored rows become 0.
+    absent = absent_classes(lengths, student.shape[1])
+    ignored = torch.zeros(rows, dtype=torch.bool, device=student.device) if labels is None else labels == ignore_index
+
+    def present(logits: Tensor) -> Tensor:
+        logits = logits.to(accumulation)
+        if absent is not None:
+            logits = logits.masked_fill(absent, -torch.inf)
+        return logits.masked_fill(ignored[:, None], 0.0) if may_hold(ignored) else logits
+
+    logits = present(student)
+    if labels is not None:
+        hard = F.cross_entropy(logits, labels.long(), ignore_index=ignore_index, reduction="none")
+    if teachers:
+        target = present(
+            combine_teachers(
+                teachers,
+                labels,
+                wrong_scale=wrong_scale,
+                teacher_weights=teacher_weights,
+                lengths=lengths,
+                dtype=accumulation,
+            )
+        )
+        soft = divergence(target, logits, temperature).masked_fill(ignored, 0.0)
+    losses = weighted(1 - weight, hard) + weighted(weight * kl_factor(kl_scale, temperature), soft)
+
+    row_weights = torch.ones_like(losses) if row_weight is None else row_weight.to(accumulation)
+    row_weights = row_weights.masked_fill(ignored, 0.0)
+    losses = torch.where(row_weights == 0, 0.0, losses * row_weights)
+    return KDLoss(reduce_rows(losses, row_weights, reduction), hard.detach(), soft.detach())
+
+
+def divergence(target: Tensor, logits: Tensor, temperature: float) -> Tensor:
+    """[rows], KL(softmax(target / T) || softmax(logits / T)) in nats; a class of share 0 adds 0."""
+    log_target = F.log_softmax(target / temperature, 1)
+    share = log_target.exp()
+    gap = log_target - F.log_softmax(logits / temperature, 1)
+    rows = (share * gap).sum(1)
+    # A share of 0 times a logarithm of -inf is NaN. The mask is a pass over everything, so not without need.
+    if may_hold(rows.isnan()):
+        rows = (share * gap.masked_fill(share == 0, 0.0)).sum(1)
+    return rows
+
+
+def may_hold(rows: Tensor) -> bool:
+    """Whether any row is True; without a look, and so True, where that would stop a GPU or a compiler."""
+    if rows.device.type != "cpu" or torch.compiler.is_compiling():
+        return True
+    return bool(rows.any())
+
+
+def weighted(factor: float, rows: Tensor) -> Tensor:
+    """factor x rows; a factor of 0 leaves the term out, so that an infinite one cannot turn into NaN."""
+    return factor * rows if factor else torch.zeros_like(rows)
+
+
+def reduce_rows(losses: Tensor, row_weights: Tensor, reduction: str) -> Tensor:
+    """The objective from row losses that already carry their row weight; a mean over no weight at all is 0."""
+    if reduction == "none":
+        return losses
+    if reduction == "sum":
+        return losses.sum()
+    divisor = row_weights.sum()
+    return losses.sum() / torch.where(divisor == 0, 1.0, divisor)

@@ -1,0 +1,67 @@
+"""compile_report: the tightest shapes of each regime compile for absent GPUs without a spill and with 16-byte loads."""
+
+import importlib.util
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("triton")
+
+BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
+
+
+@pytest.fixture(scope="module")
+def report():
+    spec = importlib.util.spec_from_file_location("compile_report", BENCHMARKS / "compile_report.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # a NamedTuple looks its module up
+    spec.loader.exec_module(module)
+    return module
+
+
+def run(*arguments):
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    command = [sys.executable, str(BENCHMARKS / "compile_report.py"), *arguments]
+    return subprocess.run(command, env=environment, capture_output=True, text=True)
+
+
+def test_no_spill_and_no_lost_wide_load():
+    done = run("--quick", "--check")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert int(re.search(r"(\d+) compiled, 0 with", done.stdout)[1]) >= 60
+    for kernel in ("rows", "chunk", "merge", "reduce", "gradient", "judge", "combine"):
+        assert re.search(rf"^{kernel}_kernel .* 70 ", done.stdout, re.M), kernel
+
+
+def test_a_lost_wide_load_is_a_fault(report):
+    """The same launch, compiled as if rows did not start at 16-byte boundaries."""
+    recorded = next(one for one in report.record(report.Shape(512, 512)) if one.kernel == "backward.gradient_kernel")
+    assert recorded.wide_loads > 0 and recorded.wide_stores > 0
+    assert report.compile_launch((recorded, 90))["faults"] == []
+    attributes = {path: hints for path, hints in recorded.attributes.items() if path[0] != 2}  # the student's pointer
+    row = report.compile_launch((recorded._replace(attributes=attributes), 90))
+    assert any("loads of 16 bytes" in fault for fault in row["faults"])
+
+
+def test_a_spill_is_a_fault(report):
+    """A row of 4,096 classes and 3 teachers in a single warp."""
+    recorded = next(one for one in report.record(report.Shape(4096, 4096, 3, wrong_scale=True)) if "rows" in one.kernel)
+    row = report.compile_launch((recorded._replace(warps=1), 70))
+    assert any("spills" in fault for fault in row["faults"])
+
+
+def test_machine_code_is_read_where_it_can_be(report):
+    recorded = next(one for one in report.record(report.Shape(512, 512)) if "gradient" in one.kernel)
+    assert [report.compile_launch((recorded, sm))["read_from"] for sm in (70, 80)] == ["PTX", "SASS"]
+
+
+def test_dense_vocabulary_rows_are_known_to_be_narrower(report):
+    shapes = {str(shape): shape for shape in report.shapes()}
+    dense = next(shape for shape in shapes.values() if shape.stride == 30522)
+    assert all(one.wide_loads == 0 for one in report.record(dense) if "chunk" in one.kernel)
+    padded = report.Shape(30522, 30528)
+    assert all(one.wide_loads > 0 for one in report.record(padded) if "chunk" in one.kernel)
