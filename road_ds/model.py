@@ -9,6 +9,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
@@ -207,9 +208,9 @@ def build_model(
     for name, task in tasks.items():
         try:
             shells[name] = task.model.from_config(head_config(config, task))
-        except ValueError as error:
+        except Exception as error:  # the settings are the user's, and each architecture fails on them in its own way
             raise RoadError(
-                f"road.model: {config.model_type} has no head for {task.type}: {_first_line(error)}"
+                f"road.model: {config.model_type} with these settings gives no model for {task.type}: {_first_line(error)}"
             ) from None
     # A classification head of BERT or ALBERT needs the pooler, which span heads build their encoder without.
     encoder = max((getattr(s, s.base_model_prefix) for s in shells.values()), key=lambda e: len(list(e.parameters())))
@@ -218,7 +219,24 @@ def build_model(
         _load_encoder(encoder, folder, spec.name)
         for name, shell in shells.items():
             _load_head(shell, folder, tasks[name])
-    return MultiTaskModel(encoder, shells, tasks, uses_token_types(config, tokenizer))
+    model = MultiTaskModel(encoder, shells, tasks, uses_token_types(config, tokenizer))
+    _try_out(model)
+    return model
+
+
+def _try_out(model: MultiTaskModel) -> None:
+    """RoadError when the model cannot compute: sizes that do not fit show only then."""
+    ids = torch.zeros(1, 4, dtype=torch.long)
+    batch = Batch("", np.zeros(1), ids, torch.ones_like(ids), ids, torch.tensor([4]), torch.zeros(2))
+    training = model.training
+    model.eval()  # no dropout: no random number is drawn
+    try:
+        with torch.no_grad():
+            for head in model.tasks:
+                model(batch, head)
+    except Exception as error:
+        raise RoadError(f"road.model: the model cannot compute with these settings: {_first_line(error)}") from None
+    model.train(training)
 
 
 def _load_encoder(encoder: PreTrainedModel, folder: Path, name: str) -> None:

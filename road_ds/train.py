@@ -37,15 +37,8 @@ OWN = {"road.cache", "road.output"}  # what each host may have its own of
 
 # What a resumed run may change: nothing here decides on rows, weights or rates.
 CHANGEABLE = {
-    *(
-        "road.evaluate_every",
-        "road.evaluate_batch_size",
-        "road.log_every",
-        "road.save_every",
-        "road.keep",
-        "road.output",
-    ),
-    *("road.cache", "road.max_skipped_steps", "road.step_timeout"),
+    *("road." + key for key in ("evaluate_every", "evaluate_batch_size", "log_every", "save_every", "keep")),
+    *("road." + key for key in ("output", "cache", "max_skipped_steps", "step_timeout")),
     *("train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "tensorboard", "wandb", "csv_monitor", "comet"),
     *("steps_per_print", "wall_clock_breakdown", "memory_breakdown", "flops_profiler", "comms_logger", "log_level"),
 }

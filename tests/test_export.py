@@ -139,6 +139,19 @@ def test_an_encoder_moves_from_a_span_model_to_other_heads(architecture, tmp_pat
     assert np.array_equal(logits(again, "qa", tokenizer), logits(model, "qa", tokenizer))
 
 
+@pytest.mark.parametrize(("architecture", "settings", "message"), [
+    ("electra", {"hidden_size": 130}, "cannot compute with these settings: mat1 and mat2 shapes"),
+    ("bert", {"hidden_size": 130}, "gives no model for span_qa: .*not a multiple"),
+    ("gpt2", {}, "gives no model for|cannot compute"),
+    ("elektra", {}, "not known to transformers; did you mean 'electra'"),
+    ("electra", {"hiden_size": 8}, "electra has no such setting; did you mean 'hidden_size'"),
+])  # fmt: skip
+def test_settings_that_give_no_model_are_named(architecture, settings, message):
+    spec = ModelSpec(architecture=architecture, tokenizer="sample:tokenizer", config=settings)
+    with pytest.raises(RoadError, match=message):
+        build_model(spec, TASKS, load_tokenizer(spec), dropout=None, seed=0)
+
+
 def test_rows_longer_than_the_positions_are_refused():
     config = copy.deepcopy(AutoConfig.for_model("roberta"))
     config.max_position_embeddings, config.pad_token_id = 66, 1
