@@ -1,24 +1,19 @@
-"""kd_loss: the kernels against the definition in float64, loss and gradient, and the door in front of both.
+"""kd_loss: the kernels against the definition in float64, loss and gradient.
 
 Kernel tests run in Triton's interpreter (started by test_interpreter.py) or on a GPU (pytest -m gpu).
 """
 
-import ast
 import itertools
 import os
 import random
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from road_kernels import arguments, kd_loss, launch, plan
+from road_kernels import kd_loss, plan
 from road_kernels.reference import kl_factor
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = "cpu" if INTERPRETED else "cuda"
@@ -185,17 +180,19 @@ def test_equal_classes_and_equal_models(C):
 
 @kernel
 @pytest.mark.parametrize("C", REGIMES)
-def test_every_teacher_wrong_or_right(C):
+def test_teachers_wrong_and_right(C):
     student, teacher, labels = problem(C, 3)
     labels = labels.clamp(min=0)
-    for favourite in ((labels + 1) % C, labels):
-        pushed = teacher.scatter(2, favourite.expand(3, -1)[..., None], 50.0)
-        check(student, pushed, labels, wrong_scale=0.75, **SETTINGS)
+    # Mild enough that a wrong weight shows in the loss: no softmax is one-hot here.
+    mild = dict(temperature=8.0, weight=0.5, wrong_scale=0.75)
+    for right in range(4):  # teachers; the others favour the next class
+        favourite = torch.stack([labels if m < right else (labels + 1) % C for m in range(3)])
+        check(student, teacher.scatter(2, favourite[..., None], 16.0), labels, **mild)
     for label in (0, 1):  # of equal logits the first is the answer: the tied teacher is right once, the others always
         tied = teacher.clone()
-        tied[0, :, :2] = 60.0
-        tied[1:, :, label] = 60.0
-        check(student, tied, torch.full_like(labels, label), wrong_scale=0.75, **SETTINGS)
+        tied[0, :, :2] = 16.0
+        tied[1:, :, label] = 16.0
+        check(student, tied, torch.full_like(labels, label), **mild)
 
 
 @kernel
@@ -353,17 +350,24 @@ def test_a_rows_gradient_sums_to_zero_and_its_total_is_the_sum_of_its_parts(C, s
     assert loss.soft.min() > -1e-5
 
 
-# ---- operators, graphs, launches, no word to the host
+# ---- operators
 
 
 @kernel
-@pytest.mark.parametrize("reduction", ["mean", "none"])
-@pytest.mark.parametrize("C", [3, 33, 8200])  # 33: the gradient's rows are padded, and the fake one's must be, too
+@pytest.mark.parametrize(
+    ("C", "reduction"), [(3, "mean"), (33, "none"), (8200, "mean")]
+)  # 33: padded rows, also in the fake
 def test_operators_keep_their_contract(C, reduction):
     student, teacher, labels = problem(C, 2)
     student.requires_grad_()
     given = (student, list(teacher), labels, None, None, None, 2.0, 0.5, 2.0, 0.75, -100, reduction)
     torch.library.opcheck(torch.ops.road_kernels.kd_forward.default, given)
+    student = student.detach()
+    total, _, _, statistics, judged, inverse = torch.ops.road_kernels.kd_forward(student, *given[1:])
+    saved = (judged, None, statistics, None if reduction == "none" else inverse)
+    backward = (total, student, list(teacher), labels, None, *saved, 2.0, 0.5, 2.0, -100)
+    checks = ("test_schema", "test_faketensor")  # it has no gradient of its own
+    torch.library.opcheck(torch.ops.road_kernels.kd_backward.default, backward, test_utils=checks)
 
 
 @kernel
@@ -380,186 +384,6 @@ def test_under_torch_compile():
         total.backward()
         results.append((total.detach(), leaf.grad))
     torch.testing.assert_close(results[0], results[1])
-
-
-class NoWordToTheHost(TorchDispatchMode):
-    """Fails on an operation that reads a value, or a shape that depends on values, from the device; remembers the others."""
-
-    FORBIDDEN = ("_local_scalar_dense", "nonzero", "item", "is_nonzero", "equal", "masked_select", "unique")
-
-    def __init__(self):
-        super().__init__()
-        self.names = set()
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        name = func.overloadpacket.__name__
-        self.names.add(name)
-        assert name not in self.FORBIDDEN, f"{name} makes the host wait for the device"
-        return func(*args, **(kwargs or {}))
-
-
-@pytest.fixture
-def launches(monkeypatch):
-    """The kernels that would be launched, by name; none is."""
-    names = []
-    monkeypatch.setattr(launch, "start", lambda kernel, grid, *args, **options: names.append(kernel.fn.__name__))
-    return names
-
-
-def every_option(C, N=6, device="cpu"):
-    student = torch.zeros(N, C, device=device, requires_grad=True)
-    teacher, labels = torch.zeros(2, N, C, device=device), torch.zeros(N, dtype=torch.int64, device=device)
-    lengths, row_weight = torch.ones(N, dtype=torch.int64, device=device), torch.ones(N, device=device)
-    return student, teacher, labels, lengths, row_weight
-
-
-@pytest.mark.parametrize("C", REGIMES)
-def test_launch_code_reads_nothing_from_the_device(C, launches):
-    """From inside the operators, which a dispatch mode around them cannot see into."""
-    pytest.importorskip("triton")
-    from road_kernels.backward import backward
-    from road_kernels.forward import forward
-
-    student, teacher, labels, lengths, row_weight = every_option(C)
-    teacher = list(teacher)
-    with torch.no_grad(), NoWordToTheHost() as seen:
-        total, _, _, statistics, judged, inverse = forward(
-            student, teacher, labels, lengths, None, row_weight, 2.0, 0.5, 2.0, 0.75, -100, "mean"
-        )
-        backward(total, student, teacher, labels, lengths, judged, row_weight, statistics, inverse, 2.0, 0.5, 2.0, -100)
-    assert launches[-1] == "gradient_kernel"
-    assert seen.names <= {"empty", "new_empty", "slice", "alias"}  # anything else would be a launch that nobody counted
-    with pytest.raises(AssertionError, match="wait for the device"), NoWordToTheHost():
-        total.item()
-
-
-@pytest.mark.parametrize("C", REGIMES)
-def test_around_the_operators_nothing_is_launched(C, launches, monkeypatch):
-    pytest.importorskip("triton")
-    monkeypatch.setattr(arguments, "INTERPRETING", True)
-    monkeypatch.setattr(arguments, "check_values", lambda *ranges: None)  # what looks into CPU tensors only
-    student, teacher, labels, lengths, row_weight = every_option(C)
-    with NoWordToTheHost() as seen:
-        options = dict(lengths=lengths, row_weight=row_weight, wrong_scale=0.75, impl="triton", **SETTINGS)
-        torch.autograd.grad(kd_loss(student, teacher, labels, **options).total, student)
-    # ones_like is autograd's own start
-    assert seen.names <= {"kd_forward", "kd_backward", "unbind", "detach", "ones_like"}
-
-
-@pytest.mark.parametrize("mixing", ["wrong_scale", "teacher_weights"])
-def test_the_door_reads_nothing_from_the_device(mixing):
-    """On fake CUDA tensors, which have no values: reading one is an error there."""
-    with FakeTensorMode(), torch.no_grad():
-        student, teacher, labels, lengths, row_weight = every_option(40, device="cuda")
-        mixed = (
-            {"wrong_scale": 0.75} if mixing == "wrong_scale" else {"teacher_weights": torch.ones(2, 6, device="cuda")}
-        )
-        loss = kd_loss(student, teacher, labels, lengths=lengths, row_weight=row_weight, **mixed, **SETTINGS)
-        assert loss.total.device.type == "cuda" and loss.hard.shape == (6,)
-
-
-def test_no_file_of_the_package_asks_for_a_value():
-    """Statically: no .item(), .tolist(), .cpu() or bool(tensor) outside the checks of CPU tensors and the guard."""
-    package = Path(sys.modules["road_kernels"].__file__).parent
-    for path in package.glob("*.py"):
-        if path.name == "guard.py":
-            continue
-        for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.Attribute):
-                assert node.attr not in ("item", "tolist", "cpu", "numpy", "synchronize"), f"{path.name}:{node.lineno}"
-
-
-@pytest.mark.parametrize(
-    ("N", "C", "expected"),
-    [
-        (128, 3, ["rows_kernel", "gradient_kernel"]),
-        (1024, 32, ["rows_kernel", "gradient_kernel"]),
-        (64, 384, ["rows_kernel", "reduce_kernel", "gradient_kernel"]),
-        (4, 30522, ["judge_kernel", "chunk_kernel", "merge_kernel", "reduce_kernel", "gradient_kernel"]),
-    ],
-)
-def test_number_of_launches(N, C, expected, launches, monkeypatch):
-    pytest.importorskip("triton")
-    monkeypatch.setattr(arguments, "INTERPRETING", True)
-    student, teacher, labels, _, _ = every_option(C, N)
-    kd_loss(student, teacher, labels, wrong_scale=0.75, impl="triton", **SETTINGS).total.backward()
-    assert launches == expected
-
-
-# ---- the door
-
-
-def test_bad_input_names_the_argument():
-    student, labels = torch.zeros(4, 5), torch.tensor([0, 1, 2, 3])
-    teacher = torch.zeros(3, 4, 5)
-    good = dict(student=student, teacher=teacher, labels=labels, temperature=2.0, weight=0.5)
-    bad = [
-        (dict(student=student[0]), r"^student: got a tensor \[5\].*\[rows, classes\]"),
-        (dict(student=student.long()), r"^student: "),
-        (dict(teacher=teacher[:, :3]), r"^teacher\[0\]: got a tensor \[3, 5\].*\[4, 5\]"),
-        (dict(teacher=[]), r"^teacher: got \[\]"),
-        (dict(teacher=[student, student[:, :4]]), r"^teacher\[1\]: "),
-        (dict(teacher=teacher.to("meta")), r"^teacher\[0\]: .*on meta; .*on cpu"),
-        (dict(teacher=None), r"^weight: got 0.5 without a teacher"),
-        (dict(labels=labels[:3]), r"^labels: got a tensor \[3\].*\[4\]"),
-        (dict(labels=labels.float()), r"^labels: .*integer"),
-        (dict(labels=labels.to("meta")), r"^labels: .*on meta; .*on cpu"),
-        (dict(labels=torch.tensor([0, 1, 5, 3])), r"^labels: got 5 in row 2; allowed: 0 \.\.\. 4"),
-        (dict(labels=torch.tensor([0, -1, 2, 3])), r"^labels: got -1 in row 1"),
-        (dict(labels=None), r"^labels: got None with weight 0.5"),
-        (dict(temperature=0), r"^temperature: got 0; allowed: a Python number above 0"),
-        (dict(temperature=float("nan")), r"^temperature: got nan"),
-        (dict(temperature=torch.tensor(2.0)), r"^temperature: got a tensor"),
-        (dict(weight=1.5), r"^weight: got 1.5; allowed: .* 0 to 1"),
-        (dict(weight=-0.1), r"^weight: got -0.1"),
-        (dict(kl_scale="T2"), r"^kl_scale: got 'T2'"),
-        (dict(kl_scale=-1), r"^kl_scale: got -1"),
-        (dict(wrong_scale=0), r"^wrong_scale: got 0; .*above 0"),
-        (dict(wrong_scale=-0.75), r"^wrong_scale: got -0.75"),
-        (dict(wrong_scale=1.5), r"^wrong_scale: got 1.5; .*below 1.5"),
-        (dict(wrong_scale=0.75, teacher_weights=torch.ones(3, 4)), r"^teacher_weights: got both"),
-        (dict(teacher_weights=torch.ones(4, 3)), r"^teacher_weights: got a tensor \[4, 3\].*\[3, 4\]"),
-        (dict(lengths=torch.tensor([0, 5, 5, 5])), r"^lengths: got 0 in row 0; allowed: 1 \.\.\. 5"),
-        (dict(lengths=torch.tensor([5, 5, 6, 5])), r"^lengths: got 6 in row 2"),
-        (dict(lengths=torch.tensor([5, 5, 2, 5])), r"^labels: got 2 in row 2; allowed: 0 \.\.\. 1"),
-        (dict(lengths=torch.ones(4)), r"^lengths: .*integer"),
-        (dict(row_weight=torch.ones(5)), r"^row_weight: got a tensor \[5\].*\[4\]"),
-        (dict(reduction="batchmean"), r"^reduction: got 'batchmean'; allowed: mean, sum, none"),
-        (dict(impl="cuda"), r"^impl: got 'cuda'; allowed: auto, triton, torch"),
-    ]
-    kd_loss(**good)
-    for change, message in bad:
-        with pytest.raises(ValueError, match=message):
-            kd_loss(**{**good, **change})
-
-
-@pytest.mark.skipif(INTERPRETED, reason="in the interpreter it is allowed")
-def test_triton_on_a_cpu_tensor_says_what_to_do():
-    pytest.importorskip("triton")
-    with pytest.raises(ValueError, match=r"^impl: got 'triton' for tensors on cpu; .*TRITON_INTERPRET=1"):
-        kd_loss(torch.zeros(2, 3), None, torch.zeros(2, dtype=torch.long), temperature=1.0, weight=0.0, impl="triton")
-
-
-@pytest.mark.parametrize("vec", [1, 2, 4, 8])
-@pytest.mark.parametrize("teachers", [0, 1, 3, 8])
-def test_regimes(teachers, vec):
-    each = plan.classes_per_thread(teachers, vec)
-    for C in (1, 2, 3, 5, 31, 32, 33, 64, 384, 512, 1000, 1024, 4096, 8192):
-        tile = plan.row_tile(C, teachers, vec)
-        if plan.fits_registers(C, teachers, vec):
-            assert tile.classes >= C and tile.rows * tile.classes <= 32 * each * tile.warps and tile.warps <= 16
-        assert plan.gradient_tile(C, teachers, vec).warps <= 4
-    assert plan.fits_registers(8192, 3, 8) and not plan.fits_registers(8193, 1, 8)
-    assert plan.chunk_tile(1, 8) == plan.Tile(1, 4096, 8)
-
-
-def test_vector_width_follows_the_memory():
-    rows = torch.zeros(4, 64, dtype=torch.float16)
-    assert plan.vector_width(rows) == 8 and plan.vector_width(rows.float()) == 4
-    assert plan.vector_width(rows, rows.float()) == 4
-    assert plan.vector_width(rows[:, 1:]) == 1 and plan.vector_width(rows[:, ::2]) == 1
-    assert plan.vector_width(torch.zeros(4, 30522, dtype=torch.float16)) == 2
-    assert plan.vector_width(plan.padded_logits(torch.zeros(4, 30522, dtype=torch.float16))) == 8
 
 
 # ---- only on a GPU

@@ -39,7 +39,7 @@ def whole_power(temperature: float) -> int:
 
 def classes_per_thread(teachers: int, vec: int) -> int:
     """Classes of a row that a thread holds without a spill: narrow loads need more addresses, teachers more values."""
-    return 16 // (1 if teachers <= MANY_TEACHERS else 2) // (1 if vec >= 4 else 2)
+    return 16 // (1 if teachers <= MANY_TEACHERS else 2) // (1 if vec == 8 else 2)
 
 
 def fits_registers(classes: int, teachers: int, vec: int) -> bool:
@@ -48,9 +48,12 @@ def fits_registers(classes: int, teachers: int, vec: int) -> bool:
 
 
 def tile_of(width: int, most_warps: int, each: int) -> Tile:
-    """A tile of `width` classes with `each` of them a thread, and as many rows as its warps then have room for."""
+    """A tile of `width` classes with `each` of them a thread; several rows a warp only where a row is small.
+
+    There a thread also holds the facts of several rows, so that it gets half as many classes.
+    """
     warps = min(most_warps, max(1, width // (32 * each)))
-    return Tile(rows=max(1, 32 * each * warps // width), classes=width, warps=warps)
+    return Tile(rows=max(1, 16 * each * warps // width), classes=width, warps=warps)
 
 
 def row_tile(classes: int, teachers: int, vec: int) -> Tile:
