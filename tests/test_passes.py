@@ -55,6 +55,18 @@ def test_every_epoch_holds_every_row_once(window):
         assert counts.max() - counts.min() <= 1 + (len(stream) % size > 0)
 
 
+def test_a_stream_goes_on_over_blocks_of_draws():
+    passes = plan(sizes=(3 * BLOCK,), passes=1, rows=1, weights=[1.0])
+    assert sorted(drawn(passes, step)[0][1][0] for step in range(3 * BLOCK)) == list(range(3 * BLOCK))
+
+
+@pytest.mark.parametrize("window", [0, 40])
+def test_every_epoch_has_its_own_order(window):
+    passes = plan(sizes=(80,), passes=1, rows=8, window=window, weights=[1.0])
+    epochs = [[drawn(passes, 10 * epoch + step)[0][1] for step in range(10)] for epoch in range(3)]
+    assert epochs[0] != epochs[1] != epochs[2]
+
+
 def test_draws_follow_the_weights_and_are_counted():
     passes = plan(weights=[0.7, 0.2, 0.1])
     counts = dict.fromkeys(passes.names, 0)
@@ -66,10 +78,10 @@ def test_draws_follow_the_weights_and_are_counted():
 
 
 def test_length_grouping_leaves_little_padding():
-    def padding(window):
-        passes = plan(sizes=(2000,), rows=16, window=window, weights=[1.0])
+    def padding(window, first=0):
+        passes = plan(sizes=(2001,), rows=16, window=window, weights=[1.0])
         real = computed = 0
-        for step in range(60):
+        for step in range(first, first + 60):
             for taken in passes.draw(step):
                 lengths = passes.lengths[0][taken.rows]
                 real, computed = real + lengths.sum(), computed + lengths.max() * len(lengths)
@@ -77,6 +89,7 @@ def test_length_grouping_leaves_little_padding():
 
     assert padding(0) > 0.3
     assert padding(1024) < 0.1
+    assert padding(1024, first=500) < 0.1, "draws stay on the cuts in later epochs, whatever is left over"
 
 
 @settings(deadline=None, max_examples=60)
