@@ -32,7 +32,7 @@ def report(config: RoadConfig, ds: dict[str, Any], world_size: int) -> str:
     """The plan as text: data sets, steps, parameters, memory per GPU, warnings. RoadError for what would stop the run."""
     capability = torch.cuda.get_device_capability() if torch.cuda.is_available() else None
     ds = ds | fit_batch(ds, config.passes, world_size)
-    precision = fit_precision(ds, config.precision, "cuda" if capability else "cpu", capability)
+    precision = fit_precision(ds, config.precision, "cuda", capability)  # the plan may be for another machine
     fit_optimizer(ds, "cuda" if capability else "cpu")
     tasks = heads(config)
     tokenizer = load_tokenizer(config.model)
@@ -41,6 +41,7 @@ def report(config: RoadConfig, ds: dict[str, Any], world_size: int) -> str:
     train, dev = load_data(config, tasks, tokenizer)
     passes, steps = plan(config, ds, train)
     rows = ds["train_batch_size"] // config.passes
+    pieces = rows // (ds["train_micro_batch_size_per_gpu"] * world_size)
     draws = passes.draws_until(steps)
     plans = [dataset_plan(name, config, tasks, train[name], dev.get(name), draws[name] * rows) for name in train]
     encoder, own = parameters(settings, tasks)
@@ -64,7 +65,7 @@ def report(config: RoadConfig, ds: dict[str, Any], world_size: int) -> str:
         "",
         f"{steps:,} steps of {config.passes} passes x {rows} rows = {ds['train_batch_size']} rows a step, "
         f"{steps * ds['train_batch_size']:,} in all",
-        f"each pass: {rows // (ds['train_micro_batch_size_per_gpu'] * world_size)} micro-batches of "
+        f"each pass: {pieces} micro-batch{'es' * (pieces > 1)} of "
         f"{ds['train_micro_batch_size_per_gpu']} rows on {world_size} process{'es' * (world_size > 1)}, {precision}",
         f"{settings.model_type}: {encoder / 1e6:.1f} M parameters in the encoder, "
         + ", ".join(f"{count:,} in the head {name}" for name, count in own.items()),
@@ -149,11 +150,15 @@ def memory(parameters: int, world_size: int, precision: str) -> list[float]:
     ]
 
 
+def readable(size: float) -> str:
+    """A number of bytes in MiB, or in GiB from there on."""
+    return f"{size / 2**20:.1f} MiB" if size < 2**30 else f"{size / 2**30:.2f} GiB"
+
+
 def memory_table(count: int, world_size: int, precision: str) -> str:
     """Memory per GPU by ZeRO stage, on this world size and on 8 GPUs."""
     sizes = sorted({world_size, 8})
     rows = [
-        (f"ZeRO {stage}", *(f"{memory(count, size, precision)[stage] / 2**30:.2f} GiB" for size in sizes))
-        for stage in range(4)
+        (f"ZeRO {stage}", *(readable(memory(count, size, precision)[stage]) for size in sizes)) for stage in range(4)
     ]
     return table(rows, ("memory per GPU", *(f"{size} GPU{'s' * (size > 1)}" for size in sizes)))

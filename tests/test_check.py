@@ -74,7 +74,7 @@ def test_epochs_are_those_of_the_rows_that_will_be_drawn(pairs):
 
 
 def test_processes_divide_a_pass(pairs):
-    assert "each pass: 1 micro-batches of 2 rows on 3 processes" in pairs({"a": rows(30)}, world_size=3)
+    assert "each pass: 1 micro-batch of 2 rows on 3 processes" in pairs({"a": rows(30)}, world_size=3)
 
 
 def test_memory_by_hand():
@@ -97,7 +97,7 @@ def test_parameters_are_those_of_the_model(pairs, config_file):
     plan = pairs({"a": rows(30)})
     count = encoder + 1056 + 66
     assert f"{encoder / 1e6:.1f} M parameters in the encoder, 1,122 in the head pairs" in plan
-    assert re.search(rf"ZeRO 3 +{count * 16 / 2**30:.2f} GiB +{count * 16 / 8 / 2**30:.2f} GiB", plan)
+    assert re.search(rf"ZeRO 3 +{count * 16 / 2**20:.1f} MiB +{count * 16 / 8 / 2**20:.1f} MiB", plan)
 
 
 def test_warnings(pairs):
