@@ -8,7 +8,7 @@ import torch
 
 from road_ds.config import RoadConfig, fit_batch, fit_optimizer, fit_precision
 from road_ds.features import FeatureSet
-from road_ds.log import table
+from road_ds.log import counted, table
 from road_ds.model import base_config, check_lengths, head_config, load_tokenizer
 from road_ds.tasks import Task, heads
 from road_ds.train import load_data, plan
@@ -63,10 +63,10 @@ def report(config: RoadConfig, ds: dict[str, Any], world_size: int) -> str:
             ("data set", "head", "train rows", "features", "tokens", "drawn", "epochs", "dev rows"),
         ),
         "",
-        f"{steps:,} steps of {config.passes} passes x {rows} rows = {ds['train_batch_size']} rows a step, "
+        f"{counted(steps, 'step')} of {counted(config.passes, 'pass', 'passes')} x {rows} rows = {ds['train_batch_size']} rows a step, "
         f"{steps * ds['train_batch_size']:,} in all",
-        f"each pass: {pieces} micro-batch{'es' * (pieces > 1)} of "
-        f"{ds['train_micro_batch_size_per_gpu']} rows on {world_size} process{'es' * (world_size > 1)}, {precision}",
+        f"each pass: {counted(pieces, 'micro-batch', 'micro-batches')} of "
+        f"{ds['train_micro_batch_size_per_gpu']} rows on {counted(world_size, 'process', 'processes')}, {precision}",
         f"{settings.model_type}: {encoder / 1e6:.1f} M parameters in the encoder, "
         + ", ".join(f"{count:,} in the head {name}" for name, count in own.items()),
         "",

@@ -70,6 +70,11 @@ def table(rows: Iterable[Iterable[Any]], header: Iterable[str]) -> str:
     return "\n".join("  ".join(line).rstrip() for line in zip(*columns, strict=True))
 
 
+def counted(number: int, one: str, many: str = "") -> str:
+    """A number with its noun: "1 step", "2 steps"."""
+    return f"{number:,} {one if number == 1 else many or one + 's'}"
+
+
 def write_json(path: str | Path, value: Any) -> None:
     """Writes a JSON file in one move: readers see the old file or the new one, never a part."""
     path = Path(path)

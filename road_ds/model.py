@@ -14,6 +14,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import CONFIG_MAPPING, AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel
+from transformers.utils import logging
 
 from road_ds.config import ModelSpec, nearest
 from road_ds.errors import RoadError
@@ -201,6 +202,7 @@ def build_model(
     A pretrained folder's own head is kept where it is the task's: same model class and, for classification, the same
     label names, its rows permuted when their order differs. Other heads start fresh.
     """
+    logging.disable_progress_bar()  # the bar of a run is its own
     config = base_config(spec, tokenizer, dropout)
     check_lengths(config, tasks)
     torch.manual_seed(seed)

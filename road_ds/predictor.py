@@ -34,6 +34,9 @@ class Predictor:
         from transformers.utils import logging
 
         logging.disable_progress_bar()
+        from transformers.utils import logging
+
+        logging.disable_progress_bar()
         folder = model_folder(name)
         task = read_task(folder)
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

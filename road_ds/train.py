@@ -23,7 +23,7 @@ from road_ds import checkpoint, evaluation, export, optim, surroundings
 from road_ds.config import RoadConfig, fit_batch, fit_optimizer, fit_precision, load_config
 from road_ds.errors import RoadError
 from road_ds.features import FeatureSet, load_features
-from road_ds.log import RunFolder, is_main, plot_curves, quiet_libraries, say, table, versions, warn
+from road_ds.log import RunFolder, counted, is_main, plot_curves, quiet_libraries, say, table, versions, warn
 from road_ds.loop import fit
 from road_ds.model import base_config, build_model, check_lengths, load_tokenizer, parameter_count
 from road_ds.objectives import supervised
@@ -147,11 +147,12 @@ def run(
     if overwrite:
         folder.clear()
     folder.write("config.json", resolved)
+    pieces, micro = ds["gradient_accumulation_steps"], ds["train_micro_batch_size_per_gpu"]
     say(
-        f"{config.output}: {parameter_count(model) / 1e6:.1f} M parameters, {len(tasks)} heads, {len(train)} data sets, {steps} steps of "
-        f"{config.passes} passes x {ds['train_batch_size'] // config.passes} rows "
-        f"({ds['gradient_accumulation_steps']} micro-batches of {ds['train_micro_batch_size_per_gpu']} on "
-        f"{ranks.world_size} process{'es' * (ranks.world_size > 1)}), {precision}, ZeRO {ds['zero_optimization']['stage']}",
+        f"{config.output}: {parameter_count(model) / 1e6:.1f} M parameters, {counted(len(tasks), 'head')}, "
+        f"{counted(len(train), 'data set')}, {counted(steps, 'step')} of {counted(config.passes, 'pass', 'passes')} x "
+        f"{ds['train_batch_size'] // config.passes} rows ({counted(pieces, 'micro-batch', 'micro-batches')} of {micro} on "
+        f"{counted(ranks.world_size, 'process', 'processes')}), {precision}, ZeRO {ds['zero_optimization']['stage']}",
         *(f"filled in: {note}" for note in filled),
     )
     settings = ds["optimizer"]["params"]
@@ -284,8 +285,9 @@ def closing(
 ) -> list[str]:
     """The last lines of a run: where things are, and a prediction to try next."""
     source = next(source for name, source in sources.items() if config.head_of(name) == exported[0].name)
-    shortest = min(source.examples(), key=lambda e: len(e.text_a + (e.text_b or "")))
-    texts = ["--text", shortest.text_a, *(["--pair", shortest.text_b] if shortest.text_b is not None else [])]
+    # a row of about a line
+    example = min(source.examples(), key=lambda e: abs(80 - len(e.text_a + (e.text_b or ""))))
+    texts = ["--text", example.text_a, *(["--pair", example.text_b] if example.text_b is not None else [])]
     return [
         f"{seconds:.0f} s. Results: {folder / 'results.json'}, {folder / 'metrics.jsonl'}, {folder / 'curves.png'}",
         "Models: " + ", ".join(map(str, exported)),
