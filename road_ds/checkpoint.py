@@ -7,12 +7,14 @@ import random
 import re
 import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from road_ds.errors import RoadError
@@ -49,30 +51,50 @@ def save(engine: Any, ranks: Ranks, root: Path, *, step: int, config: dict[str, 
             shutil.rmtree(left)
         staged.mkdir()
     ranks.barrier()
-    fault = None
-    try:
+    with write_faults_kept(engine) as faults:
         engine.save_checkpoint(str(staged), tag=ENGINE, save_latest=False)
+    try:
         save_file(random_state(), staged / f"random-{ranks.rank:05d}.safetensors")
-    except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
-        fault = error
-    if ranks.any(fault is not None):
-        _discard(staged, ranks, fault)
+    except (OSError, SafetensorError) as error:
+        faults.append(error)
+    if ranks.any(bool(faults)):
+        _discard(staged, ranks, faults)
     try:
         if ranks.rank == 0:
             meta = {"step": step, "world_size": ranks.world_size, "stage": engine.zero_optimization_stage()}
             write_manifest(staged, {**meta, "config": config})
             commit(staged, final)
-            prune(root, keep)
     except OSError as error:
-        fault = error
-    if ranks.any(fault is not None):
-        _discard(staged, ranks, fault)
+        faults.append(error)
+    if ranks.any(bool(faults)):
+        _discard(staged, ranks, faults)
+    if ranks.rank == 0:
+        prune(root, keep)
 
 
-def _discard(staged: Path, ranks: Ranks, fault: Exception | None) -> None:
+@contextmanager
+def write_faults_kept(engine: Any) -> Iterator[list[Exception]]:
+    """Collects the faults of an engine's file writes: raised at once, they would leave the other ranks in its barriers."""
+    faults: list[Exception] = []
+    write = engine.checkpoint_engine.save
+
+    def keeping(*args: Any, **kwargs: Any) -> None:
+        try:
+            write(*args, **kwargs)
+        except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
+            faults.append(error)
+
+    engine.checkpoint_engine.save = keeping
+    try:
+        yield faults
+    finally:
+        engine.checkpoint_engine.save = write
+
+
+def _discard(staged: Path, ranks: Ranks, faults: list[Exception]) -> None:
     if ranks.rank == 0:
         shutil.rmtree(staged, ignore_errors=True)
-    raise OSError(f"the checkpoint could not be written: {fault or 'another rank failed'}") from fault
+    raise OSError(f"the checkpoint could not be written: {faults[0] if faults else 'another rank failed'}")
 
 
 def write_manifest(staged: Path, facts: dict[str, Any]) -> None:
@@ -106,7 +128,10 @@ def commit(staged: Path, final: Path) -> None:
 def prune(root: Path, keep: int) -> None:
     """Removes all but the newest `keep` checkpoints."""
     for folder in committed(root)[keep:]:
-        shutil.rmtree(folder)
+        try:
+            shutil.rmtree(folder)
+        except OSError as error:
+            warn(f"{folder}: the old checkpoint could not be removed: {error}")
 
 
 def committed(root: Path) -> list[Path]:
@@ -170,6 +195,8 @@ def restore(engine: Any, ranks: Ranks, checkpoint: Checkpoint) -> None:
             "(python -m road_ds export, then road.model)"
         )
     engine.load_checkpoint(str(checkpoint.folder), tag=ENGINE)
+    if ranks.rank == 0:
+        set_aside(checkpoint)
     own = checkpoint.folder / f"random-{ranks.rank:05d}.safetensors"
     if world_size == ranks.world_size:
         restore_random_state(load_file(own))
@@ -178,6 +205,15 @@ def restore(engine: Any, ranks: Ranks, checkpoint: Checkpoint) -> None:
         warn(
             f"the run goes on with {ranks.world_size} processes instead of {world_size}: same rows, other dropout masks"
         )
+
+
+def set_aside(chosen: Checkpoint) -> None:
+    """Renames the damaged checkpoints that are newer than the chosen one: they must not count as the newest again."""
+    for folder in committed(chosen.folder.parent):
+        if folder.name > chosen.folder.name:
+            aside = folder.with_name(f"damaged-{folder.name}")
+            shutil.rmtree(aside, ignore_errors=True)
+            os.replace(folder, aside)
 
 
 def random_state() -> dict[str, torch.Tensor]:

@@ -407,8 +407,14 @@ def fit_optimizer(ds: dict[str, Any], device: str) -> list[str]:
 
     fill(ds, "optimizer", {"type": "AdamW", "params": {"lr": 1e-4}}, "")
     fill(ds, "gradient_clipping", 1.0, "", "0 is off")
-    fill(ds, "zero_optimization", {"stage": 0}, "")
-    fill(ds["zero_optimization"], "stage", 0, "zero_optimization.")
+    half = any((ds.get(kind) or {}).get("enabled") for kind in ("fp16", "bf16"))
+    fill(ds, "zero_optimization", {"stage": int(half)}, "")
+    fill(ds["zero_optimization"], "stage", int(half), "zero_optimization.")
+    if half and ds["zero_optimization"]["stage"] == 0:
+        raise RoadError(
+            "zero_optimization.stage: got 0 in half precision, where DeepSpeed steps Adam once before the training and "
+            "reports scaled gradient norms: use stage 1, which costs nothing on one process"
+        )
     ds.setdefault("steps_per_print", 10**9)  # the run prints its own lines
     name, params = ds["optimizer"]["type"], ds["optimizer"].setdefault("params", {})
     adam = name.lower() in ("adam", "adamw")

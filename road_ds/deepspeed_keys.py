@@ -15,6 +15,7 @@ REFUSED = {
     "scheduler": "the learning-rate schedule is ours, so that layer-wise rates survive it: "
     'use road.warmup and road.schedule ("linear", "cosine" or "constant")',
     "amp": "DeepSpeed has removed its amp block: use road.precision (auto, bf16, fp16 or fp32)",
+    "torch_autocast": "use road.precision (auto, bf16, fp16 or fp32)",
     "activation_checkpointing": "it acts only in models that call DeepSpeed's own checkpoint function, which these "
     "encoders do not: to save memory, lower train_micro_batch_size_per_gpu or raise the ZeRO stage",
 }
@@ -29,12 +30,6 @@ class Block(BaseModel):
 class Optimizer(Block):
     type: str
     params: Settings = {}
-
-
-class Autocast(Block):
-    enabled: bool = False
-    dtype: Literal["fp16", "bf16", "float16", "bfloat16"] | None = None
-    lower_precision_safe_modules: list[str] | None = None
 
 
 class DataTypes(Block):
@@ -83,7 +78,6 @@ class Engine(Block):
     zero_force_ds_cpu_optimizer: bool = True
     fp16: Settings = {}
     bf16: Settings = {}
-    torch_autocast: Autocast = Autocast()
     data_types: DataTypes = DataTypes()
     communication_data_type: Kind | None = None
     prescale_gradients: bool = False

@@ -6,3 +6,7 @@ class RoadError(Exception):
 
     Commands print it without a traceback and end with exit code 2.
     """
+
+
+class RankError(RoadError):
+    """A fault that only one process of a run knows of: that process speaks, whichever it is."""

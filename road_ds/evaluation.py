@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from road_ds.errors import RoadError
 from road_ds.features import Feature, FeatureSet, collate
 from road_ds.log import progress, table
 from road_ds.ranks import Ranks
@@ -83,10 +84,14 @@ def compute_logits(
                     found[int(index)] = value[:, : lengths[index]] if outputs.lengths is not None else value
             bar.update()
     bar.close()
-    gathered = ranks.gather(found) if ranks else [found]
+    gathered = ranks.collect(found) if ranks else [found]
     if rank > 0:
         return None
     whole = {index: value for part in gathered for index, value in part.items()}
+    if not all(np.isfinite(value).all() for value in whole.values()):
+        raise RoadError(
+            f"{source.name}: the model's outputs are not finite: the training diverged; lower the learning rate"
+        )
     return [whole[i] for i in range(len(source))]
 
 

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import os
 import platform
 import re
@@ -70,6 +71,11 @@ def table(rows: Iterable[Iterable[Any]], header: Iterable[str]) -> str:
     return "\n".join("  ".join(line).rstrip() for line in zip(*columns, strict=True))
 
 
+def _finite(line: dict[str, Any]) -> dict[str, Any]:
+    """The same line with null for numbers that JSON cannot hold."""
+    return {key: None if isinstance(v, float) and not math.isfinite(v) else v for key, v in line.items()}
+
+
 def counted(number: int, one: str, many: str = "") -> str:
     """A number with its noun: "1 step", "2 steps"."""
     return f"{number:,} {one if number == 1 else many or one + 's'}"
@@ -103,9 +109,9 @@ class RunFolder:
         self.path = Path(path)
         self.metrics_file = self.path / "metrics.jsonl"
 
-    def status(self, status: str, step: int, reason: str = "") -> None:
+    def status(self, status: str, step: int, reason: str = "", everywhere: bool = False) -> None:
         """Writes status.json: running, finished, preempted or failed, the step, and why."""
-        if is_main():
+        if everywhere or is_main():
             write_json(
                 self.path / "status.json", {"status": status, "step": step, "reason": reason, "pid": os.getpid()}
             )
@@ -118,6 +124,13 @@ class RunFolder:
             for name in ("config.json", "metrics.jsonl", "results.json", "curves.png"):
                 (self.path / name).unlink(missing_ok=True)
 
+    def has_failed(self) -> bool:
+        """Whether another process has already said why the run failed."""
+        try:
+            return json.loads((self.path / "status.json").read_text(encoding="utf-8"))["status"] == "failed"
+        except (OSError, ValueError, KeyError):
+            return False
+
     def write(self, name: str, value: Any) -> None:
         """Writes a JSON file into the folder."""
         if is_main():
@@ -127,7 +140,7 @@ class RunFolder:
         """Appends lines to metrics.jsonl."""
         if is_main() and lines:
             with self.metrics_file.open("a", encoding="utf-8") as file:
-                file.writelines(json.dumps(line) + "\n" for line in lines)
+                file.writelines(json.dumps(_finite(line), allow_nan=False) + "\n" for line in lines)
 
     def records(self) -> list[dict[str, Any]]:
         """The lines of metrics.jsonl, oldest first; a half-written last line is left out."""

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from road_ds.config import RoadConfig
-from road_ds.errors import RoadError
+from road_ds.errors import RankError, RoadError
 from road_ds.features import Batch, FeatureSet, collate
 from road_ds.log import RunFolder, progress
 from road_ds.meter import Meter
@@ -34,9 +34,9 @@ def fit(
     pad_id: int,
     folder: RunFolder,
     evaluate: Callable[[int], Any],
-    save: Callable[[int], None],
+    save: Callable[[int], bool],
 ) -> tuple[int, str]:
-    """The number of steps done, and why it stopped early ("" when it did not); then it has been saved.
+    """The number of steps done, and why it stopped early ("" when it did not); then `save` was called.
 
     The loss of a micro-batch is the mean over its rows; DeepSpeed takes the mean over a step's micro-batches, which
     are equally large: the mean over rows, then over passes (ROaD, Algorithm 1).
@@ -57,8 +57,8 @@ def fit(
                             outputs = engine(batch, config.head_of(taken.dataset))
                             loss = objective(outputs.logits, batch.labels, outputs.lengths)
                             engine.backward(loss.total)
-                        record.losses.append(loss.total.detach())
-                        record.applied, record.gradient_norm = step_engine(engine)
+                            record.losses.append(loss.total.detach())
+                            record.applied, record.gradient_norm = step_engine(engine)
             done = step + 1
             if done == steps or due(done, config.log_every):
                 bar.set_postfix_str(meter.flush())
@@ -74,8 +74,9 @@ def fit(
             if ranks.any(bool(reason)):
                 meter.flush()
                 bar.close()
-                save(done)
-                return done, next(filter(None, ranks.gather(reason)))
+                saved = save(done)
+                why = next(filter(None, ranks.gather(reason)))
+                return done, why if saved else f"{why}; the last steps could not be saved"
             if done < steps and due(done, config.evaluate_every):
                 meter.flush()
                 evaluate(done)
@@ -103,7 +104,7 @@ def out_of_memory_named(batch: Batch) -> Iterator[None]:
         yield
     except torch.cuda.OutOfMemoryError:
         rows, tokens = batch.input_ids.shape
-        raise RoadError(
+        raise RankError(
             f"the GPU ran out of memory on {rows} rows x {tokens} tokens of {batch.dataset}: lower "
             "train_micro_batch_size_per_gpu (the rows of a step stay the same) or the task's max_length, "
             "or raise the ZeRO stage"
@@ -123,7 +124,15 @@ def step_engine(engine: Any) -> tuple[bool, Any]:
     """
     plain = engine.zero_optimization_stage() == 0 and not engine.fp16_enabled() and not engine.bfloat16_enabled()
     if not (plain and engine.is_gradient_accumulation_boundary()):
-        engine.step()
+        try:
+            engine.step()
+        except Exception as error:
+            if "loss scale" not in str(error):
+                raise
+            raise RoadError(
+                "fp16 overflowed at the smallest loss scale: the training diverged; lower the learning rate, or use "
+                "road.precision bf16 or fp32"
+            ) from None
         return engine.was_step_applied(), engine.get_global_grad_norm()
     gradients = [p.grad for p in engine.module.parameters() if p.grad is not None]
     norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(g) for g in gradients]))

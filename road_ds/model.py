@@ -18,7 +18,7 @@ from transformers.utils import logging
 
 from road_ds.config import ModelSpec, nearest
 from road_ds.errors import RoadError
-from road_ds.features import Batch
+from road_ds.features import PAD_MULTIPLE, Batch
 from road_ds.hub import model_folder
 from road_ds.tasks import Outputs, Task
 
@@ -174,9 +174,11 @@ def check_lengths(config: Any, tasks: Mapping[str, Task]) -> None:
     if config.model_type in ("roberta", "xlm-roberta", "camembert"):
         positions -= config.pad_token_id + 1  # their positions start behind the padding id
     for name, task in tasks.items():
-        if task.max_length > positions:
+        padded = -(-task.max_length // PAD_MULTIPLE) * PAD_MULTIPLE  # what a batch of the longest rows has
+        if padded > positions:
             raise RoadError(
                 f"road.tasks.{name}.max_length {task.max_length} is above the encoder's {positions} positions"
+                f"{'' if task.max_length > positions else f' once padded to {padded}'}"
             )
 
 

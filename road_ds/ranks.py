@@ -4,6 +4,7 @@ import os
 import socket
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
@@ -30,7 +31,7 @@ class Ranks:
         alone = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
         if "RANK" not in os.environ:
             os.environ.update(alone, MASTER_PORT=str(_free_port()))
-        cuda = torch.cuda.is_available()
+        cuda = torch.cuda.is_available() and os.environ.get("DS_ACCELERATOR", "cuda") == "cuda"
         if not cuda:
             os.environ.setdefault("DS_ACCELERATOR", "cpu")
         import deepspeed  # after the environment: it looks for MPI and for accelerators without it
@@ -53,7 +54,7 @@ class Ranks:
             world_size=dist.get_world_size(),
             local_rank=int(os.environ["LOCAL_RANK"]),
             device=torch.device("cuda", int(os.environ["LOCAL_RANK"])) if cuda else torch.device("cpu"),
-            control=dist.new_group(backend="gloo"),
+            control=dist.new_group(backend="gloo", timeout=timedelta(days=1)),  # the others wait while one encodes
         )
 
     def barrier(self) -> None:
@@ -76,6 +77,14 @@ class Ranks:
         values: list[Any] = [None] * self.world_size
         dist.all_gather_object(values, value, group=self.control)
         return values
+
+    def collect(self, value: Any) -> list[Any]:
+        """Every rank's value, in rank order, on rank 0; empty on the others."""
+        if self.world_size == 1:
+            return [value]
+        values: list[Any] | None = [None] * self.world_size if self.rank == 0 else None
+        dist.gather_object(value, values, dst=0, group=self.control)
+        return values or []
 
     def sum(self, tensor: torch.Tensor) -> torch.Tensor:
         """The sum of a tensor over ranks."""

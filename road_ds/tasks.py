@@ -166,7 +166,7 @@ class SpanQA(Task):
         tuned = metrics.squad_scores(golds, forced, nulls)
         scores = {key: plain[key] for key in ("f1", "exact")}
         scores |= {key: plain[key] for key in ("HasAns_f1", "NoAns_f1") if key in plain}
-        scores |= {key: tuned[key] for key in ("best_f1", "best_exact", "best_f1_thresh")}
+        scores |= {key: tuned[key] for key in ("best_f1", "best_exact", "best_f1_thresh") if key in tuned}
         answerable = [e.id for e in examples if e.answers]
         if answerable:
             scores["answered_f1"] = 100 * float(np.mean([metrics.f1_score(forced[i], golds[i]) for i in answerable]))

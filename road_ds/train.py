@@ -11,6 +11,7 @@ if __name__ == "__main__":  # as a script: `import datasets` must not look for f
 
 import argparse
 import contextlib
+import os
 import shlex
 import time
 import traceback
@@ -21,7 +22,7 @@ import torch
 
 from road_ds import checkpoint, evaluation, export, optim, surroundings
 from road_ds.config import RoadConfig, fit_batch, fit_optimizer, fit_precision, load_config
-from road_ds.errors import RoadError
+from road_ds.errors import RankError, RoadError
 from road_ds.features import FeatureSet, load_features
 from road_ds.log import RunFolder, counted, is_main, plot_curves, quiet_libraries, say, table, versions, warn
 from road_ds.loop import fit
@@ -49,6 +50,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parse(arguments)
     quiet_libraries()
     folder: RunFolder | None = None
+    alone = False
     try:
         config, ds = load_config(options.deepspeed_config, options.set)
         ranks = Ranks.start()
@@ -59,7 +61,8 @@ def main(arguments: list[str] | None = None) -> int:
         ranks.barrier()
         return PREEMPTED if reason else 0
     except RoadError as error:
-        if is_main():
+        alone = isinstance(error, RankError)
+        if alone or is_main():
             print(f"error: {error}", file=sys.stderr, flush=True)
         if options.debug:
             traceback.print_exc()
@@ -69,8 +72,8 @@ def main(arguments: list[str] | None = None) -> int:
     except Exception as error:
         fault, code = f"{type(error).__name__}: {error}", 1
         traceback.print_exc()
-    if folder is not None:
-        folder.status("failed", folder.last_step(), fault)
+    if folder is not None and (code != 1 or not folder.has_failed()):  # a rank that died takes the others along
+        folder.status("failed", folder.last_step(), fault, everywhere=alone)
     return code
 
 
@@ -179,11 +182,13 @@ def run(
             folder.record({"step": step, **evaluation.flat(scores)})
         return scores
 
-    def save(step: int) -> None:
+    def save(step: int) -> bool:
         try:
             checkpoint.save(engine, ranks, folder.path / "checkpoints", step=step, config=saved, keep=config.keep)
         except OSError as error:
-            warn(f"step {step}: {error}; older checkpoints are kept and the run goes on")
+            warn(f"step {step}: {error}; older checkpoints are kept")
+            return False
+        return True
 
     step, reason = fit(
         engine, passes, train, supervised, ranks, config,
@@ -213,7 +218,7 @@ def run(
         })  # fmt: skip
         headlines = [f"{name}/{result.headline}" for name, result in scores.items()]
         plot_curves(folder.records(), headlines, folder.path / "curves.png")
-        say("", card, "", *closing(folder.path, exported, config, dev or train, time.time() - began))
+        say("", card, "", *closing(folder.path, exported, config, {**train, **dev}, time.time() - began))
     ranks.barrier()
     return step, ""
 
@@ -297,6 +302,10 @@ def closing(
 
 if __name__ == "__main__":
     code = main()
+    if code not in (0, PREEMPTED):  # the others may be waiting for this process: leave without a farewell
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
     with contextlib.suppress(Exception):
         torch.distributed.destroy_process_group()
     sys.exit(code)

@@ -1,12 +1,14 @@
 """A run that breaks on purpose: python broken_run.py POINT STEP RANK ARGUMENTS-OF-TRAIN...
 
-POINT is where the process kills itself (backward, write, manifest, prune), or "forget": a resume that leaves the random
+POINT is where the process kills itself (backward, write, manifest, prune); "full", where its disk is; or "forget": a resume that leaves the random
 states as they are, the control that shows the tests can see a difference.
 """
 
 import os
 import signal
 import sys
+
+import torch
 
 from road_ds import checkpoint, loop, train
 
@@ -43,6 +45,15 @@ elif point == "manifest":  # everything is written but the manifest
     checkpoint.write_manifest = breaking(checkpoint.write_manifest, lambda staged, facts: facts["step"])
 elif point == "prune":  # committed, old ones not yet removed
     checkpoint.prune = breaking(checkpoint.prune, lambda root, keep: int(checkpoint.committed(root)[0].name[5:]))
+elif point == "full":  # this rank's disk is full: DeepSpeed's file cannot be written
+    whole = torch.save
+
+    def no_space(value, path, *args, **kwargs):
+        if int(os.environ.get("RANK", "0")) == rank and f".staged-{step:08d}" in str(path):
+            raise OSError(28, "No space left on device")
+        whole(value, path, *args, **kwargs)
+
+    torch.save = no_space
 elif point == "forget":
     checkpoint.restore_random_state = lambda state: None
 sys.exit(train.main(arguments))

@@ -37,7 +37,7 @@ def test_one_bad_step_is_skipped_and_its_rows_named(stage, config_file, tmp_path
     assert train.main(["--deepspeed_config", str(config_file(config))]) == 0
     lines = [line for line in records(tmp_path / "run") if "loss" in line]
     assert [line["applied"] for line in lines] == [True, False, True, True, True]
-    assert [math.isfinite(line["loss"]) for line in lines] == [True, False, True, True, True]
+    assert [line["loss"] is not None for line in lines] == [True, False, True, True, True]
     errors = capsys.readouterr().err
     name = lines[1]["datasets"][0]
     assert f"step 2: the loss of {name} is nan on rows {name}" in errors.replace("-train", "").replace(".train", "")

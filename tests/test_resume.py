@@ -230,18 +230,45 @@ def wait_for(condition, seconds: float) -> None:
         time.sleep(0.1)
 
 
+@runs(TWO)
+def test_a_full_disk_on_one_rank_costs_one_checkpoint(unbroken, tmp_path):
+    """The other rank must not wait in a barrier for ever; the run goes on and ends with the same bits."""
+    ranks, config, expected = unbroken
+    result = start("full", 4, 1, config, ranks, "--set", f"road.output={tmp_path / 'run'}", "--set", "road.keep=9")
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert "step 4: the checkpoint could not be written" in result.stderr
+    saved = [path.name for path in checkpoint.committed(tmp_path / "run" / "checkpoints")]
+    assert saved == ["step-00000008", "step-00000006", "step-00000002"]
+    assert same(tmp_path / "run", expected)
+
+
+def test_damaged_newer_checkpoints_are_set_aside(tmp_path):
+    """Else pruning would keep the damaged one as the newest and remove the good ones."""
+    for step in (2, 4, 6):
+        checkpoint.save(FakeEngine(), ALONE, tmp_path, step=step, config={}, keep=3)
+    (tmp_path / "step-00000006" / "engine" / "weights.pt").write_bytes(b"")
+    checkpoint.set_aside(checkpoint.newest(tmp_path))
+    checkpoint.save(FakeEngine(), ALONE, tmp_path, step=5, config={}, keep=1)
+    assert checkpoint.newest(tmp_path).step == 5
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["damaged-step-00000006", "step-00000005"]
+
+
 class FakeEngine:
     """As much of an engine as a save needs; writes one file, or fails as on a full disk."""
 
     def __init__(self, fault: Exception | None = None):
         self.fault = fault
+        self.checkpoint_engine = self
 
     def zero_optimization_stage(self) -> int:
         return 0
 
     def save_checkpoint(self, folder, tag, save_latest):
         (Path(folder) / tag).mkdir()
-        (Path(folder) / tag / "weights.pt").write_bytes(os.urandom(64))
+        self.checkpoint_engine.save(Path(folder) / tag / "weights.pt")
+
+    def save(self, path):
+        path.write_bytes(os.urandom(64))
         if self.fault:
             raise self.fault
 
