@@ -138,7 +138,8 @@ def test_what_is_right_passes(config_file):
         ("road/warmup", 100),
         ("road/datasets/a.b-c_1", {"task": "qa", "train": "sample:places.train.json"}),
     ]:
-        load_config(config_file(put(tiny_config(), path, value)))
+        config, _ = load_config(config_file(put(tiny_config(), path, value)))
+        assert config.steps == 5, path
 
 
 FILES = [

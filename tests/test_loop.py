@@ -9,7 +9,7 @@ from runs import records, run_python, tiny_config
 from safetensors.torch import load_file
 
 from road_ds import train
-from road_ds.errors import RoadError
+from road_ds.errors import RankError, RoadError
 from road_ds.features import Batch
 from road_ds.loop import out_of_memory_named
 from road_ds.objectives import Loss, supervised
@@ -94,6 +94,33 @@ def test_out_of_memory_says_what_to_lower():
         out_of_memory_named(batch),
     ):
         raise torch.cuda.OutOfMemoryError
+
+
+def test_a_fault_of_one_rank_is_told_by_that_rank(config_file, tmp_path, monkeypatch, capsys):
+    """Out of memory on rank 1 reaches the log and status.json, and what it does to rank 0 does not cover it up."""
+    one = Ranks(rank=1, world_size=1, local_rank=0, device=torch.device("cpu"), control=None)
+    monkeypatch.setattr(train.Ranks, "start", lambda: one)
+    arguments = ["--deepspeed_config", str(config_file(tiny_config()))]
+
+    def status():
+        return json.loads((tmp_path / "run" / "status.json").read_text())
+
+    def out_of_memory(*_, **__):
+        raise RankError("the GPU ran out of memory")
+
+    def taken_along(config, ds, ranks, folder, **_):
+        folder.status("failed", 3, "the GPU ran out of memory", everywhere=True)  # by the other rank
+        raise RuntimeError("Connection closed by peer")
+
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setattr(train, "run", out_of_memory)
+    assert train.main(arguments) == 2
+    assert "error: the GPU ran out of memory" in capsys.readouterr().err
+    assert (status()["status"], status()["reason"]) == ("failed", "the GPU ran out of memory")
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setattr(train, "run", taken_along)
+    assert train.main(arguments) == 1
+    assert status()["reason"] == "the GPU ran out of memory"
 
 
 def test_a_loss_is_normalised_once():

@@ -191,4 +191,5 @@ except ValueError as error:
 else:
     raise SystemExit("no error")
 """
-    subprocess.run([sys.executable, "-c", program], check=True)
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
