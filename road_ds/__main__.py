@@ -1,4 +1,4 @@
-"""Everything that is not training: python -m road_ds check | evaluate | predict | export | score."""
+"""Everything that is not training: python -m road_ds check | teach | evaluate | predict | export | score."""
 
 import argparse
 import json
@@ -10,7 +10,7 @@ from typing import Any
 
 from road_ds.config import DatasetSpec, load_config, override, validated
 from road_ds.errors import RoadError
-from road_ds.log import quiet_libraries
+from road_ds.log import is_main, quiet_libraries
 
 
 def check(options: argparse.Namespace) -> None:
@@ -21,6 +21,13 @@ def check(options: argparse.Namespace) -> None:
 
     config, ds = load_config(options.config, options.set)
     print(report(config, ds, options.gpus or max(1, torch.cuda.device_count())))
+
+
+def teach(options: argparse.Namespace) -> None:
+    """Writes the soft targets that a run's teachers give, for `road.distill`."""
+    from road_ds.teach import teach
+
+    teach(options.deepspeed_config, options.set, options.batch_size)
 
 
 def evaluate(options: argparse.Namespace) -> None:
@@ -121,6 +128,7 @@ def parser() -> argparse.ArgumentParser:
         prog="python -m road_ds", description="Everything around training.", allow_abbrev=False
     )
     root.add_argument("--debug", action="store_true", help="shows tracebacks of errors")
+    root.add_argument("--local_rank", type=int, default=0, help=argparse.SUPPRESS)  # the launcher passes it
     commands = root.add_subparsers(required=True, metavar="COMMAND")
 
     def command(name: str, run: Any, of: Any = commands) -> argparse.ArgumentParser:
@@ -141,6 +149,11 @@ def parser() -> argparse.ArgumentParser:
         metavar="N",
         help="number of processes to plan for (default: this machine's GPUs, or 1)",
     )
+
+    added = command("teach", teach)
+    added.add_argument("--deepspeed_config", required=True, metavar="FILE", help="a run's JSON file with road.distill")
+    added.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="overrides a key of the file")
+    added.add_argument("--batch-size", type=positive, default=64, metavar="N")
 
     added = command("evaluate", evaluate)
     added.add_argument("model", metavar="MODEL_FOLDER", help="an exported folder, or a hub name")
@@ -193,7 +206,8 @@ def main(arguments: list[str] | None = None) -> int:
     except RoadError as error:
         if options.debug:
             traceback.print_exc()
-        print(f"error: {error}", file=sys.stderr)
+        if is_main():
+            print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130  # as a process that ended on SIGINT

@@ -127,10 +127,12 @@ class RoadConfig(Strict):
     length_window: Annotated[int, Field(ge=0)] = 2048
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
     dropout: Annotated[float, Field(ge=0, lt=1)] | None = None
+    distill: dict[str, Any] | None = None
     seed: Annotated[int, Field(ge=0)] = 0
     evaluate_every: Annotated[int, Field(ge=0)] = 0
     evaluate_batch_size: Annotated[int, Field(ge=1)] = 64
     log_every: Annotated[int, Field(ge=1)] = 10
+    gradient_cosine_every: Annotated[int, Field(ge=0)] = 0
     save_every: Annotated[int, Field(ge=0)] = 500
     keep: Annotated[int, Field(ge=1)] = 2
     max_skipped_steps: Annotated[int, Field(ge=1)] = 50

@@ -73,16 +73,12 @@ def compute_logits(
     turns = -(-len(batches) // world_size)
     found: dict[int, np.ndarray] = {}
     bar = progress(turns, f"evaluating {source.name}", "batch")
-    with torch.no_grad():
-        for turn in range(turns):
-            rows = mine[turn] if turn < len(mine) else batches[-1]
-            batch = collate(source, rows, pad_id).to(device)
-            outputs = model(batch, head)
-            if turn < len(mine):
-                values = outputs.logits.float().cpu().numpy().reshape(len(rows), task.rows_per_feature, -1)
-                for index, value in zip(rows, values, strict=True):
-                    found[int(index)] = value[:, : lengths[index]] if outputs.lengths is not None else value
-            bar.update()
+    for turn in range(turns):
+        rows = mine[turn] if turn < len(mine) else batches[-1]
+        values = batch_logits(model, source, rows, task, head, pad_id, device)
+        if turn < len(mine):
+            found |= zip(map(int, rows), values, strict=True)
+        bar.update()
     bar.close()
     gathered = ranks.collect(found) if ranks else [found]
     if rank > 0:
@@ -93,6 +89,25 @@ def compute_logits(
             f"{source.name}: the model's outputs are not finite: the training diverged; lower the learning rate"
         )
     return [whole[i] for i in range(len(source))]
+
+
+def batch_logits(
+    model: Callable[..., Any],
+    source: FeatureSet | MemorySet,
+    rows: Sequence[int] | np.ndarray,
+    task: Task,
+    head: str,
+    pad_id: int,
+    device: torch.device | str,
+) -> list[np.ndarray]:
+    """The logits of some features without padding, each [rows, classes] float32."""
+    batch = collate(source, rows, pad_id).to(device)
+    with torch.no_grad():
+        outputs = model(batch, head)
+    values = outputs.logits.float().cpu().numpy().reshape(len(rows), task.rows_per_feature, -1)
+    if outputs.lengths is None:
+        return list(values)
+    return [value[:, : source.lengths[row]] for row, value in zip(rows, values, strict=True)]
 
 
 def evaluate(

@@ -9,22 +9,23 @@ from typing import Any
 import torch
 
 from road_ds.config import RoadConfig
+from road_ds.cosines import gradient_cosines
 from road_ds.errors import RankError, RoadError
 from road_ds.features import Batch, FeatureSet, collate
+from road_ds.guard import Guarded
 from road_ds.log import RunFolder, progress
 from road_ds.meter import Meter
-from road_ds.objectives import Loss
-from road_ds.passes import Passes, micro_batches
+from road_ds.objectives import Objective, Teachers, gradient_share
+from road_ds.passes import Pass, Passes, micro_batches
 from road_ds.preemption import Preemption
 from road_ds.ranks import Ranks
-
-Objective = Callable[[torch.Tensor, torch.Tensor, torch.Tensor | None], Loss]
 
 
 def fit(
     engine: Any,
     passes: Passes,
     sources: Mapping[str, FeatureSet],
+    teachers: Teachers,
     objective: Objective,
     ranks: Ranks,
     config: RoadConfig,
@@ -42,6 +43,17 @@ def fit(
     are equally large: the mean over rows, then over passes (ROaD, Algorithm 1).
     """
     micro = engine.train_micro_batch_size_per_gpu()
+    guarded = Guarded(objective)
+
+    def batches(taken: Pass) -> Iterator[Batch]:
+        for rows in micro_batches(taken.rows, micro, ranks.rank, ranks.world_size):
+            yield collate(sources[taken.dataset], rows, pad_id).to(ranks.device)
+
+    def alone(batch: Batch) -> torch.Tensor:
+        """The loss of a batch beside the engine."""
+        outputs = engine.module(batch, config.head_of(batch.dataset))
+        return guarded(outputs, teachers(batch), batch, step / steps).total
+
     meter = Meter(ranks, folder, sources, micro)
     bar = progress(steps, "training", "step", initial=start, leave=True)
     skipped = 0
@@ -49,18 +61,24 @@ def fit(
         for step in range(start, steps):
             drawn = passes.draw(step)
             record = meter.begin(step, drawn, max(group["lr"] for group in engine.optimizer.param_groups))
+            done = step + 1
+            logging = done == steps or due(done, config.log_every)
             with watchdog(config.step_timeout):
+                if due(done, config.gradient_cosine_every):
+                    record.cosines = gradient_cosines(engine, ((p.dataset, batches(p)) for p in drawn), alone, ranks)
                 for taken in drawn:
-                    for rows in micro_batches(taken.rows, micro, ranks.rank, ranks.world_size):
-                        batch = collate(sources[taken.dataset], rows, pad_id).to(ranks.device)
+                    for batch in batches(taken):
                         with out_of_memory_named(batch):
                             outputs = engine(batch, config.head_of(taken.dataset))
-                            loss = objective(outputs.logits, batch.labels, outputs.lengths)
+                            teaching = teachers(batch)
+                            loss = guarded(outputs, teaching, batch, step / steps)
+                            share = None
+                            if logging and teaching is not None:
+                                share = gradient_share(guarded.objective, outputs, teaching, batch, step / steps)
                             engine.backward(loss.total)
-                            record.losses.append(loss.total.detach())
+                            record.add(loss, share)
                             record.applied, record.gradient_norm = step_engine(engine)
-            done = step + 1
-            if done == steps or due(done, config.log_every):
+            if logging:
                 bar.set_postfix_str(meter.flush())
             bar.update()
             skipped = 0 if record.applied else skipped + 1

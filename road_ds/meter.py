@@ -10,8 +10,11 @@ import torch
 
 from road_ds.features import PAD_MULTIPLE, FeatureSet
 from road_ds.log import RunFolder, warn
+from road_ds.objectives import Loss
 from road_ds.passes import Pass, micro_batches
 from road_ds.ranks import Ranks
+
+PARTS = ("hard", "soft", "soft_share")  # of the loss and its gradient, where there are teachers
 
 
 @dataclass
@@ -22,8 +25,15 @@ class StepRecord:
     drawn: list[Pass]
     lr: float
     losses: list[torch.Tensor] = field(default_factory=list)
+    parts: list[tuple[torch.Tensor | None, ...]] = field(default_factory=list)  # what PARTS names
+    cosines: dict[str, float] = field(default_factory=dict)
     gradient_norm: Any = None
     applied: bool = True
+
+    def add(self, loss: Loss, share: torch.Tensor | None) -> None:
+        """Takes in a micro-batch; share: the teachers' part of its gradient at the logits, where it was measured."""
+        self.losses.append(loss.total.detach())
+        self.parts.append((loss.hard, loss.soft, share) if loss.soft is not None else (None, None, None))
 
 
 class Meter:
@@ -52,17 +62,35 @@ class Meter:
             return ""
         own = torch.stack([torch.stack(record.losses) for record in records])  # [steps, micro-batches]
         losses = (self.ranks.sum(own) / self.ranks.world_size).double().cpu().numpy()
+        parts = self._parts(records)
         seconds = (time.perf_counter() - self.since) / len(records)
         if not np.isfinite(losses).all():
             self._name_bad_rows(records, own)
-        lines = [self._line(record, row, seconds) for record, row in zip(records, losses, strict=True)]
+        lines = [
+            self._line(record, row, part, seconds) for record, row, part in zip(records, losses, parts, strict=True)
+        ]
         self.folder.record(*lines)
         last = lines[-1]
         return f"loss {last['loss']:.3f}, {last['examples_per_second']:.0f} examples/s, padding {last['padding']:.0%}"
 
-    def _line(self, record: StepRecord, losses: np.ndarray, seconds: float) -> dict[str, Any]:
+    def _parts(self, records: list[StepRecord]) -> np.ndarray:
+        """The parts of each micro-batch's loss over all ranks, NaN where there are none, [steps, micro-batches, parts]."""
+        flat = [part for record in records for parts in record.parts for part in parts]
+        shape = (len(records), -1, len(PARTS))
+        if not any(part is not None for part in flat):
+            return np.full((len(records), len(records[0].losses), len(PARTS)), np.nan)
+        missing = torch.full((), float("nan"), device=records[0].losses[0].device)
+        own = torch.stack([missing if part is None else part.float() for part in flat])
+        return (self.ranks.sum(own) / self.ranks.world_size).double().cpu().numpy().reshape(shape)
+
+    def _line(self, record: StepRecord, losses: np.ndarray, parts: np.ndarray, seconds: float) -> dict[str, Any]:
         by_pass = losses.reshape(len(record.drawn), -1).mean(axis=1)
+        parts_by_pass = parts.reshape(len(record.drawn), -1, len(PARTS)).mean(axis=1)
         names = [drawn.dataset for drawn in record.drawn]
+
+        def mean(values: np.ndarray, name: str) -> float:
+            return float(np.mean([value for value, other in zip(values, names, strict=True) if other == name]))
+
         tokens, computed = self._tokens(record.drawn)
         rows = sum(len(drawn.rows) for drawn in record.drawn)
         norm = record.gradient_norm
@@ -76,12 +104,14 @@ class Meter:
             "examples_per_second": round(rows / seconds, 2),
             "tokens_per_second": round(tokens / seconds, 1),
             "padding": round(1 - tokens / computed, 4),
+            **{f"loss/{name}": mean(by_pass, name) for name in dict.fromkeys(names)},
             **{
-                f"loss/{name}": float(
-                    np.mean([loss for loss, other in zip(by_pass, names, strict=True) if other == name])
-                )
+                f"{part}/{name}": value
+                for i, part in enumerate(PARTS)
                 for name in dict.fromkeys(names)
+                if not np.isnan(value := mean(parts_by_pass[:, i], name))
             },
+            **record.cosines,
         }
 
     def _tokens(self, drawn: list[Pass]) -> tuple[int, int]:

@@ -20,7 +20,8 @@ from road_ds.config import ModelSpec, nearest
 from road_ds.errors import RoadError
 from road_ds.features import PAD_MULTIPLE, Batch
 from road_ds.hub import model_folder
-from road_ds.tasks import Outputs, Task
+from road_ds.objectives import Outputs
+from road_ds.tasks import Task
 
 
 class Replay(nn.Module):
@@ -54,6 +55,12 @@ class MultiTaskModel(nn.Module):
             setattr(shell, shell.base_model_prefix, Replay())
             modules = {n: m for n, m in shell.named_children() if n != shell.base_model_prefix}
             self.heads[name.replace(".", "/")] = nn.ModuleDict(modules)
+        self.compared: list[int] = []  # the layers whose hidden states a teacher's are compared with
+
+    def project(self, layers: list[int], width: int) -> None:
+        """Adds the learned projection of hidden states to a teacher's width; trained with the rest, never exported."""
+        self.compared = layers
+        self.projection = nn.Linear(self.encoder.config.hidden_size, width)
 
     def forward(self, batch: Batch, head: str) -> Outputs:
         """The logits of a batch under a head, [rows, classes].
@@ -61,9 +68,12 @@ class MultiTaskModel(nn.Module):
         In training every other head runs on one row with weight 0: a head without a gradient in some micro-batch
         keeps an old one under ZeRO 3, and differs between ranks in what is reduced under ZeRO 2.
         """
-        inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
+        inputs: dict[str, Any] = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
         if self.uses_token_types:
             inputs["token_type_ids"] = batch.token_type_ids
+        comparing = self.training and bool(self.compared)
+        if comparing:
+            inputs["output_hidden_states"] = True
         encoded = self.encoder(**inputs)
         outputs = self.tasks[head].outputs(self._head(head, encoded, batch.attention_mask), batch)
         if not self.training:
@@ -75,7 +85,10 @@ class MultiTaskModel(nn.Module):
                 touched = self._head(name, first, batch.attention_mask[:1])
                 for value in touched.values():
                     idle = idle + value.float().mean().to(idle.dtype)
-        return Outputs(outputs.logits + 0.0 * idle, outputs.lengths)
+        hidden = tuple(self.projection(encoded.hidden_states[layer]) for layer in self.compared) if comparing else ()
+        for state in hidden:  # a data set without a teacher leaves the projection idle too
+            idle = idle + state[:1].float().mean().to(idle.dtype)
+        return Outputs(outputs.logits + 0.0 * idle, outputs.lengths, hidden)
 
     def _head(self, name: str, encoded: Any, attention_mask: torch.Tensor) -> Any:
         shell = self._shells[name]

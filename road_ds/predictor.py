@@ -1,7 +1,7 @@
 """An exported folder at work: examples in, predictions or scores out."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -13,8 +13,9 @@ from road_ds.export import read_task
 from road_ds.features import Batch
 from road_ds.hub import model_folder
 from road_ds.model import uses_token_types
+from road_ds.objectives import Outputs
 from road_ds.readers import Example
-from road_ds.tasks import Outputs, Task
+from road_ds.tasks import Task
 
 
 @dataclass(frozen=True)
@@ -34,9 +35,6 @@ class Predictor:
         from transformers.utils import logging
 
         logging.disable_progress_bar()
-        from transformers.utils import logging
-
-        logging.disable_progress_bar()
         folder = model_folder(name)
         task = read_task(folder)
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -47,12 +45,14 @@ class Predictor:
             raise RoadError(f"{name}: the model cannot be loaded: {str(error).strip().splitlines()[0]}") from None
         return cls(name, model.eval().to(device), tokenizer, task, device)
 
-    def __call__(self, batch: Batch, head: str) -> Outputs:
-        """The logits of a batch."""
-        inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
+    def __call__(self, batch: Batch, head: str, layers: Sequence[int] = ()) -> Outputs:
+        """The logits of a batch, and the hidden states of the given layers."""
+        inputs: dict[str, Any] = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
         if uses_token_types(self.model.config, self.tokenizer):
             inputs["token_type_ids"] = batch.token_type_ids
-        return self.task.outputs(self.model(**inputs), batch)
+        answered = self.model(**inputs, output_hidden_states=bool(layers))
+        outputs = self.task.outputs(answered, batch)
+        return replace(outputs, hidden=tuple(answered.hidden_states[layer] for layer in layers))
 
     def predict(self, examples: Sequence[Example], batch_size: int = 64) -> list[Any]:
         """One prediction per example, in order."""

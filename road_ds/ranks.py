@@ -108,6 +108,16 @@ class Ranks:
         assert result is not None
         return result
 
+    def apart(self, work: Callable[[], Any]) -> None:
+        """Has every rank do its own share of `work` at once. The RoadError of any reaches all."""
+        fault = None
+        try:
+            work()
+        except RoadError as error:
+            fault = str(error)
+        if faults := [f for f in self.gather(fault) if f is not None]:
+            raise RoadError(faults[0])
+
     def agree(self, values: Mapping[str, Any]) -> None:
         """RoadError that names the key and both values when ranks differ in something that must be the same."""
         first, *others = self.gather(dict(values))

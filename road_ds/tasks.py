@@ -16,19 +16,12 @@ from road_ds import metrics
 from road_ds.config import RoadConfig, Strict, nearest, validated
 from road_ds.errors import RoadError
 from road_ds.features import IGNORED, Batch, Feature
+from road_ds.objectives import Outputs
 from road_ds.readers import Example
 from road_ds.spans import Answered, PairTemplate, answer, token_range, windows
 from road_ds.strict_json import quote
 
 NO_SPAN = 1e9  # by how much "no answer" wins where a context has no tokens
-
-
-@dataclass(frozen=True)
-class Outputs:
-    """logits: [rows, classes]; lengths: how many classes of each row are real, [rows], or None where all are."""
-
-    logits: torch.Tensor
-    lengths: torch.Tensor | None = None
 
 
 Scores = dict[str, float]

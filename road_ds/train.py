@@ -27,10 +27,11 @@ from road_ds.features import FeatureSet, load_features
 from road_ds.log import RunFolder, counted, is_main, plot_curves, quiet_libraries, say, table, versions, warn
 from road_ds.loop import fit
 from road_ds.model import base_config, build_model, check_lengths, load_tokenizer, parameter_count
-from road_ds.objectives import supervised
+from road_ds.objectives import Taught, objective_from
 from road_ds.passes import Passes, draw_weights
 from road_ds.ranks import Ranks
 from road_ds.tasks import Task, heads
+from road_ds.teachers import OnlineTeachers, open_teachers
 
 PREEMPTED, INTERRUPTED = 143, 130  # the exit codes of processes that ended on SIGTERM and SIGINT
 
@@ -122,7 +123,7 @@ def run(
     import deepspeed
 
     began = time.time()
-    tasks = heads(config)
+    tasks, objective = heads(config), objective_from(config)
     ds |= fit_batch(ds, config.passes, ranks.world_size)
     capability = torch.cuda.get_device_capability() if ranks.device.type == "cuda" else None
     precision = fit_precision(ds, config.precision, ranks.device.type, capability)
@@ -133,6 +134,7 @@ def run(
     tokenizer = ranks.together(lambda: load_tokenizer(config.model))
     check_lengths(base_config(config.model, tokenizer, config.dropout), tasks)
     train, dev = ranks.together(lambda: load_data(config, tasks, tokenizer))
+    teachers = ranks.together(lambda: open_teachers(config, objective, tasks, tokenizer, ranks))
     passes, steps = plan(config, ds, train)
     block = "auto" if precision in ds else precision  # DeepSpeed's block says it already
     resolved = {**ds, "road": {**config.model_dump(), "steps": steps, "epochs": None, "precision": block}}
@@ -147,6 +149,8 @@ def run(
             warn(f"{name}: {len(skipped)} bad rows were skipped, the first: {skipped[0]}")
 
     model = build_model(config.model, tasks, tokenizer, dropout=config.dropout, seed=config.seed)
+    if isinstance(objective, Taught) and objective.hidden and isinstance(teachers, OnlineTeachers):
+        model.project(*teachers.compare_hidden(objective.hidden, model.encoder.config.num_hidden_layers))
     if overwrite:
         folder.clear()
     folder.write("config.json", resolved)
@@ -191,7 +195,7 @@ def run(
         return True
 
     step, reason = fit(
-        engine, passes, train, supervised, ranks, config,
+        engine, passes, train, teachers, objective, ranks, config,
         steps=steps, start=start, pad_id=tokenizer.pad_token_id, folder=folder, evaluate=evaluate, save=save,
     )  # fmt: skip
     if reason:

@@ -1,0 +1,131 @@
+"""Soft targets for a run: every teacher's logits for every training row, shared out over the processes, kept on disk."""
+
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from road_ds.config import RoadConfig, load_config
+from road_ds.errors import RoadError
+from road_ds.evaluation import batch_logits
+from road_ds.features import IGNORED, FeatureSet, load_features
+from road_ds.log import is_main, progress, say, table
+from road_ds.model import base_config, check_lengths, load_tokenizer
+from road_ds.objectives import Taught, objective_from
+from road_ds.predictor import Predictor
+from road_ds.ranks import Ranks
+from road_ds.soft_targets import (
+    Origin,
+    SoftTargets,
+    begin,
+    finish,
+    has_shard,
+    is_whole,
+    order_of,
+    shard_rows,
+    write_shard,
+)  # fmt: skip
+from road_ds.tasks import Task, heads
+from road_ds.teachers import Pupil, label_names, pupil, targets_folder, teacher_folder
+
+
+def teach(path: str, overrides: list[str], batch_size: int = 64) -> None:
+    """Writes the soft targets that a run's `road.distill.teachers` ask for, and says how good the teachers are.
+
+    What is there and still holds stays; what was interrupted goes on; what was made from something else is made anew.
+    """
+    config, _ = load_config(path, overrides)
+    objective = objective_from(config)
+    if not isinstance(objective, Taught):
+        raise RoadError(f"{path}: road.distill names no teachers: there is nothing to write")
+    if objective.source == "online":
+        raise RoadError(
+            f"{path}: road.distill.source is online: the teachers run beside the student, nothing is written"
+        )
+    ranks = Ranks.start()
+    tasks = heads(config)
+    tokenizer = ranks.together(lambda: load_tokenizer(config.model))
+    check_lengths(base_config(config.model, tokenizer, config.dropout), tasks)
+    lines, shares = [], []
+    for dataset in objective.teachers:
+        own = ranks.together(partial(pupil, dataset, config, tasks, tokenizer))
+        scores = np.stack(
+            [ask(own, name, config, objective, ranks, batch_size) for name in objective.teachers[dataset]]
+        )
+        for name, of in zip(objective.teachers[dataset], scores, strict=True):
+            value = f"squared error {of.mean():.4g}" if own.task.continuous else f"{of.mean():.1%} right"
+            lines.append((dataset, name, f"{len(of):,}", value))
+        if not own.task.continuous:
+            shares.append((dataset, right_shares(scores)))
+    say(table(lines, ("data set", "teacher", "features", "on its rows")), "")
+    for dataset, share in shares:
+        parts = ", ".join(f"{number}: {value:.1%}" for number, value in enumerate(share))
+        say(f"{dataset}: teachers right on a row: {parts}")
+
+
+def ask(own: Pupil, name: str, config: RoadConfig, objective: Taught, ranks: Ranks, batch_size: int) -> np.ndarray:
+    """How right a teacher is on each feature of a data set, [features]; its soft targets are on disk then."""
+    folder = ranks.together(lambda: own.accept(name))
+    origin = own.origin(name, folder, objective.dtype)
+    target = targets_folder(config, objective, own.dataset, name)
+    if not is_whole(target, origin):
+        predictor = ranks.together(lambda: Predictor.load(teacher_folder(name, own.head)))
+        spec = config.datasets[own.dataset]
+        read = ranks.together(
+            lambda: load_features(own.dataset, "train", spec, own.task, predictor.tokenizer, config.cache)
+        )
+        if is_main() and (different := begin(target, origin)):
+            say(f"{own.dataset}: {name}: made anew, it was from another {', another '.join(different)}")
+        ranks.barrier()
+        ranks.apart(lambda: write(target, origin, own, predictor, read, ranks, batch_size))
+        if is_main():
+            finish(target, origin, name)
+        ranks.barrier()
+    return SoftTargets(target, origin, name, verify=is_main()).scores()
+
+
+def right_shares(scores: np.ndarray) -> list[float]:
+    """The share of rows on which 0, 1, ..., all teachers are right; scores: [teachers, rows] of 0 and 1."""
+    right = scores.sum(0).astype(int)
+    return (np.bincount(right, minlength=len(scores) + 1) / len(right)).tolist()
+
+
+def write(
+    folder: Any, origin: Origin, own: Pupil, predictor: Predictor, read: FeatureSet, ranks: Ranks, batch_size: int
+) -> None:
+    """Writes this rank's shards of a teacher's soft targets; `read`: the rows as the teacher reads them."""
+    shards = list(enumerate(shard_rows(origin)))[ranks.rank :: ranks.world_size]
+    order = order_of(label_names(predictor.task), origin.labels)
+    lengths = np.asarray(read.lengths)
+    try:
+        with progress(sum(len(rows) for _, rows in shards), f"teaching {own.dataset}", "row") as bar:
+            for number, rows in shards:
+                if not has_shard(folder, number):
+                    logits: dict[int, np.ndarray] = {}
+                    by_length = sorted(rows, key=lambda row: -lengths[row])
+                    for first in range(0, len(rows), batch_size):
+                        part = by_length[first : first + batch_size]
+                        values = batch_logits(
+                            predictor, read, part, own.task, "", predictor.tokenizer.pad_token_id or 0, predictor.device
+                        )
+                        logits |= zip(part, values if order is None else [v[:, order] for v in values], strict=True)
+                        bar.update(len(part))
+                    found = [logits[row] for row in rows]
+                    labels = [np.asarray(own.rows[row].labels) for row in rows]
+                    write_shard(folder, number, found, row_scores(own.task, found, labels), origin)
+                else:
+                    bar.update(len(rows))
+    except OSError as error:
+        raise RoadError(
+            f"{folder}: cannot be written: {error.strerror or error}: free space, or set road.distill.cache"
+        ) from None
+
+
+def row_scores(task: Task, logits: list[np.ndarray], labels: list[np.ndarray]) -> np.ndarray:
+    """Per feature 1 where every row's argmax is its label, else 0; for a regression the squared error."""
+    if task.continuous:
+        return np.array([float((v[0, 0] - y[0]) ** 2) for v, y in zip(logits, labels, strict=True)])
+    return np.array([
+        float(all(row.argmax() == label for row, label in zip(v, y, strict=True) if label != IGNORED))
+        for v, y in zip(logits, labels, strict=True)
+    ])  # fmt: skip

@@ -1,0 +1,217 @@
+"""Teachers: whose logits a batch is trained towards, read from soft targets on disk or computed beside the student."""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import AutoConfig, AutoTokenizer
+
+from road_ds.config import RoadConfig
+from road_ds.errors import RoadError
+from road_ds.export import read_task
+from road_ds.features import Batch, FeatureSet, load_features, tokenizer_hash
+from road_ds.hub import model_folder
+from road_ds.model import check_lengths
+from road_ds.objectives import HiddenKD, Objective, Taught, Teachers, Teaching, teachers_of
+from road_ds.predictor import Predictor
+from road_ds.ranks import Ranks
+from road_ds.soft_targets import Origin, SoftTargets, order_of, sha256
+from road_ds.tasks import Task
+
+
+def no_teachers(batch: Batch) -> None:
+    """The teachers of a run that has none."""
+
+
+def teacher_folder(name: str, head: str) -> str:
+    """The model that a teacher's name means: an exported folder, a run's model for this head, or a hub name."""
+    models = Path(name) / "model"
+    if not models.is_dir() or (Path(name) / "pytorch_model.bin").exists():
+        return name
+    if (models / head).is_dir():
+        return str(models / head)
+    found = sorted(path.name for path in models.iterdir())
+    if len(found) == 1:
+        return str(models / found[0])
+    raise RoadError(
+        f"{name}: the run has no model for the head {head}, only {', '.join(found) or 'none'}: name one as {name}/model/..."
+    )
+
+
+def targets_folder(config: RoadConfig, objective: Taught, dataset: str, name: str) -> Path:
+    """Where the soft targets of a teacher for a data set are kept."""
+    root = Path(objective.cache).expanduser() if objective.cache else Path(config.cache).expanduser() / "soft_targets"
+    place = str(Path(name).resolve()) if Path(name).exists() else name
+    return root / dataset / f"{Path(name).name[:60]}-{hashlib.sha256(place.encode()).hexdigest()[:12]}"
+
+
+def label_names(task: Task) -> list[str] | None:
+    """The names of a task's classes, in the order of its logits; None where they have none."""
+    return getattr(task, "labels", None)
+
+
+@dataclass(frozen=True)
+class Pupil:
+    """The data set that a teacher is asked about: its rows, its head's task, and the student's tokenizer."""
+
+    dataset: str
+    head: str
+    task: Task
+    rows: FeatureSet
+    tokenizer: Any
+
+    def accept(self, name: str) -> Path:
+        """A teacher's folder. RoadError where its task, labels, tokenizer or length do not suit the data set."""
+        folder = model_folder(teacher_folder(name, self.head), weights=False)
+        theirs = read_task(folder)
+        about = f"road.distill.teachers.{self.dataset}: {name}"
+        if theirs.type != self.task.type:
+            raise RoadError(f"{about} is a teacher of {theirs.type}, the data set's task is {self.task.type}")
+        own, other = label_names(self.task), label_names(theirs)
+        if sorted(own or ()) != sorted(other or ()):
+            raise RoadError(f"{about} tells apart {other}, the data set's task {own}: they must have the same names")
+        if self.task.rows_per_feature > 1 and tokenizer_hash(read_tokenizer(folder)) != tokenizer_hash(self.tokenizer):
+            raise RoadError(
+                f"{about} has another tokenizer than the student: for spans, whose classes are tokens, it must be the same"
+            )
+        check_lengths(AutoConfig.from_pretrained(str(folder), trust_remote_code=False), {self.head: self.task})
+        return folder
+
+    def origin(self, name: str, folder: Path, dtype: str) -> Origin:
+        """What a teacher's soft targets for this data set would be made from."""
+        settings = self.task.model_dump()
+        return Origin(
+            dataset=self.dataset,
+            teacher=weights_hash(model_folder(teacher_folder(name, self.head))),
+            rows=self.rows.manifest["rows_sha256"],
+            features=len(self.rows),
+            tokenizer=tokenizer_hash(read_tokenizer(folder)),
+            windows={
+                key: settings[key] for key in ("max_length", "doc_stride", "max_question_length") if key in settings
+            },
+            labels=label_names(self.task),
+            dtype=dtype,
+        )
+
+
+def read_tokenizer(folder: Path) -> Any:
+    """The tokenizer of a teacher's folder."""
+    return AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False)
+
+
+def weights_hash(folder: Path) -> str:
+    """The hash of a model folder's configuration and weights."""
+    files = [folder / "config.json", *sorted(folder.glob("*.safetensors"))]
+    return hashlib.sha256("".join(sha256(path) for path in files).encode()).hexdigest()
+
+
+class CachedTeachers:
+    """Soft targets that `teach` has written, per data set."""
+
+    def __init__(self, targets: Mapping[str, list[SoftTargets]], tasks: Mapping[str, Task], device: torch.device):
+        self.targets, self.tasks, self.device = targets, tasks, device
+
+    def __call__(self, batch: Batch) -> Teaching | None:
+        """The teachers' logits of a batch, as wide as the student's; None where the data set has no teacher."""
+        targets = self.targets.get(batch.dataset)
+        if targets is None:
+            return None
+        rows = self.tasks[batch.dataset].rows_per_feature
+        found = [[source[feature].reshape(rows, -1) for feature in batch.features] for source in targets]
+        width = batch.input_ids.shape[1] if rows > 1 else found[0][0].shape[1]
+        logits = np.zeros((len(targets), len(batch.features), rows, width), dtype=targets[0].dtype)
+        for teacher, features in enumerate(found):
+            for feature, values in enumerate(features):
+                logits[teacher, feature, :, : values.shape[1]] = values
+        tensor = torch.from_numpy(logits).flatten(1, 2)
+        return Teaching(
+            (tensor.pin_memory() if self.device.type == "cuda" else tensor).to(self.device, non_blocking=True)
+        )
+
+
+class OnlineTeachers:
+    """Frozen models that read each batch beside the student, for what cannot be cached. They share its tokenizer."""
+
+    def __init__(self, teachers: Mapping[str, list[Predictor]], tasks: Mapping[str, Task]):
+        self.teachers, self.tasks = teachers, tasks
+        self.layers: list[int] = []
+
+    def __call__(self, batch: Batch) -> Teaching | None:
+        """The teachers' logits of a batch, and the hidden states of the layers that are compared."""
+        if batch.dataset not in self.teachers:
+            return None
+        logits, hidden = [], []
+        labels = label_names(self.tasks[batch.dataset])
+        with torch.no_grad():
+            for teacher in self.teachers[batch.dataset]:
+                outputs = teacher(batch, "", self.layers)
+                order = order_of(label_names(teacher.task), labels)
+                logits.append((outputs.logits if order is None else outputs.logits[:, order]).float())
+                hidden.append(outputs.hidden)
+        return Teaching(torch.stack(logits), tuple(hidden) if self.layers else ())
+
+    def compare_hidden(self, settings: HiddenKD, layers: int) -> tuple[list[int], int]:
+        """The student's layers, of so many, whose states are compared, and the teachers' width. Those of the teachers follow."""
+        shapes = {
+            (teacher.model.config.num_hidden_layers, teacher.model.config.hidden_size)
+            for teachers in self.teachers.values()
+            for teacher in teachers
+        }
+        if len(shapes) > 1:
+            raise RoadError(
+                f"road.distill.hidden: the teachers must have one depth and width, got (layers, width) {sorted(shapes)}"
+            )
+        (depth, width) = shapes.pop()
+        pairs = settings.pairs(layers, depth)
+        self.layers = [theirs for _, theirs in pairs]
+        return [own for own, _ in pairs], width
+
+
+def open_teachers(
+    config: RoadConfig,
+    objective: Objective,
+    tasks: Mapping[str, Task],
+    tokenizer: Any,
+    ranks: Ranks,
+) -> Teachers:
+    """The teachers of a run, verified; tasks: by head. RoadError for a teacher or soft targets that do not suit."""
+    names = teachers_of(objective)
+    if not names:
+        return no_teachers
+    assert isinstance(objective, Taught)
+    pupils = {name: pupil(name, config, tasks, tokenizer) for name in names}
+    of = {name: own.task for name, own in pupils.items()}
+    if objective.source == "online":
+        loaded: dict[str, Predictor] = {}
+        for dataset, own in pupils.items():
+            for name in names[dataset]:
+                folder = own.accept(name)
+                if tokenizer_hash(read_tokenizer(folder)) != tokenizer_hash(tokenizer):
+                    raise RoadError(
+                        f"road.distill.teachers.{dataset}: {name} has another tokenizer than the student and cannot read its "
+                        'batches: set road.distill.source to "cached"'
+                    )
+                place = teacher_folder(name, own.head)
+                loaded.setdefault(place, Predictor.load(place))
+        return OnlineTeachers(
+            {d: [loaded[teacher_folder(name, own.head)] for name in names[d]] for d, own in pupils.items()}, of
+        )
+    targets: dict[str, list[SoftTargets]] = {}
+    for dataset, own in pupils.items():
+        targets[dataset] = []
+        for name in names[dataset]:
+            origin = own.origin(name, own.accept(name), objective.dtype)
+            folder = targets_folder(config, objective, dataset, name)
+            targets[dataset].append(SoftTargets(folder, origin, name, verify=ranks.local_rank == 0))
+    return CachedTeachers(targets, of, ranks.device)
+
+
+def pupil(dataset: str, config: RoadConfig, tasks: Mapping[str, Task], tokenizer: Any) -> Pupil:
+    """A data set of a run as its teachers see it."""
+    head = config.head_of(dataset)
+    rows = load_features(dataset, "train", config.datasets[dataset], tasks[head], tokenizer, config.cache)
+    return Pupil(dataset, head, tasks[head], rows, tokenizer)
