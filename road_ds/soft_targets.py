@@ -151,10 +151,10 @@ def write_shard(folder: Path, number: int, logits: Sequence[np.ndarray], scores:
         values = np.concatenate(flat).astype(origin.dtype)
     if not np.isfinite(values).all():
         feature = number * SHARD + int(np.searchsorted(bounds, np.flatnonzero(~np.isfinite(values))[0], "right")) - 1
-        largest = max(float(np.abs(part).max()) for part in flat)
-        why = "too large for float16: set road.distill.dtype to float32" if np.isfinite(largest) else "not finite"
+        whole = all(np.isfinite(part).all() for part in flat)
+        why = f"too large for {origin.dtype}: set road.distill.dtype to float32" if whole else "not finite"
         raise RoadError(
-            f"{origin.dataset}: the teacher's logits of feature {feature} are {why} (largest {largest:.3g}): not stored"
+            f"{origin.dataset}: the teacher's logits of feature {feature} are {why}; nothing was stored"
         )
     path = folder / f"{number:05}.arrow"
     staged = path.with_suffix(f".{os.getpid()}")

@@ -349,6 +349,8 @@ def test_a_loss_is_normalised_once():
     labels, lengths = torch.tensor([0, 1]), torch.tensor([2, 3])
     by_hand = (math.log(1 + math.exp(-2)) + math.log(2 * math.exp(-1) + 1)) / 2
     assert supervised(Outputs(logits, lengths), labels).total.item() == pytest.approx(by_hand)
-    assert supervised(torch.tensor([[1.0], [4.0]]), torch.tensor([0.0, 2.0])).total.item() == pytest.approx(2.5)
-    half = supervised(logits.half(), labels, lengths).total
+    assert supervised(Outputs(torch.tensor([[1.0], [4.0]])), torch.tensor([0.0, 2.0])).total.item() == pytest.approx(
+        2.5
+    )
+    half = supervised(Outputs(logits.half(), lengths), labels).total
     assert half.dtype == torch.float32 and half.item() == pytest.approx(by_hand, rel=1e-3)
