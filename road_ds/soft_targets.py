@@ -153,9 +153,7 @@ def write_shard(folder: Path, number: int, logits: Sequence[np.ndarray], scores:
         feature = number * SHARD + int(np.searchsorted(bounds, np.flatnonzero(~np.isfinite(values))[0], "right")) - 1
         whole = all(np.isfinite(part).all() for part in flat)
         why = f"too large for {origin.dtype}: set road.distill.dtype to float32" if whole else "not finite"
-        raise RoadError(
-            f"{origin.dataset}: the teacher's logits of feature {feature} are {why}; nothing was stored"
-        )
+        raise RoadError(f"{origin.dataset}: the teacher's logits of feature {feature} are {why}; nothing was stored")
     path = folder / f"{number:05}.arrow"
     staged = path.with_suffix(f".{os.getpid()}")
     schema = pa.schema({"logits": pa.list_(pa.from_numpy_dtype(np.dtype(origin.dtype)))})

@@ -10,7 +10,7 @@ LAYERS = [
     {"strict_json", "deepspeed_keys"},
     {"config", "log", "metrics", "preemption", "ranks", "surroundings"},
     {"hub", "readers"},
-    {"features", "passes"},
+    {"features", "passes", "negatives"},
     {"spans", "objectives", "optim", "soft_targets"},
     {"tasks", "guard"},
     {"model"},
