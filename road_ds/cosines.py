@@ -21,12 +21,13 @@ def gradient_cosines(
     weights are partitioned.
     """
     parameters = [p for p in engine.module.encoder.parameters() if p.requires_grad]
+    scale = getattr(engine.optimizer, "loss_scale", 1.0)  # without it small gradients are lost in fp16
     names, gradients = [], []
     with torch.random.fork_rng(devices=[ranks.device] if ranks.device.type == "cuda" else []):
         for name, batches in passes:
             total = torch.zeros(sum(p.numel() for p in parameters), device=ranks.device)
             for batch in batches:
-                parts = torch.autograd.grad(loss(batch), parameters, allow_unused=True)
+                parts = torch.autograd.grad(loss(batch) * scale, parameters, allow_unused=True)
                 flat = [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, parts, strict=True)]
                 total += torch.cat([g.flatten().float() for g in flat])
             names.append(name)

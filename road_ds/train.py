@@ -128,6 +128,11 @@ def run(
     capability = torch.cuda.get_device_capability() if ranks.device.type == "cuda" else None
     precision = fit_precision(ds, config.precision, ranks.device.type, capability)
     filled = fit_optimizer(ds, ranks.device.type)
+    if config.gradient_cosine_every and ds["zero_optimization"]["stage"] == 3:
+        raise RoadError(
+            "road.gradient_cosine_every: not under ZeRO 3, whose weights are partitioned: use zero_optimization.stage 2 "
+            "or less, or 0 here"
+        )
     for note in surroundings.notes():
         warn(note)
 

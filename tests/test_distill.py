@@ -439,3 +439,44 @@ def test_many_shards_hold_every_row(tmp_path, monkeypatch):
     soft_targets.finish(tmp_path / "t", origin, "t")
     found = soft_targets.SoftTargets(tmp_path / "t", origin, "t")
     assert all(np.array_equal(found[i], rows[i]) for i in range(len(rows)))
+
+
+def test_cosines_are_refused_under_zero_3(config_file, capsys):
+    config = tiny_config(gradient_cosine_every=1)
+    config["zero_optimization"] = {"stage": 3}
+    assert train.main(["--deepspeed_config", str(config_file(config))]) == 2
+    assert "gradient_cosine_every: not under ZeRO 3" in capsys.readouterr().err
+
+
+def test_a_teacher_with_another_tokenizer_teaches_classes(teachers, config_file, tmp_path, capsys):
+    """Each reads the rows in its own way: soft targets are those of the teacher reading its own tokens."""
+    from road_ds.config import load_config
+    from road_ds.features import read_part
+    from road_ds.predictor import Predictor
+
+    teacher = tmp_path / "teacher"
+    shutil.copytree(teachers[1] + "/model/inference", teacher)
+    text = json.loads((teacher / "tokenizer.json").read_text())
+    words = text["model"]["vocab"]
+    a, b = [word for word in words if word.isalpha() and len(word) > 3][:2]
+    words[a], words[b] = words[b], words[a]
+    (teacher / "tokenizer.json").write_text(json.dumps(text))
+    names = {"inference": [str(teacher)]}
+    path = config_file(distill_config(teachers, tmp_path, objective="kd", wrong_scale=None, teachers=names))
+    data = json.loads(path.read_text())
+    del data["road"]["distill"]["wrong_scale"]
+    path.write_text(json.dumps(data))
+    result = run_python("-m", "road_ds", "teach", "--deepspeed_config", path)
+    assert result.returncode == 0, result.stderr
+    config, _ = load_config(path)
+    examples = read_part("inference", "train", config.datasets["inference"]).examples
+    _, wanted = Predictor.load(str(teacher))._logits(examples, 64)
+    from road_ds.soft_targets import Origin, SoftTargets
+
+    (folder,) = (tmp_path / "targets" / "inference").iterdir()
+    origin = Origin(**json.loads((folder / "manifest.json").read_text())["origin"])
+    found = SoftTargets(folder, origin, "t")
+    assert all(np.allclose(found[i], wanted[i][0], atol=1e-5) for i in range(len(examples)))
+    assert train.main(["--deepspeed_config", str(path)]) == 0
+    assert train.main(["--deepspeed_config", str(path), "--overwrite", "--set", "road.distill.source=online"]) == 2
+    assert "cannot read its batches" in capsys.readouterr().err
