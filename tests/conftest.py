@@ -4,6 +4,9 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
+
+torch.set_num_threads(1)  # the models are tiny, and other processes of a test want the cores
 
 
 @pytest.fixture(scope="session")
