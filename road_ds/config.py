@@ -1,6 +1,5 @@
 """One JSON = one run: DeepSpeed's own keys, and ours in the `"road"` block beside them."""
 
-import difflib
 import json
 import math
 import re
@@ -19,8 +18,8 @@ from pydantic import (
     model_validator,
 )
 
-from road_ds import deepspeed_keys
-from road_ds.errors import RoadError
+from road_ds import catalog, deepspeed_keys
+from road_ds.errors import RoadError, nearest
 from road_ds.strict_json import load_json, parse_json, quote
 
 NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}")  # it becomes a file name
@@ -48,11 +47,15 @@ class DatasetSpec(Strict):
     """Where a data set's rows are and which task they train."""
 
     task: str
+    catalog: str | None = None  # the entry that says where the rows are; train and dev then name its parts
     format: str | None = None
     train: str | None = None
     dev: str | Annotated[float, Field(gt=0, lt=1)] | None = None
     path: str | None = None
     config: str | None = None
+    revision: str | None = None
+    shape: str | None = None  # the publisher's layout, a key of publishers.SHAPES
+    keep: dict[str, str] = {}  # only rows whose columns hold these values
     columns: Columns = Columns()
     header: bool = True
     quoting: bool | None = None
@@ -60,6 +63,13 @@ class DatasetSpec(Strict):
     drop_labels: list[str] = []
     skip_bad: Annotated[int, Field(ge=0)] = 0
     max_rows: Annotated[int, Field(ge=1)] | None = None
+    sample: Annotated[int, Field(ge=1)] | None = None  # so many rows, drawn by `sample_seed`
+    sample_seed: Annotated[int, Field(ge=0)] = 0
+    stratified: bool = False  # the sample holds as many rows of each label
+    drop_duplicates: bool = False
+    both_orders: bool = False  # a pair trains as (a, b) and as (b, a)
+    history_turns: Annotated[int, Field(ge=0)] = 0
+    context_words: Annotated[int, Field(ge=1)] | None = None
 
 
 class ModelSpec(Strict):
@@ -140,6 +150,14 @@ class RoadConfig(Strict):
     output: str | None = None
     cache: str = "~/.cache/road_ds"
 
+    @model_validator(mode="before")
+    @classmethod
+    def names_of_the_catalog(cls, data: Any) -> Any:
+        try:
+            return catalog.expand(data) if isinstance(data, dict) else data
+        except RoadError as error:
+            raise ValueError(str(error)) from None
+
     @field_validator("model", mode="before")
     @classmethod
     def model_by_name(cls, value: Any) -> Any:
@@ -183,12 +201,6 @@ class RoadConfig(Strict):
     def head_of(self, dataset: str) -> str:
         """The head that a data set trains: its task's, or its own under `heads: per_dataset`."""
         return dataset if self.heads == "per_dataset" else self.datasets[dataset].task
-
-
-def nearest(word: str, known: Any) -> str:
-    """`"; did you mean 'x'?"` for the known word that is most alike, or nothing."""
-    close = difflib.get_close_matches(word, [str(k) for k in known], n=1, cutoff=0.5)
-    return f"; did you mean {close[0]!r}?" if close else ""
 
 
 def validated(model: type[Model], data: Any, where: str) -> Model:

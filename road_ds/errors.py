@@ -1,5 +1,8 @@
 """The one exception that a user is meant to read."""
 
+import difflib
+from typing import Any
+
 
 class RoadError(Exception):
     """A fault the user can mend: says what came, what was expected and what to change.
@@ -10,3 +13,9 @@ class RoadError(Exception):
 
 class RankError(RoadError):
     """A fault that only one process of a run knows of: that process speaks, whichever it is."""
+
+
+def nearest(word: str, known: Any) -> str:
+    """`"; did you mean 'x'?"` for the known word that is most alike, or nothing."""
+    close = difflib.get_close_matches(word, [str(k) for k in known], n=1, cutoff=0.5)
+    return f"; did you mean {close[0]!r}?" if close else ""

@@ -4,9 +4,12 @@ import hashlib
 import json
 import os
 import shutil
+from array import array
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from functools import lru_cache
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -15,11 +18,12 @@ import pyarrow as pa
 import torch
 from filelock import FileLock
 
-from road_ds.config import DatasetSpec
+from road_ds import catalog
+from road_ds.config import DatasetSpec, validated
 from road_ds.errors import RoadError
 from road_ds.hub import local_file
-from road_ds.log import progress, write_json
-from road_ds.readers import Answer, Example, Reading, read
+from road_ds.log import progress, warn, write_json
+from road_ds.readers import Answer, Example, Reading, stream
 
 ENCODING = 1  # part of every cache key: raise it when the same rows encode to other features
 CHUNK = 1000  # rows per Arrow record batch
@@ -75,9 +79,9 @@ class Features(Protocol):
 class ArrowRows:
     """The rows of an Arrow file, mapped into memory: nothing is read before it is asked for."""
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path, kept: int | None = None):  # chunks; numbers stay in the file, texts do not
         self._file = pa.ipc.open_file(pa.memory_map(str(path)))
-        self._chunk = lru_cache(maxsize=None)(self._columns)
+        self._chunk = lru_cache(maxsize=kept)(self._columns)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         chunk, offset = divmod(index, CHUNK)
@@ -117,7 +121,7 @@ class FeatureSet:
                     f"{folder / file}: the cached file is damaged (expected {size} bytes): remove the folder"
                 )
         self._features = ArrowRows(folder / "features.arrow")
-        self._examples = ArrowRows(folder / "examples.arrow")
+        self._examples = ArrowRows(folder / "examples.arrow", kept=8)
         self.lengths = np.load(folder / "lengths.npy", mmap_mode="r")  # [features] tokens
 
     def __len__(self) -> int:
@@ -147,37 +151,83 @@ def tokenizer_hash(tokenizer: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+@dataclass(frozen=True)
+class Source:
+    """The rows of one part of a data set: a file or split, the settings that read it, and what is left out on the way."""
+
+    name: str
+    part: Part
+    source: str
+    spec: DatasetSpec
+
+    @classmethod
+    def of(cls, name: str, part: Part, spec: DatasetSpec) -> "Source":
+        """Where a part's rows are. RoadError where the part is not given, or the catalog does not know the rest."""
+        source = spec.dev if part == "dev" and not isinstance(spec.dev, float) else spec.train
+        if source is None:
+            raise RoadError(f"datasets.{name}.{part}: is required: a file, or a split for the formats hub and disk")
+        assert isinstance(source, str)
+        if spec.catalog is not None:
+            source, spec = _of_catalog(name, source, spec)
+        if part == "dev":
+            spec = spec.model_copy(update={"both_orders": False})
+        return cls(name, part, source if spec.format in ("hub", "disk") else str(local_file(source)), spec)
+
+    @property
+    def by_rows(self) -> bool:
+        """Whether only the rows themselves say what they are: no file, or more than one."""
+        return self.spec.format in ("hub", "disk", "qasrl_gs") or self.spec.shape == "trivia_qa"
+
+    def examples(self, reading: Reading) -> Iterator[Example]:
+        """The examples one by one, labels renamed by `label_map`; what is left out is noted in `reading`."""
+        rows = stream(self.source, self.spec, reading)
+        if isinstance(self.spec.dev, float):
+            rows = self._held_out(rows, self.spec.dev)
+        for example in rows:
+            if isinstance(example.label, str) and example.label in self.spec.label_map:
+                example = replace(example, label=self.spec.label_map[example.label])
+            yield example
+
+    def _held_out(self, rows: Iterator[Example], share: float) -> Iterator[Example]:
+        """One side of a split that keeps each label's share and is always the same for the same rows.
+
+        The source is read twice, so that the rows are never held together.
+        """
+        labels = [e.label if e.answers is None else bool(e.answers) for e in stream(self.source, self.spec, Reading())]
+        chosen = _side(self.name, labels, share, self.part)
+        return (example for number, example in enumerate(rows) if chosen[number])
+
+
+def _of_catalog(name: str, part: str, spec: DatasetSpec) -> tuple[str, DatasetSpec]:
+    """File or split, and the entry's settings under those that the user gave."""
+    given = spec.model_dump(exclude_unset=True, exclude={"catalog", "path"})
+    try:
+        source, settings = catalog.sources(catalog.entry(spec.catalog or ""), part, spec.path)
+    except RoadError as error:
+        raise RoadError(f"datasets.{name}: {error}") from None
+    return source, validated(DatasetSpec, {**settings, **given}, f"datasets.{name}")
+
+
 def read_part(name: str, part: Part, spec: DatasetSpec) -> Reading:
     """The rows of one part of a data set, labels renamed by `label_map`. RoadError where the part is not given."""
-    source = spec.dev if part == "dev" and not isinstance(spec.dev, float) else spec.train
-    if source is None:
-        raise RoadError(f"datasets.{name}.{part}: is required: a file, or a split for the formats hub and disk")
-    assert isinstance(source, str)
-    reading = read(source if spec.format in ("hub", "disk") else str(local_file(source)), spec)
-    if isinstance(spec.dev, float):
-        reading = replace(reading, examples=_held_out(name, reading.examples, spec.dev, part))
-    if spec.label_map:
-        renamed = [
-            replace(e, label=spec.label_map.get(e.label, e.label)) if isinstance(e.label, str) else e
-            for e in reading.examples
-        ]
-        reading = replace(reading, examples=renamed)
+    reading = Reading()
+    reading.examples = list(Source.of(name, part, spec).examples(reading))
     return reading
 
 
-def _held_out(name: str, examples: list[Example], share: float, part: Part) -> list[Example]:
-    """One side of a split that keeps each label's share and is always the same for the same rows."""
+def _side(name: str, labels: list, share: float, part: Part) -> np.ndarray:
+    """Which rows are on one side of a held-out split, [rows] bool."""
     from sklearn.model_selection import train_test_split
 
-    labels = [e.label if e.answers is None else bool(e.answers) for e in examples]
-    stratify = (
-        labels if all(labels.count(label) > 1 for label in set(labels)) and len(set(labels)) < len(labels) / 4 else None
-    )
+    counts = Counter(labels)
+    stratify = labels if min(counts.values()) > 1 and len(counts) < len(labels) / 4 else None
     try:
-        train, dev = train_test_split(range(len(examples)), test_size=share, random_state=0, stratify=stratify)
+        train, dev = train_test_split(range(len(labels)), test_size=share, random_state=0, stratify=stratify)
     except ValueError as error:
-        raise RoadError(f"datasets.{name}.dev: cannot hold out {share:g} of {len(examples)} rows: {error}") from None
-    return [examples[i] for i in sorted(train if part == "train" else dev)]
+        raise RoadError(f"datasets.{name}.dev: cannot hold out {share:g} of {len(labels)} rows: {error}") from None
+    chosen = np.zeros(len(labels), dtype=bool)
+    chosen[train if part == "train" else dev] = True
+    return chosen
 
 
 def load_features(name: str, part: Part, spec: DatasetSpec, task: Any, tokenizer: Any, cache: str | Path) -> FeatureSet:
@@ -186,16 +236,17 @@ def load_features(name: str, part: Part, spec: DatasetSpec, task: Any, tokenizer
     The cache is keyed by content: the source's bytes, the reader's settings, the tokenizer and the task's lengths and
     labels. Processes that share the cache wait for the first to finish. RoadError for anything wrong with the rows.
     """
-    reading = None
-    if spec.format in ("hub", "disk"):
-        reading = read_part(name, part, spec)
-        content = _rows_hash(reading.examples)
+    source = Source.of(name, part, spec)
+    if source.by_rows:
+        content = _rows_hash(source.examples(Reading()))
     else:
-        source = spec.dev if part == "dev" and isinstance(spec.dev, str) else spec.train
         # The name counts too: its suffix decides on the reader, its stem is in the ids of rows that have none.
-        content = f"{Path(source).name} {_file_hash(local_file(source))}" if source else ""
+        content = f"{Path(source.source).name} {_file_hash(Path(source.source))}"
     whole = {"train", "dev"} - ({"dev"} if isinstance(spec.dev, float) else set())
-    key = [ENCODING, part, content, spec.model_dump(exclude=whole), task.model_dump(), tokenizer_hash(tokenizer)]
+    if spec.catalog is not None:
+        whole.add("path")  # the content says what is there
+    settings = source.spec.model_dump(exclude=whole)
+    key = [ENCODING, part, content, settings, task.model_dump(), tokenizer_hash(tokenizer)]
     digest = hashlib.sha256(json.dumps(key, sort_keys=True, default=str).encode()).hexdigest()
     folder = Path(cache).expanduser() / "features" / f"{name}-{part}-{digest[:24]}"
     if not (folder / "manifest.json").exists():
@@ -203,7 +254,8 @@ def load_features(name: str, part: Part, spec: DatasetSpec, task: Any, tokenizer
             folder.parent.mkdir(parents=True, exist_ok=True)
             with FileLock(f"{folder}.lock"):
                 if not (folder / "manifest.json").exists():
-                    _encode(name, part, reading or read_part(name, part, spec), task, tokenizer, folder, digest)
+                    _encode(source, task, tokenizer, folder, digest)
+                    _compare_counts(spec, source, FeatureSet(name, folder).manifest)
         except OSError as error:
             raise RoadError(f"road.cache {cache}: cannot be written: {error}: free space there, or set it") from None
     return FeatureSet(name, folder)
@@ -222,8 +274,25 @@ def _file_hash(path: Path) -> str:
 def _rows_hash(examples: Iterable[Example]) -> str:
     digest = hashlib.sha256()
     for example in examples:
-        digest.update(repr(example).encode("utf-8", "surrogatepass"))
+        _add_row(digest, example)
     return digest.hexdigest()
+
+
+def _add_row(digest: Any, example: Example) -> None:
+    digest.update(repr(example).encode("utf-8", "surrogatepass"))
+
+
+def _compare_counts(spec: DatasetSpec, source: Source, manifest: dict[str, Any]) -> None:
+    """A warning where the catalog expects another number of rows than there are."""
+    if spec.catalog is None or isinstance(spec.dev, float) or source.spec.sample or spec.max_rows or spec.both_orders:
+        return
+    part = spec.dev if source.part == "dev" else spec.train
+    expected = catalog.entry(spec.catalog).rows.get(str(part))
+    if expected is not None and expected != manifest["examples"]:
+        warn(
+            f"{source.name}: {source.source} gives {manifest['examples']:,} rows, the catalog expects {expected:,} in "
+            f"{spec.catalog} {part}: another edition, or not all of it"
+        )
 
 
 EXAMPLE_SCHEMA = pa.schema(
@@ -251,43 +320,40 @@ def _feature_schema(label: pa.DataType) -> pa.Schema:
     )
 
 
-def _encode(name: str, part: Part, reading: Reading, task: Any, tokenizer: Any, folder: Path, key: str) -> None:
-    """Encodes rows into `folder` in one move: it is there whole, or not at all."""
-    for example in reading.examples:
-        if not task.labelled(example):
-            raise RoadError(
-                f"{example.where}: the row has no {'answers' if example.label is not None else 'label'} "
-                f"that the task of datasets.{name} ({task.type}) can learn from or be scored on: check its columns"
-            )
+def _encode(source: Source, task: Any, tokenizer: Any, folder: Path, key: str) -> None:
+    """Encodes rows into `folder` in one move: it is there whole, or not at all. Holds CHUNK rows at a time."""
     staged = folder.with_name(f".{folder.name}.{os.getpid()}")
     shutil.rmtree(staged, ignore_errors=True)
     staged.mkdir(parents=True)
     try:
-        examples = reading.examples
-        lengths: list[int] = []
-
-        def encoded(bar: Any) -> Iterator[dict[str, Any]]:
-            for first in range(0, len(examples), CHUNK):
-                chunk = examples[first : first + CHUNK]
-                for feature in task.encode(chunk, tokenizer, first):
-                    lengths.append(len(feature.input_ids))
-                    yield {f.name: getattr(feature, f.name) for f in fields(feature)}
-                bar.update(len(chunk))
-
-        _write_arrow(staged / "examples.arrow", EXAMPLE_SCHEMA, map(_example_row, examples))
+        reading, digest, lengths, rows = Reading(), hashlib.sha256(), array("i"), 0
         label = pa.float32() if task.continuous else pa.int32()
-        with progress(len(examples), f"encoding {name} {part}", "row") as bar:
-            _write_arrow(staged / "features.arrow", _feature_schema(label), encoded(bar))
+        with (
+            ArrowWriter(staged / "examples.arrow", EXAMPLE_SCHEMA) as examples,
+            ArrowWriter(staged / "features.arrow", _feature_schema(label)) as features,
+            progress(None, f"encoding {source.name} {source.part}", "row") as bar,
+        ):
+            rest = source.examples(reading)
+            while chunk := list(islice(rest, CHUNK)):
+                for example in chunk:
+                    _check_labelled(example, source.name, task)
+                    _add_row(digest, example)
+                    examples.write(_example_row(example))
+                for feature in task.encode(chunk, tokenizer, rows):
+                    lengths.append(len(feature.input_ids))
+                    features.write({f.name: getattr(feature, f.name) for f in fields(feature)})
+                rows += len(chunk)
+                bar.update(len(chunk))
         np.save(staged / "lengths.npy", np.asarray(lengths, dtype=np.int32))
         write_json(
             staged / "manifest.json",
             {
                 "key": key,
-                "examples": len(examples),
+                "examples": rows,
                 "features": len(lengths),
                 "skipped": reading.skipped,
                 "dropped": reading.dropped,
-                "rows_sha256": _rows_hash(examples),
+                "rows_sha256": digest.hexdigest(),
                 "tokenizer_sha256": tokenizer_hash(tokenizer),
                 "files": {f.name: f.stat().st_size for f in staged.iterdir()},
             },
@@ -297,22 +363,46 @@ def _encode(name: str, part: Part, reading: Reading, task: Any, tokenizer: Any, 
         shutil.rmtree(staged, ignore_errors=True)
 
 
+def _check_labelled(example: Example, name: str, task: Any) -> None:
+    if not task.labelled(example):
+        raise RoadError(
+            f"{example.where}: the row has no {'answers' if example.label is not None else 'label'} "
+            f"that the task of datasets.{name} ({task.type}) can learn from or be scored on: check its columns"
+        )
+
+
 def _example_row(example: Example) -> dict[str, Any]:
     row = asdict(example)
     row["label"] = None if example.label is None else str(example.label)
     return row
 
 
-def _write_arrow(path: Path, schema: pa.Schema, rows: Iterable[dict[str, Any]]) -> None:
-    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
-        chunk: list[dict[str, Any]] = []
-        for row in rows:
-            chunk.append(row)
-            if len(chunk) == CHUNK:
-                writer.write_batch(pa.RecordBatch.from_pylist(chunk, schema=schema))
-                chunk = []
-        if chunk:
-            writer.write_batch(pa.RecordBatch.from_pylist(chunk, schema=schema))
+class ArrowWriter:
+    """Writes rows to an Arrow file in record batches of CHUNK rows."""
+
+    def __init__(self, path: Path, schema: pa.Schema):
+        self._path, self._schema, self._rows = path, schema, list[dict[str, Any]]()
+
+    def __enter__(self) -> "ArrowWriter":
+        self._sink = pa.OSFile(str(self._path), "wb")
+        self._writer = pa.ipc.new_file(self._sink, self._schema)
+        return self
+
+    def write(self, row: dict[str, Any]) -> None:
+        """Adds a row."""
+        self._rows.append(row)
+        if len(self._rows) == CHUNK:
+            self._flush()
+
+    def _flush(self) -> None:
+        self._writer.write_batch(pa.RecordBatch.from_pylist(self._rows, schema=self._schema))
+        self._rows = []
+
+    def __exit__(self, kind: Any, *_: Any) -> None:
+        if kind is None and self._rows:
+            self._flush()
+        self._writer.close()
+        self._sink.close()
 
 
 def collate(source: Features, rows: Sequence[int] | np.ndarray, pad_id: int) -> Batch:

@@ -46,7 +46,7 @@ def quiet_libraries() -> None:
     warnings.filterwarnings("ignore", category=UserWarning, module=r"(torch|deepspeed|transformers)\b.*")
 
 
-def progress(total: int, description: str, unit: str, *, initial: int = 0, leave: bool = False) -> tqdm:
+def progress(total: int | None, description: str, unit: str, *, initial: int = 0, leave: bool = False) -> tqdm:
     """A progress bar with ETA on rank 0; into a file it writes seldom."""
     return tqdm(
         total=total,

@@ -5,16 +5,21 @@ or the Bad that says why it cannot be read. `read` turns rows into Examples, the
 """
 
 import csv
+import gzip
+import hashlib
+import random
 import re
+import zlib
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from json import JSONDecodeError
 from pathlib import Path
 from typing import Any
 
 from road_ds.config import Columns, DatasetSpec
-from road_ds.errors import RoadError
+from road_ds.errors import RoadError, nearest
+from road_ds.publishers import SHAPES, Bad, Dropped, Row, Rows
 from road_ds.strict_json import load_json, parse_json, quote
 
 # Where `columns` names no text, the first pair whose columns the row has:
@@ -57,29 +62,52 @@ class Reading:
     dropped: dict[str, int] = field(default_factory=dict)  # rows left out, by label of drop_labels
 
 
-class Bad(Exception):
-    """Why one row cannot be used; `read` adds the place and applies skip_bad."""
-
-
-Row = Mapping[str | int, Any]
-Rows = Iterator[tuple[str, Row | Bad]]
-
-
 def read(source: str, spec: DatasetSpec) -> Reading:
-    """All examples of a file (or of a split, with format "hub" or "disk"), and what was left out.
+    """All examples of a file (or of a split, with format "hub" or "disk"), and what was left out. See `stream`."""
+    reading = Reading()
+    reading.examples = list(stream(source, spec, reading))
+    return reading
 
-    Rows without an id column are called "<file stem>-<row>", counted from 0 over all rows of the source.
+
+def stream(source: str, spec: DatasetSpec, reading: Reading) -> Iterator[Example]:
+    """The examples of a file or split one by one; what is left out is noted in `reading`, whose examples stay empty.
+
+    Rows without an id column are called "<file stem>-<row>", counted from 0 over all rows of the source. With `sample`
+    only the rows drawn are held in memory, and they come in the source's order.
     RoadError: no such file or format, a bad row beyond `skip_bad`, an id that comes twice, or no rows left.
     """
-    format = _format(source, spec)
-    origin = f"{spec.path} {source}" if format in ("hub", "disk") else source
+    rows: Iterable[Example] = _unique(_examples(source, spec, reading), spec, reading)
+    if spec.sample is not None:
+        rows = reservoir(rows, spec.sample, spec.sample_seed, stratified=spec.stratified)
+    empty = True
+    for example in rows:
+        empty = False
+        yield example
+        if spec.both_orders and example.text_b is not None:
+            yield replace(example, id=f"{example.id}-swapped", text_a=example.text_b, text_b=example.text_a)
+    if empty:
+        left_out = f"{len(reading.skipped)} bad rows skipped, rows dropped by label: {reading.dropped or 'none'}"
+        raise RoadError(
+            f"{_origin(source, spec)}: the data set is empty ({left_out}); give a source with at least one row"
+        )
+
+
+def _origin(source: str, spec: DatasetSpec) -> str:
+    return f"{spec.path} {source}" if spec.format in ("hub", "disk") else source
+
+
+def _examples(source: str, spec: DatasetSpec, reading: Reading) -> Iterator[Example]:
+    format, origin = _format(source, spec), _origin(source, spec)
     name = origin if format == "hub" else Path(origin).name
-    reading = Reading()
     columns: Columns | None = None  # settled by the first row that has the columns
-    places: dict[str, str] = {}  # id -> where it stands
-    for number, (place, row) in enumerate(READERS[format](source, spec)):
-        if spec.max_rows is not None and len(reading.examples) >= spec.max_rows:
+    places: dict[str, str] = {}  # id -> where it stands; ids made here are unique
+    taken = 0
+    for number, (place, row) in enumerate(_shaped(READERS[format](source, spec), spec)):
+        if spec.max_rows is not None and taken >= spec.max_rows:
             break
+        if isinstance(row, Dropped):
+            reading.dropped[row] = reading.dropped.get(row, 0) + 1
+            continue
         try:
             if isinstance(row, Bad):
                 raise row
@@ -96,21 +124,89 @@ def read(source: str, spec: DatasetSpec) -> Reading:
                     f"{reading.skipped[-1]} (bad row {len(reading.skipped)}; skip_bad allows {spec.skip_bad})"
                 ) from bad
             continue
-        if example.id in places:
-            raise RoadError(
-                f"{origin}{place}: id {quote(example.id)} also stands at {places[example.id]}; "
-                "ids must be unique, or set columns.id to another column"
-            )
-        places[example.id] = example.where
-        reading.examples.append(example)
-    if not reading.examples:
-        left_out = f"{len(reading.skipped)} bad rows skipped, rows dropped by label: {reading.dropped or 'none'}"
-        raise RoadError(f"{origin}: the data set is empty ({left_out}); give a source with at least one row")
-    return reading
+        if columns.id is not None:
+            if example.id in places:
+                raise RoadError(
+                    f"{origin}{place}: id {quote(example.id)} also stands at {places[example.id]}; "
+                    "ids must be unique, or set columns.id to another column"
+                )
+            places[example.id] = example.where
+        taken += 1
+        yield example
+
+
+def _shaped(rows: Rows, spec: DatasetSpec) -> Rows:
+    """Plain rows from a publisher's layout, without those that `keep` leaves out."""
+    if spec.shape is not None and spec.shape not in SHAPES:
+        raise RoadError(
+            f"shape {quote(spec.shape)} is unknown{nearest(spec.shape, SHAPES)}; known: {', '.join(SHAPES)}"
+        )
+    for place, row in rows:
+        if isinstance(row, Bad | Dropped):
+            yield place, row
+        elif any(row.get(column) != value for column, value in spec.keep.items()):
+            continue
+        elif spec.shape is None:
+            yield place, row
+        else:
+            yield from _of_shape(spec.shape, place, row, spec)
+
+
+def _of_shape(shape: str, place: str, row: Row, spec: DatasetSpec) -> Rows:
+    inner = ""
+    try:
+        for inner, plain in SHAPES[shape](row, spec):
+            yield place + inner, plain
+    except Bad as bad:
+        yield place, bad
+    except (KeyError, TypeError, IndexError, ValueError, AttributeError) as error:
+        after = f" after {inner.strip()}" if inner else ""
+        yield place, Bad(f"the row has not the layout {shape}{after} ({type(error).__name__}: {_plain(error)})")
+
+
+def _unique(examples: Iterator[Example], spec: DatasetSpec, reading: Reading) -> Iterator[Example]:
+    """The examples, with `drop_duplicates` those whose texts have not come before."""
+    seen: set[bytes] = set()
+    for example in examples:
+        if spec.drop_duplicates:
+            texts = f"{example.text_a}\0{example.text_b}".encode()
+            key = hashlib.blake2b(texts, digest_size=16).digest()
+            if key in seen:
+                reading.dropped["duplicate"] = reading.dropped.get("duplicate", 0) + 1
+                continue
+            seen.add(key)
+        yield example
+
+
+def reservoir(examples: Iterable[Example], size: int, seed: int, *, stratified: bool = False) -> list[Example]:
+    """`size` examples drawn uniformly without replacement in one pass, in their own order; all where there are fewer.
+
+    stratified: the same number of each label as far as there are so many; labels are then drawn apart (algorithm R).
+    """
+    draw = random.Random(seed)
+    kept: dict[Any, list[tuple[int, Example]]] = {}
+    seen: Counter = Counter()
+    for number, example in enumerate(examples):
+        label = example.label if stratified else None
+        held = kept.setdefault(label, [])
+        seen[label] += 1
+        if len(held) < size:
+            held.append((number, example))
+        elif (place := draw.randrange(seen[label])) < size:
+            held[place] = (number, example)
+    if stratified:
+        share, left, rest = {}, size, len(kept)
+        for label in sorted(kept, key=lambda label: len(kept[label])):
+            share[label] = min(len(kept[label]), left // rest)
+            left, rest = left - share[label], rest - 1
+        kept = {label: draw.sample(held, share[label]) for label, held in kept.items()}
+    return [
+        example for _, example in sorted((pair for held in kept.values() for pair in held), key=lambda pair: pair[0])
+    ]
 
 
 def _format(source: str, spec: DatasetSpec) -> str:
-    suffix = Path(source).suffix.lower()
+    suffix = Path(source.removesuffix(".gz")).suffix.lower()
     format = spec.format or SUFFIXES.get(suffix)
     if format not in READERS:
         what = f"format {quote(spec.format)}" if spec.format else f"{source}: file suffix {quote(suffix)}"
@@ -143,6 +239,41 @@ def _items(source: str, place: str, value: Any, key: str) -> list:
             f'[{{"context": ..., "qas": [...]}}]}}]}}, "jsonl" one object a line'
         )
     return value[key]
+
+
+def _items_of_list(source: str, spec: DatasetSpec) -> Rows:
+    """The entries of the one list of a JSON file, "data" or "Data"."""
+    document = load_json(source)
+    key = "Data" if isinstance(document, dict) and "Data" in document else "data"
+    for i, item in enumerate(_items(source, "", document, key)):
+        yield f" {key}[{i}]", item if isinstance(item, dict) else Bad(f"{quote(item)} is not an object")
+
+
+def _fields(source: str, spec: DatasetSpec) -> Rows:
+    """Tab-separated lines of any number of fields, as {"fields": [...]}; blank lines are skipped."""
+    for number, fields in _unquoted(source, "\t"):
+        bad = fields if isinstance(fields, Bad) else _bad_line("".join(fields))
+        yield f":{number}", bad or {"fields": fields}
+
+
+def _qasrl_gs(source: str, spec: DatasetSpec) -> Rows:
+    """The rows of gold.csv with the tokens of sentences.csv beside it, joined by qasrl_id."""
+    quoted = spec.model_copy(update={"quoting": True, "header": True})
+    sentences = str(Path(source).with_name("sentences.csv"))
+    if not Path(sentences).is_file():
+        raise RoadError(f"{sentences} does not exist; QA-SRL-GS keeps its sentences there, bring it beside {source}")
+    tokens: dict[Any, Any] = {}
+    for place, row in _csv(sentences, quoted):
+        if isinstance(row, Bad | Dropped) or "qasrl_id" not in row or "tokens" not in row:
+            raise RoadError(f"{sentences}{place}: {row}; expected the columns qasrl_id and tokens")
+        tokens[row["qasrl_id"]] = row["tokens"]
+    for place, row in _csv(source, quoted):
+        if isinstance(row, Bad | Dropped):
+            yield place, row
+        elif row.get("qasrl_id") not in tokens:
+            yield place, Bad(f"qasrl_id {quote(row.get('qasrl_id'))} is not in {sentences}")
+        else:
+            yield place, {**row, "tokens": tokens[row["qasrl_id"]]}
 
 
 def _jsonl(source: str, spec: DatasetSpec) -> Rows:
@@ -219,11 +350,15 @@ def _lines(source: str) -> Iterator[str]:
 
     Bytes that are not UTF-8 come as lone surrogates, so that one bad line does not end the reading.
     """
-    with open(source, encoding="utf-8-sig", errors="surrogateescape", newline="\n") as file:
-        while line := file.readline(LIMIT + 1):
-            yield line
-            while len(line) > LIMIT and not line.endswith("\n"):
-                line = file.readline(LIMIT + 1)
+    opener: Any = gzip.open if source.endswith(".gz") else open
+    try:
+        with opener(source, "rt", encoding="utf-8-sig", errors="surrogateescape", newline="\n") as file:
+            while line := file.readline(LIMIT + 1):
+                yield line
+                while len(line) > LIMIT and not line.endswith("\n"):
+                    line = file.readline(LIMIT + 1)
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise RoadError(f"{source}: not a whole gzip file ({error}); fetch it again") from None
 
 
 def _hub(source: str, spec: DatasetSpec) -> Rows:
@@ -237,7 +372,10 @@ def _hub(source: str, spec: DatasetSpec) -> Rows:
     if Path(name).exists():  # load_dataset would silently prefer it to the hub
         raise RoadError(f"hub data set {quote(name)} is also a local path here; rename that, or {LOCAL}")
     try:
-        dataset = load_dataset(name, spec.config, split=source)
+        if spec.revision is None:
+            dataset = load_dataset(name, spec.config, split=source)
+        else:  # a branch keeps configurations as folders
+            dataset = load_dataset(name, data_dir=spec.config, revision=spec.revision, split=source)
     except Exception as error:
         where = f"hub data set {quote(name)}" + (f", configuration {quote(spec.config)}" if spec.config else "")
         raise RoadError(f"{where}, split {quote(source)}: {_hub_fault(error)}. Without the hub: {LOCAL}") from error
@@ -306,6 +444,9 @@ READERS: dict[str, Callable[[str, DatasetSpec], Rows]] = {
     "jsonl": _jsonl,
     "tsv": _tsv,
     "csv": _csv,
+    "items": _items_of_list,
+    "fields": _fields,
+    "qasrl_gs": _qasrl_gs,
     "hub": _hub,
     "disk": _disk,
 }

@@ -7,9 +7,10 @@ ROOT = Path(__file__).resolve().parent.parent / "road_ds"
 
 LAYERS = [
     {"errors"},
-    {"strict_json", "deepspeed_keys"},
+    {"strict_json", "deepspeed_keys", "catalog"},
     {"config", "log", "metrics", "preemption", "ranks", "surroundings"},
-    {"hub", "readers"},
+    {"hub", "publishers"},
+    {"readers"},
     {"features", "passes", "negatives"},
     {"spans", "objectives", "optim", "soft_targets"},
     {"tasks", "guard"},

@@ -194,7 +194,7 @@ def test_literal_quotes_and_carriage_returns_without_quoting(write):
 
 
 def test_other_suffix_by_format(write):
-    assert set(READERS) == {"squad", "jsonl", "tsv", "csv", "hub", "disk"}
+    assert set(READERS) == {"squad", "jsonl", "tsv", "csv", "items", "fields", "qasrl_gs", "hub", "disk"}
     assert read(write("rows.txt", jsonl(PAIR)), spec(format="jsonl")).examples[0].id == "rows-0"
 
 
@@ -326,7 +326,7 @@ def test_unlimited_lines_are_refused(write):
         ({}, {"header": False}, r"a\.tsv:1: no column with a well-known name .* to one of 0, 1"),
         ({"text_a": "text", "label": "stars"}, {}, r"no column 'stars' \(columns\.label\)"),
         ({"text_a": "text", "answers": "label"}, {}, r"answers without a context"),
-        ({}, {"format": "xml"}, r"format 'xml' is unknown; set format to one of squad, jsonl, tsv, csv, hub, disk"),
+        ({}, {"format": "xml"}, r"format 'xml' is unknown; set format to one of squad, jsonl, tsv, csv, items, fields, qasrl_gs, hub, disk"),
         ({}, {"format": "hub"}, r'format "hub" needs path: a hub name'),
         ({}, {"format": "disk"}, r'format "disk" needs path: a folder'),
         ({}, {"drop_labels": ["yes"]}, r"the data set is empty \(0 bad rows skipped, rows dropped by label: \{'yes': 1\}\)"),
