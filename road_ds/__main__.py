@@ -1,4 +1,4 @@
-"""Everything that is not training: python -m road_ds check | teach | evaluate | predict | export | score."""
+"""Everything that is not training: python -m road_ds check | teach | evaluate | predict | datasets | export | score."""
 
 import argparse
 import json
@@ -95,6 +95,61 @@ def read_rows(source: str, settings: list[str]) -> list[Any]:
     return read_part("given", "dev", validated(DatasetSpec, block, "--set")).examples
 
 
+def datasets(options: argparse.Namespace) -> None:
+    """Lists the data sets known by name, or shows one: its entry, where its rows are, and three of them."""
+    from road_ds import catalog
+    from road_ds.log import table
+
+    if options.name is None:
+        rows = [
+            (name, e.task, e.metric, *(f"{e.rows[part]:,}" if part in e.rows else "" for part in ("train", "dev")),
+             e.hub.path if e.hub else "-")
+            for name, e in catalog.CATALOG.items()
+        ]  # fmt: skip
+        print(table(rows, ("data set", "task", "metric", "train", "dev", "hub")))
+        return
+    entry = catalog.entry(options.name)
+    task = catalog.TASKS[entry.task]
+    hub = entry.hub and " ".join(filter(None, (entry.hub.path, entry.hub.config, entry.hub.revision)))
+    shown = {
+        "task": f"{entry.task} ({task['type']}{': ' + ', '.join(task['labels']) if 'labels' in task else ''})",
+        "metric": entry.metric,
+        "rows": ", ".join(f"{part} {count:,}" for part, count in entry.rows.items()) or "not known",
+        "left out": entry.dropped,
+        "hub": hub or "not there",
+        "files": catalog.bring(entry),
+        "licence": entry.licence,
+        "citation": entry.citation,
+        "note": entry.note,
+    }
+    print(*(f"{key:<9} {value}" for key, value in shown.items() if value), sep="\n")
+    if options.path is None:
+        print(
+            f'\nrows would come from the hub; --path FOLDER shows three of a folder ("{options.name}": {{"path": ...}})'
+        )
+    else:
+        show_rows(options.name, options.part, options.path)
+
+
+def show_rows(name: str, part: str, path: str) -> None:
+    """Prints the first three examples of a part."""
+    from itertools import islice
+
+    from road_ds.features import Source
+    from road_ds.readers import Reading
+
+    spec = validated(DatasetSpec, {"task": "shown", "catalog": name, "train": part, "path": path, "max_rows": 3}, name)
+    source = Source.of(name, "train", spec)
+    print(f"\nrows come from {source.source} ({source.spec.format})")
+    for example in islice(source.examples(Reading()), 3):
+        gold = example.label if example.answers is None else [answer.text for answer in example.answers]
+        print(
+            json.dumps(
+                {"id": example.id, "text_a": example.text_a, "text_b": example.text_b, "gold": gold}, ensure_ascii=False
+            )
+        )
+
+
 def export(options: argparse.Namespace) -> None:
     """Writes the Hugging Face folders of a checkpoint."""
     from road_ds.export import export_checkpoint
@@ -174,6 +229,11 @@ def parser() -> argparse.ArgumentParser:
     added.add_argument("--pair", help="the second text, beside --text; for span QA the context")
     added.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help=rows)
     added.add_argument("--batch-size", type=positive, default=64, metavar="N")
+
+    added = command("datasets", datasets)
+    added.add_argument("name", nargs="?", metavar="NAME", help="shows this one (default: lists all)")
+    added.add_argument("--path", metavar="FOLDER", help="the publisher's files, or a save_to_disk folder")
+    added.add_argument("--part", default="train", help="whose rows are shown (default train)")
 
     added = command("export", export)
     added.add_argument(

@@ -84,7 +84,7 @@ def _tsv(columns: Settings, of_test: Settings | None = None, **parts: str) -> Fi
     """GLUE's own files: quotes are literal; the test part has no label."""
     texts = {key: value for key, value in columns.items() if key != "label"}
     names = {"train": "train.tsv", "dev": "dev.tsv", "test": "test.tsv", **parts}
-    of_test = {"columns": {**texts, "id": "index"}} if of_test is None else {"columns": of_test}
+    of_test = {"columns": {"id": "index", **texts}} if of_test is None else {"columns": of_test}
     settings = {"columns": columns, "quoting": False}
     return Files("tsv", names, settings, {part: of_test for part in names if part.startswith("test")})
 
@@ -283,7 +283,7 @@ CATALOG: dict[str, Entry] = {
         metric="accuracy",
         licence="not stated; research use",
         citation="Ni et al. 2019, Justifying Recommendations, EMNLP",
-        hub=Hub("McAuley-Lab/Amazon-Reviews-2023", "raw_review_All_Beauty", {"train": "full"}, revision=CONVERTED),
+        hub=Hub("McAuley-Lab/Amazon-Reviews-2023", "raw_review_All_Beauty", {"train": "train"}, revision=CONVERTED),
         files=(Files("jsonl", {"train": "All_Amazon_Review_5.json.gz"}), Files("jsonl", {"train": "reviews.jsonl.gz"}), Files("jsonl", {"train": "reviews.jsonl"})),
         settings={"shape": "amazon", "sample": 1_000_000},
         dev=0.02,
@@ -449,7 +449,7 @@ def sources(found: Entry, part: str, path: str | None) -> tuple[str, Settings]:
     """
     if path is None:
         if found.hub is None:
-            raise RoadError(f'it is not on the hub ({found.note}); set "path" to a folder with {_bring(found)}')
+            raise RoadError(f'it is not on the hub ({found.note}); set "path" to a folder with {bring(found)}')
         if part not in found.hub.parts:
             raise RoadError(
                 f"the hub has no part {part!r}{nearest(part, found.hub.parts)}; it has {', '.join(found.hub.parts)}"
@@ -458,7 +458,7 @@ def sources(found: Entry, part: str, path: str | None) -> tuple[str, Settings]:
         return found.hub.parts[part], {**found.settings, **found.hub.settings, **place}
     folder = Path(path).expanduser()
     if not folder.is_dir():
-        raise RoadError(f"{path}: no such folder; expected one that save_to_disk wrote, or one with {_bring(found)}")
+        raise RoadError(f"{path}: no such folder; expected one that save_to_disk wrote, or one with {bring(found)}")
     if any((folder / name).exists() for name in ("dataset_dict.json", "state.json")):
         hub = found.hub or Hub("", None, THREE)
         return hub.parts.get(part, part), {**found.settings, **hub.settings, "format": "disk", "path": path}
@@ -467,10 +467,10 @@ def sources(found: Entry, part: str, path: str | None) -> tuple[str, Settings]:
             if part in files.parts and (folder / (files.parts[part] + suffix)).is_file():
                 own = {**found.settings, **files.settings, **files.of_part.get(part, {})}
                 return str(folder / (files.parts[part] + suffix)), {**own, "format": files.format, "path": path}
-    raise RoadError(f"{path}: holds no file for the part {part!r}; bring {_bring(found, part)}")
+    raise RoadError(f"{path}: holds no file for the part {part!r}; bring {bring(found, part)}")
 
 
-def _bring(found: Entry, part: str | None = None) -> str:
+def bring(found: Entry, part: str | None = None) -> str:
     """The publisher's file names, in words."""
     kinds = [
         " and ".join(dict.fromkeys(name for key, name in files.parts.items() if part in (None, key)))

@@ -292,7 +292,7 @@ def test_newsqa(tmp_path):
     assert reading.dropped == {"bad question": 1}
     assert [e.id for e in rows_of("newsqa", tmp_path, part="dev").examples] == ["./cnn/2.story#0", "./cnn/2.story#1"]
     save(tmp_path / "combined-newsqa-data-v1.json", newsqa_file(s=23, e=90))
-    with pytest.raises(RoadError, match=r"data\[0\]: consensus 23:90 is .* in a story of 31 characters"):
+    with pytest.raises(RoadError, match=r"data\[0\]: consensus 23:90 is .* in a story of 30 characters"):
         rows_of("newsqa", tmp_path)
 
 

@@ -1,0 +1,343 @@
+"""Data sets by name: in a configuration, from the hub's real client, from folders, with any order of labels."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from runs import ROOT, SHARED, TINY_ELECTRA
+from stand_in_hub import client_environment, serve
+from test_publishers import CONTEXT, SECTION
+
+from road_ds.__main__ import main
+from road_ds.catalog import CATALOG, GLUE, TASKS, sources
+from road_ds.config import DatasetSpec, RoadConfig, validated
+from road_ds.errors import RoadError
+from road_ds.features import collate, load_features, read_part
+from road_ds.model import build_model, load_tokenizer
+from road_ds.objectives import supervised
+from road_ds.tasks import task_from
+
+PAPER = ["triviaqa", "natural_questions", "quac", "qa_srl", "qa_zre", "mnli", "snli", "amazon", "qqp"]
+SAMPLE = {"architecture": "electra", "tokenizer": "sample:tokenizer", "config": TINY_ELECTRA}
+
+
+def road(datasets, **more) -> RoadConfig:
+    return validated(RoadConfig, {"model": SAMPLE, "steps": 1, "datasets": datasets, **more}, "road")
+
+
+# ---------------------------------------------------------------------------------------------------- configuration
+
+
+def test_the_papers_table_by_names():
+    config = road(PAPER)
+    assert list(config.datasets) == PAPER
+    assert set(config.tasks) == {"mrc", "nli", "sentiment", "paraphrase"}
+    assert {config.datasets[name].task for name in PAPER[:5]} == {"mrc"}
+    assert config.datasets["amazon"].dev == 0.02
+
+
+def test_names_stand_beside_own_data_sets_and_own_settings_win():
+    own = {"task": "mood", "train": "mine.jsonl"}
+    config = road(
+        ["rte", {"mine": own, "small": {"catalog": "snli", "max_rows": 5, "dev": None}}],
+        tasks={"mood": {"type": "regression"}, "nli": {"type": "classification", "labels": ["contradiction", "neutral", "entailment"]}},
+    )  # fmt: skip
+    assert config.datasets["mine"].catalog is None and config.datasets["rte"].catalog == "rte"
+    assert (config.datasets["small"].max_rows, config.datasets["small"].dev) == (5, None)
+    assert config.tasks["nli"]["labels"][0] == "contradiction" and config.tasks["rte"] == TASKS["rte"]
+    config = road({"snli": {"task": "mood", "train": "mine.tsv"}}, tasks={"mood": {"type": "regression"}})
+    assert config.datasets["snli"].catalog is None  # rows of one's own under a known name stay one's own
+
+
+@pytest.mark.parametrize(
+    ("datasets", "message"),
+    [
+        (["snlii"], r"road: the catalog has no data set 'snlii'; did you mean 'snli'\?; it has squad, squad2"),
+        (["snli", "snli"], r"datasets names 'snli' twice; give one of them another name"),
+        ([3], r"datasets: expected names of the catalog"),
+        ({"x": {"catalog": "mrcp"}}, r"no data set 'mrcp'; did you mean 'mrpc'\?"),
+        ({"snli": {"pth": "f"}}, r"road.datasets.snli.pth: unknown key; did you mean 'path'\?"),
+        ({"snli": {"max_rows": 0}}, r"road.datasets.snli.max_rows: got 0"),
+    ],
+)
+def test_faults_of_names(datasets, message):
+    with pytest.raises(RoadError, match=message):
+        road(datasets)
+
+
+def test_a_resolved_configuration_reads_the_same_again():
+    config = road(["snli", {"amazon": {"path": "a", "sample": 10}}])
+    assert validated(RoadConfig, json.loads(json.dumps(config.model_dump())), "road") == config
+
+
+def test_entries_fit_their_tasks():
+    for name, entry in CATALOG.items():
+        task = task_from(TASKS[entry.task], name)
+        assert set(entry.settings.get("label_map", {}).values()) <= set(getattr(task, "labels", ())), name
+        places = [entry.hub.parts] if entry.hub else []
+        for parts in [*places, *(files.parts for files in entry.files)]:
+            assert "train" in parts, name
+        assert entry.licence and entry.citation and entry.files, name
+    assert set(GLUE) < set(CATALOG)
+
+
+def test_where_rows_are_not(tmp_path):
+    spec = DatasetSpec(task="nli", catalog="snli", train="train", path=str(tmp_path))
+    with pytest.raises(
+        RoadError, match=r"datasets.s: .*holds no file for the part 'train'; bring snli_1.0_train.jsonl"
+    ):
+        read_part("s", "train", spec)
+    with pytest.raises(RoadError, match=r"no such folder; expected one that save_to_disk wrote, or one with snli_1.0"):
+        sources(CATALOG["snli"], "train", str(tmp_path / "none"))
+    with pytest.raises(RoadError, match=r"no part 'valid'; did you mean|no part 'valid'; it has train, dev, test"):
+        sources(CATALOG["snli"], "valid", None)
+    with pytest.raises(RoadError, match=r"not on the hub .*licence.*combined-newsqa-data-v1.json"):
+        sources(CATALOG["newsqa"], "train", None)
+
+
+# ------------------------------------------------------------------------------------------------------------- GLUE
+
+GLUE_FILES = {  # name -> (train.tsv, test.tsv, label of the row)
+    "cola": ("gj04\t0\t*\tHe \"go.\n", "index\tsentence\n0\tHe went.\n", "unacceptable"),
+    "sst2": ("sentence\tlabel\na \"fine film \t1\n", "index\tsentence\n0\tbad\n", "positive"),
+    "mrpc": (
+        "\ufeffQuality\t#1 ID\t#2 ID\t#1 String\t#2 String\n1\t7\t8\tHe said \"no.\tNo, he said.\n",
+        "index\t#1 ID\t#2 ID\t#1 String\t#2 String\n0\t7\t8\ta\tb\n",
+        "equivalent",
+    ),
+    "stsb": (
+        "index\tgenre\tfilename\tyear\told_index\tsource1\tsource2\tsentence1\tsentence2\tscore\n0\tm\tf\t2012\t1\tn\tn\tA\tB\t3.800\n",
+        "index\tgenre\tfilename\tyear\told_index\tsource1\tsource2\tsentence1\tsentence2\n0\tm\tf\t2012\t1\tn\tn\tA\tB\n",
+        "3.800",
+    ),
+    "qqp": (
+        "id\tqid1\tqid2\tquestion1\tquestion2\tis_duplicate\n5\t1\t2\tWhy?\tWhat for?\t1\n6\t1\t2\tcut\n7\t1\t2\t\tx\t0\n",
+        "id\tquestion1\tquestion2\n0\ta\tb\n",
+        "duplicate",
+    ),
+    "qnli": (
+        "index\tquestion\tsentence\tlabel\n0\tWho?\tBo did.\tnot_entailment\n", "index\tquestion\tsentence\n0\ta\tb\n",
+        "not_entailment",
+    ),
+    "rte": (
+        "index\tsentence1\tsentence2\tlabel\n0\tA\tB\tentailment\n", "index\tsentence1\tsentence2\n0\ta\tb\n",
+        "entailment",
+    ),
+    "wnli": ("index\tsentence1\tsentence2\tlabel\n0\tA\tB\t0\n", "index\tsentence1\tsentence2\n0\ta\tb\n", "not_entailment"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", GLUE_FILES)
+def test_glue_files(tmp_path, name):
+    train, test, label = GLUE_FILES[name]
+    (tmp_path / "train.tsv").write_text(train, encoding="utf-8")
+    (tmp_path / "test.tsv").write_text(test, encoding="utf-8")
+    reading = read_part(name, "train", DatasetSpec(task="t", catalog=name, train="train", path=str(tmp_path)))
+    assert [e.label for e in reading.examples] == [label]
+    assert len(reading.skipped) == (2 if name == "qqp" else 0)
+    (example,) = read_part(
+        name, "train", DatasetSpec(task="t", catalog=name, train="test", path=str(tmp_path))
+    ).examples
+    assert example.label is None
+
+
+def test_mnli_files(tmp_path):
+    head = "index\tpromptID\tpairID\tgenre\tsentence1_binary_parse\tsentence2_binary_parse\tsentence1_parse\tsentence2_parse\tsentence1\tsentence2\tlabel1\tgold_label\n"
+    row = '\t1\t1n\tfiction\t(\t(\t(\t(\tA "b\tC\tneutral\t'
+    (tmp_path / "dev_mismatched.tsv").write_text(f"{head}0{row}neutral\n1{row}-\n", encoding="utf-8")
+    reading = read_part(
+        "mnli", "train", DatasetSpec(task="t", catalog="mnli", train="dev_mismatched", path=str(tmp_path))
+    )
+    assert [(e.text_a, e.label) for e in reading.examples] == [('A "b', "neutral")]
+    assert reading.dropped == {"-": 1}
+
+
+real = pytest.mark.skipif(not SHARED.is_dir(), reason=f"real rows are not at {SHARED}")
+
+
+@real
+@pytest.mark.parametrize(
+    ("name", "part", "folder", "count"),
+    [("snli", "train", "snli", 1666), ("snli", "test", "snli", 400), ("squad2", "dev", "squad2", 1494)],
+)
+def test_real_rows(name, part, folder, count):
+    spec = DatasetSpec(task="t", catalog=name, train=part, path=str(SHARED / folder))
+    assert len(read_part(name, "train", spec).examples) == count
+
+
+def test_another_number_of_rows_is_a_warning(tmp_path, cache, capsys):
+    (tmp_path / "train.tsv").write_text(GLUE_FILES["rte"][0], encoding="utf-8")
+    spec = DatasetSpec(task="rte", catalog="rte", train="train", path=str(tmp_path))
+    load_features("rte", "train", spec, task_from(TASKS["rte"], "t"), load_tokenizer(road(["rte"]).model), cache)
+    assert "train.tsv gives 1 rows, the catalog expects 2,490 in rte train" in capsys.readouterr().err
+
+
+# -------------------------------------------------------------------------------------------------------------- hub
+
+NQ_TOKENS = ["Title", "<P>", "The", "Eiffel", "Tower", "is", "tall", "</P>"]
+LABELS = {"mnli": TASKS["nli"]["labels"], "snli": TASKS["nli"]["labels"], "qqp": TASKS["paraphrase"]["labels"]}
+PAIR = {"idx": 0, "sentence1": "A", "sentence2": "B", "label": 1}
+SPAN = {
+    "id": "s1",
+    "title": "",
+    "context": "In Rouen.",
+    "question": "Where?",
+    "answers": {"text": ["Rouen"], "answer_start": [3]},
+}
+MRQA = {"context": CONTEXT, "qid": "q", "question": "Which?", "answers": ["x"],
+        "detected_answers": {"text": ["x"], "char_spans": [{"start": [6], "end": [10]}]}}  # fmt: skip
+SRL = {"sentence": "Bo led it .", "sent_id": "1", "predicate_idx": 1, "question": ["who", "_", "_", "led", "something", "_", "_", "?"],
+       "answers": ["Bo"]}  # fmt: skip
+HUB_ROWS = {
+    "squad": SPAN, "squad2": SPAN,
+    "triviaqa": {"question": "Who?", "question_id": "t", "answer": {"aliases": ["Bo"], "value": "Bo"},
+                 "entity_pages": {"filename": ["f"], "wiki_context": ["Then Bo."]},
+                 "search_results": {"filename": ["g"], "search_context": ["Bo."]}},
+    "triviaqa_mrqa": {**MRQA, "subset": "TriviaQA-web"}, "newsqa_mrqa": {**MRQA, "subset": "NewsQA"},
+    "natural_questions_mrqa": {**MRQA, "subset": "NaturalQuestionsShort"},
+    "natural_questions": {"id": "1", "question": {"text": "what"},
+                          "document": {"tokens": {"token": NQ_TOKENS, "is_html": [t[0] == "<" for t in NQ_TOKENS]}},
+                          "annotations": {"long_answer": [{"start_token": 1, "end_token": 8}],
+                                          "short_answers": [{"start_token": [3], "end_token": [5], "text": ["x"]}]}},
+    "quac": {"context": SECTION, "turn_ids": ["a", "b"], "questions": ["Q", "R"],
+             "answers": {"texts": [["He sang."], ["CANNOTANSWER"]], "answer_starts": [[SECTION.index("He")], [35]]},
+             "orig_answers": {"texts": ["He sang.", "CANNOTANSWER"], "answer_starts": [SECTION.index("He"), 35]}},
+    "qa_srl": SRL, "qa_srl_gs": SRL,
+    "qa_zre": {"relation": "r", "question": "Who is XXX ?", "subject": "Bo", "context": "Bo is it .", "answers": ["it"]},
+    "amazon": {"rating": 4.0, "text": "Fine", "title": "t"},
+    "mnli": {"idx": 0, "premise": "A", "hypothesis": "B", "label": 1},
+    "snli": {"premise": "A", "hypothesis": "B", "label": 1},
+    "qqp": {"idx": 0, "question1": "A", "question2": "B", "label": 1},
+    "qnli": {"idx": 0, "question": "A", "sentence": "B", "label": 1},
+    "stsb": {**PAIR, "label": 3.5},
+    **{name: {"idx": 0, "sentence": "A", "label": 1} for name in ("cola", "sst2")},
+    **dict.fromkeys(("mrpc", "rte", "wnli"), PAIR),
+}  # fmt: skip
+CLIENT = """
+import json, sys
+from road_ds.config import DatasetSpec
+from road_ds.features import read_part
+from road_ds.errors import RoadError
+for name in json.loads(sys.argv[1]):
+    try:
+        examples = read_part(name, "train", DatasetSpec(task="t", catalog=name, train="train")).examples
+        print(json.dumps([[e.label, [a.text for a in e.answers or ()]] for e in examples]), flush=True)
+    except RoadError as error:
+        print(json.dumps(str(error)), flush=True)
+"""
+
+
+def hub_files(root) -> None:
+    """Each entry's repository: parquet files by configuration and split, as `push_to_hub` lays them out."""
+    from datasets import ClassLabel, Dataset
+
+    configs: dict[str, dict[str, str]] = {}
+    rows: dict = {}
+    for name, row in HUB_ROWS.items():
+        hub = CATALOG[name].hub
+        labels = LABELS.get(name) or TASKS[CATALOG[name].task].get("labels")
+        folder = hub.config or "data"
+        more = [row, {**row, "label": -1}] if name == "snli" else [row]
+        rows.setdefault((hub.path, folder, hub.parts["train"]), ([], labels if "label" in row else None))[0].extend(
+            more
+        )
+        if hub.revision is None and hub.config:
+            configs.setdefault(hub.path, {})[hub.config] = hub.parts["train"]
+    for (path, folder, split), (found, labels) in rows.items():
+        dataset = Dataset.from_list(found)
+        if labels:
+            dataset = dataset.cast_column("label", ClassLabel(names=labels))
+        target = root / "datasets" / path / folder / split
+        target.mkdir(parents=True, exist_ok=True)
+        dataset.to_parquet(str(target / "0000.parquet"))
+    for path, named in configs.items():
+        lines = [f"- config_name: {c}\n  data_files:\n  - split: {s}\n    path: {c}/{s}/*\n" for c, s in named.items()]
+        (root / "datasets" / path / "README.md").write_text("---\nconfigs:\n" + "".join(lines) + "---\n")
+
+
+def test_every_entry_from_the_hub(tmp_path):
+    assert set(HUB_ROWS) == {name for name, entry in CATALOG.items() if entry.hub}
+    root = tmp_path / "hub"
+    hub_files(root)
+    with serve(root) as url:
+        environment = client_environment(url, tmp_path / "home") | {"PYTHONPATH": str(ROOT)}
+        command = [sys.executable, "-c", CLIENT, json.dumps(list(HUB_ROWS))]
+        done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    found = dict(zip(HUB_ROWS, map(json.loads, done.stdout.splitlines()), strict=True))
+    expected = {
+        name: [[TASKS[CATALOG[name].task]["labels"][1], []]]
+        for name in ("mnli", "snli", "qqp", "qnli", "rte", "wnli", "mrpc", "cola", "sst2")
+    }
+    expected |= {name: [[None, ["Ōsaka"]]] for name in ("triviaqa_mrqa", "newsqa_mrqa", "natural_questions_mrqa")}
+    expected |= {"squad": [[None, ["Rouen"]]], "squad2": [[None, ["Rouen"]]], "triviaqa": [[None, ["Bo"]]] * 2,
+                 "natural_questions": [[None, ["Eiffel Tower"]]], "quac": [[None, ["He sang."]], [None, []]],
+                 "qa_srl": [[None, ["Bo"]]], "qa_srl_gs": [[None, ["Bo"]]], "qa_zre": [[None, ["it"]]],
+                 "amazon": [["4", []]], "stsb": [[3.5, []]]}  # fmt: skip
+    assert found == expected
+
+
+def test_a_saved_folder_reads_like_the_hub(tmp_path):
+    from datasets import ClassLabel, Dataset, DatasetDict
+
+    rows = [{"premise": "A", "hypothesis": "B", "label": label} for label in (0, 2, -1)]
+    dataset = Dataset.from_list(rows).cast_column("label", ClassLabel(names=TASKS["nli"]["labels"]))
+    DatasetDict(train=dataset, validation=dataset).save_to_disk(str(tmp_path / "saved"))
+    reading = read_part("snli", "dev", DatasetSpec(task="nli", catalog="snli", dev="dev", path=str(tmp_path / "saved")))
+    assert [e.label for e in reading.examples] == ["entailment", "contradiction"]
+    assert reading.dropped == {"-1": 1}
+
+
+# ------------------------------------------------------------------------------------------------------ label order
+
+
+def trained(labels, cache, steps=4):
+    """The weights after a few steps on the same rows; the head's rows are put in the order of the plain list."""
+    plain = TASKS["nli"]["labels"]
+    config = road(["snli"])
+    tokenizer = load_tokenizer(config.model)
+    task = task_from({"type": "classification", "labels": labels}, "t")
+    spec = DatasetSpec(task="nli", train="sample:inference.train.jsonl", max_rows=32)
+    source = load_features("inference", "train", spec, task, tokenizer, cache)
+    model = build_model(config.model, {"nli": task}, tokenizer, dropout=0.0, seed=0)
+    order = torch.tensor([plain.index(label) for label in labels])
+    head = [p for p in model.parameters() if p.shape[0] == 3]
+    assert len(head) == 2
+    with torch.no_grad():
+        for parameter in head:  # the same start for each label, wherever it stands
+            parameter.copy_(parameter[order].clone())
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for step in range(steps):
+        batch = collate(source, range(8 * step, 8 * step + 8), tokenizer.pad_token_id)
+        supervised(model(batch, "nli").logits, batch.labels).total.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    with torch.no_grad():
+        for parameter in head:
+            parameter.copy_(parameter[torch.argsort(order)].clone())
+    return [p.detach().clone() for p in model.parameters()]
+
+
+def test_any_order_of_labels_trains_to_the_same_weights(cache):
+    plain = TASKS["nli"]["labels"]
+    first, second = trained(plain, cache), trained([plain[2], plain[0], plain[1]], cache)
+    assert max(float((a - b).abs().max()) for a, b in zip(first, second, strict=True)) < 1e-6
+    wrong = trained(plain, cache, steps=3)
+    assert max(float((a - b).abs().max()) for a, b in zip(first, wrong, strict=True)) > 1e-4
+
+
+# ---------------------------------------------------------------------------------------------------------- command
+
+
+def test_datasets_command(capsys, tmp_path):
+    assert main(["datasets"]) == 0
+    listed = capsys.readouterr().out
+    assert all(name in listed for name in CATALOG)
+    (tmp_path / "train.tsv").write_text(GLUE_FILES["rte"][0], encoding="utf-8")
+    assert main(["datasets", "rte", "--path", str(tmp_path)]) == 0
+    shown = capsys.readouterr().out
+    assert "not_entailment, entailment" in shown and '"gold": "entailment"' in shown and "train.tsv (tsv)" in shown
+    assert main(["datasets", "rt"]) == 2
+    assert "did you mean 'rte'?" in capsys.readouterr().err
