@@ -129,17 +129,26 @@ def evaluate(
             engine, source, task, head, ranks, pad_id=pad_id, batch_size=batch_size, device=ranks.device
         )
         if logits is not None:
-            results[name] = score(task, source.examples(), [source[i] for i in range(len(source))], logits)
+            features = [source[i] for i in range(len(source))]
+            results[name] = score(task, source.examples(), features, logits, source.manifest.get("metric"))
     engine.train(training)
     return results
 
 
 def score(
-    task: Task, examples: Sequence[Example], features: Sequence[Feature], logits: Sequence[np.ndarray]
+    task: Task,
+    examples: Sequence[Example],
+    features: Sequence[Feature],
+    logits: Sequence[np.ndarray],
+    metric: str | None = None,
 ) -> Evaluated:
-    """The scores of a task's predictions, beside its baseline."""
+    """The scores of a task's predictions, beside its baseline; `metric` is the data set's own, to look at first."""
     predictions = task.predict(examples, features, logits)
-    return Evaluated(task.score(examples, predictions), task.baseline(examples), task.headline, len(examples))
+    scores = task.score(examples, predictions)
+    if metric is not None and metric not in scores:
+        scores |= task.published(metric, examples, predictions)
+    headline = metric if metric in scores else task.headline
+    return Evaluated(scores, task.baseline(examples), headline or task.headline, len(examples))
 
 
 def flat(results: Mapping[str, Evaluated]) -> dict[str, float]:

@@ -159,6 +159,7 @@ class Source:
     part: Part
     source: str
     spec: DatasetSpec
+    metric: str | None = None  # the one that is published for the data set
 
     @classmethod
     def of(cls, name: str, part: Part, spec: DatasetSpec) -> "Source":
@@ -167,11 +168,12 @@ class Source:
         if source is None:
             raise RoadError(f"datasets.{name}.{part}: is required: a file, or a split for the formats hub and disk")
         assert isinstance(source, str)
+        metric = catalog.entry(spec.catalog).metric if spec.catalog else None
         if spec.catalog is not None:
             source, spec = _of_catalog(name, source, spec)
         if part == "dev":
             spec = spec.model_copy(update={"both_orders": False})
-        return cls(name, part, source if spec.format in ("hub", "disk") else str(local_file(source)), spec)
+        return cls(name, part, source if spec.format in ("hub", "disk") else str(local_file(source)), spec, metric)
 
     @property
     def by_rows(self) -> bool:
@@ -351,6 +353,7 @@ def _encode(source: Source, task: Any, tokenizer: Any, folder: Path, key: str) -
                 "key": key,
                 "examples": rows,
                 "features": len(lengths),
+                "metric": source.metric,
                 "skipped": reading.skipped,
                 "dropped": reading.dropped,
                 "rows_sha256": digest.hexdigest(),

@@ -142,6 +142,38 @@ def _best_threshold(
     return best, threshold
 
 
+def quac_scores(golds: Mapping[str, Sequence[str]], predictions: Mapping[str, str]) -> dict[str, float]:
+    """quac_f1 and quac_heq (percent), as QuAC's scorer computes them, and quac_total, the questions that count.
+
+    With several references F1 is the mean over leaving one out of the best overlap with the rest, so that people and
+    models are measured alike; heq is the share of questions at or above people's own F1. Questions on which people
+    agree less than 0.4 do not count; a question without a prediction scores 0.
+    """
+    f1, human_beaten = [], []
+    for question, references in golds.items():
+        # for one who gave the reference left out, and for the model
+        rest = [[r for j, r in enumerate(references) if j != i] for i in range(len(references))]
+        several = len(references) > 1
+        human = float(np.mean([f1_score(r, rest[i]) for i, r in enumerate(references)])) if several else 1.0
+        if human < 0.4:
+            continue
+        if question not in predictions:
+            score = 0.0
+        elif several:
+            score = float(np.mean([f1_score(predictions[question], others) for others in rest]))
+        else:
+            score = f1_score(predictions[question], references)
+        f1.append(score)
+        human_beaten.append(score >= human)
+    if not f1:
+        return {"quac_f1": 0.0, "quac_heq": 0.0, "quac_total": 0.0}
+    return {
+        "quac_f1": 100 * float(np.mean(f1)),
+        "quac_heq": 100 * float(np.mean(human_beaten)),
+        "quac_total": float(len(f1)),
+    }
+
+
 def squad_baseline(golds: Mapping[str, Sequence[str]]) -> dict[str, float]:
     """`squad_scores` of answering "" to every question."""
     return squad_scores(golds, dict.fromkeys(golds, ""))

@@ -30,7 +30,7 @@ Rows = Iterator[tuple[str, Row | Bad | Dropped]]
 
 def _qa(id: Any, question: str, context: str, spans: Sequence[tuple[int, int]]) -> dict[str | int, Any]:
     """A plain question; spans: (start, end) in the context's characters, end exclusive. Answers are the context's text."""
-    answers = [{"text": context[start:end], "answer_start": start} for start, end in dict.fromkeys(spans)]
+    answers = [{"text": context[start:end], "answer_start": start} for start, end in spans]
     return {"id": id, "question": question, "context": context, "answers": answers}
 
 
@@ -164,7 +164,7 @@ CANNOT = "CANNOTANSWER"
 
 
 def quac(row: Row, spec: DatasetSpec) -> Rows:
-    """A dialogue's questions, each with `history_turns` turns before it; unanswerable where most annotators say so.
+    """A dialogue's questions, each with `history_turns` turns before it; unanswerable where half of the annotators say so.
 
     The question comes first and the latest turn next, so that what a long history loses is its oldest part.
     """
@@ -173,9 +173,10 @@ def quac(row: Row, spec: DatasetSpec) -> Rows:
         turns: list[str] = []
         for turn, qa in enumerate(paragraph["qas"]):
             first = qa.get("orig_answer") or qa["answers"][0]
-            given = [(a["text"], a["answer_start"]) for a in [first, *qa["answers"]]]
+            given = [(a["text"], a["answer_start"]) for a in qa["answers"]]
+            given.sort(key=lambda answer: answer != (first["text"], first["answer_start"]))  # the teacher's comes first
             spans = []
-            if 2 * sum(a["text"] == CANNOT for a in qa["answers"]) <= len(qa["answers"]):
+            if 2 * sum(text == CANNOT for text, _ in given) < len(given):
                 for text, start in given:
                     if text != CANNOT:
                         _same(context, start, text, qa["id"])

@@ -68,6 +68,10 @@ class Task(Strict):
         """The same metrics for the best answer that ignores the text."""
         raise NotImplementedError
 
+    def published(self, metric: str, examples: Sequence[Example], predictions: Sequence[Any]) -> Scores:
+        """The scores that come with a data set's own metric, where `score` does not have it."""
+        return {}
+
     def describe(self, prediction: Any) -> dict[str, Any]:
         """A prediction as plain values, for people and JSON."""
         raise NotImplementedError
@@ -164,6 +168,12 @@ class SpanQA(Task):
         if answerable:
             scores["answered_f1"] = 100 * float(np.mean([metrics.f1_score(forced[i], golds[i]) for i in answerable]))
         return scores
+
+    def published(self, metric, examples, predictions):
+        if metric != "quac_f1":
+            return {}
+        golds = {e.id: [a.text for a in e.answers or ()] for e in examples}
+        return metrics.quac_scores(golds, {e.id: self.text(p) for e, p in zip(examples, predictions, strict=True)})
 
     def baseline(self, examples):
         return metrics.squad_baseline({e.id: [a.text for a in e.answers or ()] for e in examples})

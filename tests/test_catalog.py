@@ -15,8 +15,10 @@ from road_ds.catalog import CATALOG, GLUE, TASKS, sources
 from road_ds.config import DatasetSpec, RoadConfig, validated
 from road_ds.errors import RoadError
 from road_ds.features import collate, load_features, read_part
+from road_ds.metrics import quac_scores
 from road_ds.model import build_model, load_tokenizer
 from road_ds.objectives import supervised
+from road_ds.predictor import Predictor
 from road_ds.tasks import task_from
 
 PAPER = ["triviaqa", "natural_questions", "quac", "qa_srl", "qa_zre", "mnli", "snli", "amazon", "qqp"]
@@ -341,3 +343,43 @@ def test_datasets_command(capsys, tmp_path):
     assert "not_entailment, entailment" in shown and '"gold": "entailment"' in shown and "train.tsv (tsv)" in shown
     assert main(["datasets", "rt"]) == 2
     assert "did you mean 'rte'?" in capsys.readouterr().err
+
+
+# --------------------------------------------------------------------------------------------------------- metrics
+
+
+def test_quac_f1_by_hand():
+    golds = {"one": ["red fox"], "none": [], "three": ["red fox", "red fox", "blue"], "apart": ["x", "y"]}
+    scores = quac_scores(golds, {"one": "fox", "none": "", "three": "red fox"})
+    # "three": leaving one out leaves (red fox, blue), (red fox, blue), (red fox, red fox): 1; "apart": people agree on 0
+    assert scores["quac_total"] == 3
+    assert scores["quac_f1"] == pytest.approx(100 * (2 / 3 + 1 + 1) / 3)
+    assert scores["quac_heq"] == pytest.approx(200 / 3)
+    assert quac_scores({"one": ["red"]}, {}) == {"quac_f1": 0, "quac_heq": 0, "quac_total": 1}
+
+
+def test_a_pretrained_classifier_with_another_order_of_labels(tmp_path):
+    """Two classifiers that differ in their labels' order only give the same accuracy."""
+    from transformers import ElectraConfig, ElectraForSequenceClassification
+
+    plain, rows = TASKS["nli"]["labels"], SHARED / "snli" / "dev.tsv"
+    if not rows.is_file():
+        pytest.skip(f"real rows are not at {rows}")
+    tokenizer = load_tokenizer(road(["snli"]).model)
+    examples = read_part(
+        "snli", "train", DatasetSpec(task="t", catalog="snli", train="dev", path=str(rows.parent))
+    ).examples
+    accuracies = []
+    torch.manual_seed(0)
+    first = ElectraForSequenceClassification(ElectraConfig(**TINY_ELECTRA, vocab_size=len(tokenizer), num_labels=3))
+    for order in ([0, 1, 2], [2, 0, 1]):
+        config = ElectraConfig(**TINY_ELECTRA, vocab_size=len(tokenizer), id2label={i: plain[j] for i, j in enumerate(order)},
+                               label2id={plain[j]: i for i, j in enumerate(order)})  # fmt: skip
+        model = ElectraForSequenceClassification(config)
+        state = {key: value[order] if "out_proj" in key else value for key, value in first.state_dict().items()}
+        model.load_state_dict(state)
+        folder = tmp_path / str(order[0])
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        accuracies.append(Predictor.load(str(folder)).evaluate(examples).scores["accuracy"])
+    assert accuracies[0] == accuracies[1] > 0

@@ -163,7 +163,8 @@ def quac_file(*more) -> str:
     qas = [
         quac_qa(0, "When?", "in 1937", "1937"),
         quac_qa(1, "Why?", "CANNOTANSWER", "CANNOTANSWER", "He sang."),
-        quac_qa(2, "What then?", "He sang.", "CANNOTANSWER"),
+        quac_qa(2, "What then?", "He sang.", "CANNOTANSWER", "He sang."),
+        quac_qa(3, "And?", "He sang.", "CANNOTANSWER"),  # a tie counts as no answer, as in the official scorer
         *more,
     ]
     paragraph = {"context": SECTION, "id": "C_1", "qas": qas}
@@ -173,9 +174,9 @@ def quac_file(*more) -> str:
 
 def test_quac(tmp_path):
     save(tmp_path / "train_v0.2.json", quac_file())
-    first, second, third = rows_of("quac", tmp_path).examples
+    first, second, third, fourth = rows_of("quac", tmp_path).examples
     assert first.text_b == "Daffy 😀 was born in 1937. He sang."
-    assert [answers(e) for e in (first, second, third)] == [["in 1937", "1937"], [], ["He sang."]]
+    assert [answers(e) for e in (first, second, third, fourth)] == [["in 1937", "1937"], [], ["He sang."] * 2, []]
     assert third.text_a == "What then?"
     third = rows_of("quac", tmp_path, history_turns=2).examples[2]
     assert third.text_a == "What then? | Why? no answer | When? in 1937"
