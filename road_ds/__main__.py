@@ -31,7 +31,9 @@ def teach(options: argparse.Namespace) -> None:
 
 
 def evaluate(options: argparse.Namespace) -> None:
-    """Prints a model's scores on labelled rows."""
+    """Prints a model's scores on labelled rows, or the GLUE table of a folder of models."""
+    if options.glue:
+        return glue_table(options)
     from road_ds.evaluation import report
     from road_ds.predictor import Predictor
 
@@ -42,6 +44,16 @@ def evaluate(options: argparse.Namespace) -> None:
         print(json.dumps({"rows": result.rows, "scores": result.scores, "baseline": result.baseline}, indent=2))
     else:
         print(report({Path(options.data).name: result}))
+
+
+def glue_table(options: argparse.Namespace) -> None:
+    """Prints the GLUE table and writes the leaderboard's zip where asked."""
+    from road_ds import glue
+
+    models = glue.models_of(options.model)
+    print(glue.report(glue.evaluate(models, options.path, options.batch_size)))
+    if options.zip:
+        glue.write_predictions(models, options.path, options.batch_size, options.zip)
 
 
 def predict(options: argparse.Namespace) -> None:
@@ -212,9 +224,11 @@ def parser() -> argparse.ArgumentParser:
 
     added = command("evaluate", evaluate)
     added.add_argument("model", metavar="MODEL_FOLDER", help="an exported folder, or a hub name")
-    added.add_argument(
-        "--data", required=True, metavar="FILE", help="labelled rows: .json (SQuAD), .jsonl, .tsv, .csv, or a split"
-    )
+    what = added.add_mutually_exclusive_group(required=True)
+    what.add_argument("--data", metavar="FILE", help="labelled rows: .json (SQuAD), .jsonl, .tsv, .csv, or a split")
+    what.add_argument("--glue", action="store_true", help="the GLUE table; MODEL_FOLDER is a run's model/ folder")
+    added.add_argument("--path", metavar="FOLDER", help="with --glue: GLUE's files in FOLDER/<data set> (default: hub)")
+    added.add_argument("--zip", metavar="FILE", help="with --glue: writes test predictions for the leaderboard")
     added.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help=rows)
     added.add_argument("--batch-size", type=positive, default=64, metavar="N")
     added.add_argument("--json", action="store_true", help="prints JSON instead of a table")

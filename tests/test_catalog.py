@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import zipfile
 
 import pytest
 import torch
@@ -383,3 +384,42 @@ def test_a_pretrained_classifier_with_another_order_of_labels(tmp_path):
         tokenizer.save_pretrained(folder)
         accuracies.append(Predictor.load(str(folder)).evaluate(examples).scores["accuracy"])
     assert accuracies[0] == accuracies[1] > 0
+
+
+def test_the_glue_table_and_zip(tmp_path, capsys):
+    """RTE by its own folder, STS-B and CoLA by task; a zip with the leaderboard's words."""
+    from transformers import ElectraConfig, ElectraForSequenceClassification
+
+    tokenizer = load_tokenizer(road(["rte"]).model)
+    for name in ("rte", "stsb", "cola"):
+        labels = TASKS[name].get("labels", ["value"])
+        config = ElectraConfig(**TINY_ELECTRA, vocab_size=len(tokenizer), id2label=dict(enumerate(labels)),
+                               label2id={label: i for i, label in enumerate(labels)}, problem_type="regression" if name == "stsb" else None)  # fmt: skip
+        ElectraForSequenceClassification(config).save_pretrained(tmp_path / "model" / name)
+        tokenizer.save_pretrained(tmp_path / "model" / name)
+        train, test, _ = GLUE_FILES[name]
+        (tmp_path / "glue" / name).mkdir(parents=True)
+        *_, last = train.splitlines(keepends=True)
+        (tmp_path / "glue" / name / "dev.tsv").write_text(train + last.replace("0\t", "1\t", 1), encoding="utf-8")
+        (tmp_path / "glue" / name / "test.tsv").write_text(test, encoding="utf-8")
+    command = [
+        "evaluate",
+        str(tmp_path / "model"),
+        "--glue",
+        "--path",
+        str(tmp_path / "glue"),
+        "--zip",
+        str(tmp_path / "g.zip"),
+    ]
+    assert main(command) == 0
+    shown = capsys.readouterr()
+    assert "pearson / spearman" in shown.out and "mcc" in shown.out and "average of 3 sets" in shown.out
+    assert "also wants SST-2.tsv, MRPC.tsv" in shown.err
+    with zipfile.ZipFile(tmp_path / "g.zip") as archive:
+        found = {name: archive.read(name).decode().splitlines() for name in archive.namelist()}
+    assert set(found) == {"CoLA.tsv", "STS-B.tsv", "RTE.tsv"}
+    assert all(lines[0] == "index\tprediction" and len(lines) == 2 for lines in found.values())
+    assert found["CoLA.tsv"][1] in ("0\t0", "0\t1") and found["RTE.tsv"][1].split("\t")[1] in TASKS["rte"]["labels"]
+    assert 0 <= float(found["STS-B.tsv"][1].split("\t")[1]) <= 5
+    assert main(["evaluate", str(tmp_path), "--glue"]) == 2
+    assert "holds no model of a GLUE set" in capsys.readouterr().err

@@ -20,7 +20,7 @@ LAYERS = [
     {"predictor"},
     {"teachers"},
     {"train", "teach"},
-    {"check"},
+    {"check", "glue"},
     {"__main__"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}

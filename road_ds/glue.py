@@ -1,0 +1,118 @@
+"""The GLUE table of a folder of models, and the zip of test predictions that its leaderboard takes."""
+
+import zipfile
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from road_ds.catalog import CATALOG, GLUE
+from road_ds.config import DatasetSpec
+from road_ds.errors import RoadError
+from road_ds.evaluation import Evaluated
+from road_ds.features import read_part
+from road_ds.log import table, warn
+from road_ds.predictor import Predictor
+from road_ds.readers import Example
+
+# (data set, part) -> the leaderboard's file
+FILES = {
+    ("cola", "test"): "CoLA.tsv",
+    ("sst2", "test"): "SST-2.tsv",
+    ("mrpc", "test"): "MRPC.tsv",
+    ("stsb", "test"): "STS-B.tsv",
+    ("qqp", "test"): "QQP.tsv",
+    ("mnli", "test"): "MNLI-m.tsv",
+    ("mnli", "test_mismatched"): "MNLI-mm.tsv",
+    ("qnli", "test"): "QNLI.tsv",
+    ("rte", "test"): "RTE.tsv",
+    ("wnli", "test"): "WNLI.tsv",
+}
+DEV = {name: ["dev"] for name in GLUE} | {"mnli": ["dev", "dev_mismatched"]}
+SECOND = {"mrpc": "accuracy", "qqp": "accuracy", "stsb": "spearman"}  # averaged with the first metric, as GLUE does
+
+
+def models_of(folder: str) -> dict[str, Path]:
+    """The model of each GLUE set in a run's model/ folder: by data set or by task. RoadError where there is none."""
+    root = Path(folder)
+    found = {}
+    for name in GLUE:
+        candidates = (root / name, root / CATALOG[name].task)
+        if model := next((path for path in candidates if (path / "config.json").is_file()), None):
+            found[name] = model
+    if not found:
+        raise RoadError(
+            f"{folder}: holds no model of a GLUE set; expected folders such as {', '.join(GLUE)}, nli, paraphrase"
+        )
+    return found
+
+
+def rows_of(name: str, part: str, data: str | None) -> list[Example]:
+    """The rows of a part from the hub, or from `data`/NAME. Test rows have no labels."""
+    path = None if data is None else str(Path(data) / name)
+    spec = DatasetSpec(task=name, catalog=name, dev=part, path=path)
+    if not part.startswith("test"):
+        return read_part(name, "dev", spec).examples
+    unlabelled = spec.model_copy(update={"drop_labels": []})
+    rows = read_part(
+        name,
+        "dev",
+        DatasetSpec.model_validate(unlabelled.model_dump(include={"task", "catalog", "dev", "path", "drop_labels"})),
+    )
+    return [replace(example, label=None) for example in rows.examples]
+
+
+def evaluate(models: Mapping[str, Path], data: str | None, batch_size: int) -> dict[str, Evaluated]:
+    """Dev scores by data set, MNLI's mismatched part apart; the headline is GLUE's metric."""
+    results = {}
+    for name, model in models.items():
+        predictor = Predictor.load(str(model))
+        for part in DEV[name]:
+            result = predictor.evaluate(rows_of(name, part, data), batch_size)
+            results[name if part == "dev" else f"{name} {part}"] = replace(result, headline=CATALOG[name].metric)
+    return results
+
+
+def score(name: str, result: Evaluated) -> float:
+    """A set's share of the GLUE score: its metric, or the mean of its two."""
+    second = SECOND.get(name)
+    first = result.scores[result.headline]
+    return first if second is None else (first + result.scores[second]) / 2
+
+
+def report(results: Mapping[str, Evaluated]) -> str:
+    """The GLUE table with its average over the sets that are there (MNLI's two parts count as one)."""
+    rows, by_set = [], dict[str, list[float]]()
+    for name, result in results.items():
+        value = score(name, result)
+        by_set.setdefault(name.split()[0], []).append(value)
+        metric = " / ".join(filter(None, (result.headline, SECOND.get(name))))
+        base = result.baseline.get(result.headline, 0.0)
+        rows.append((name, result.rows, metric, f"{value:.1f}", f"{base:.1f}"))
+    average = sum(sum(values) / len(values) for values in by_set.values()) / len(by_set)
+    missing = [name for name in GLUE if name not in by_set]
+    text = table(rows, ("data set", "rows", "metric", "dev", "baseline"))
+    text += f"\n\naverage of {len(by_set)} sets: {average:.1f}" + (
+        f" (without {', '.join(missing)})" if missing else ""
+    )
+    return text + (f"\nwnli: {CATALOG['wnli'].note}" if "wnli" in by_set else "")
+
+
+def write_predictions(models: Mapping[str, Path], data: str | None, batch_size: int, file: str) -> None:
+    """Writes the leaderboard's zip: one TSV a test part, `index` and `prediction`; a warning names what is not there."""
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+        for (name, part), target in FILES.items():
+            if name in models:
+                predictor = Predictor.load(str(models[name]))
+                examples = rows_of(name, part, data)
+                values = predictions(name, predictor, examples, batch_size)
+                lines = (f"{index}\t{value}\n" for index, value in enumerate(values))
+                archive.writestr(target, "index\tprediction\n" + "".join(lines))
+    if missing := [target for (name, _), target in FILES.items() if name not in models]:
+        warn(f"{file}: the leaderboard also wants {', '.join(missing)} and AX.tsv")
+
+
+def predictions(name: str, predictor: Predictor, examples: list[Example], batch_size: int) -> Iterator[str]:
+    """Test predictions in the leaderboard's words: 0 and 1 where its files have them, names elsewhere, 0 to 5 for STS-B."""
+    words = {label: given for given, label in CATALOG[name].settings.get("label_map", {}).items()}
+    for value in predictor.predict(examples, batch_size):
+        yield f"{min(5.0, max(0.0, value)):.3f}" if isinstance(value, float) else words.get(value.label, value.label)
