@@ -172,7 +172,7 @@ def main() -> None:
             file.unlink()
     if len(result["memory"]) > 1:
         first, last = result["memory"][0], result["memory"][-1]
-        slope = (last["peak_mib"] - first["peak_mib"]) / (last["rows"] - first["rows"])
+        slope = max(0.0, last["peak_mib"] - first["peak_mib"]) / (last["rows"] - first["rows"])
         result["million_rows_mib"] = last["peak_mib"] + slope * (1_000_000 - last["rows"])
     text = json.dumps(result, indent=2)
     print(text)
