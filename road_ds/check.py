@@ -1,5 +1,6 @@
 """The plan of a run before any model is loaded: what will be trained, on how many rows, in how much memory."""
 
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
@@ -100,8 +101,7 @@ def dataset_plan(
     if dev is None:
         warnings.append(f"{name}: no dev part: nothing will be evaluated")
     else:
-        texts = {(e.text_a, e.text_b) for e in train.examples()}
-        leaked = sum((e.text_a, e.text_b) in texts for e in dev.examples())
+        leaked = shared_texts(train, dev)
         if leaked:
             warnings.append(f"{name}: {leaked} of {dev.manifest['examples']} dev rows have the text of a train row")
     for part, source in (("train", train), ("dev", dev)):
@@ -121,6 +121,12 @@ def dataset_plan(
         dev=dev.manifest["examples"] if dev is not None else 0,
         warnings=warnings,
     )
+
+
+def shared_texts(train: FeatureSet, dev: FeatureSet) -> int:
+    """How many dev rows have the text of a train row. Only the dev part's texts are held in memory."""
+    texts = Counter((e.text_a, e.text_b) for e in dev.examples())
+    return sum(texts.pop((e.text_a, e.text_b), 0) for e in train.examples())
 
 
 def parameters(settings: Any, tasks: dict[str, Task]) -> tuple[int, dict[str, int]]:

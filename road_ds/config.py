@@ -53,7 +53,6 @@ class DatasetSpec(Strict):
     dev: str | Annotated[float, Field(gt=0, lt=1)] | None = None
     path: str | None = None
     config: str | None = None
-    revision: str | None = None
     shape: str | None = None  # the publisher's layout, a key of publishers.SHAPES
     keep: dict[str, str] = {}  # only rows whose columns hold these values
     columns: Columns = Columns()

@@ -6,8 +6,8 @@ import os
 import shutil
 from array import array
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from itertools import islice
 from pathlib import Path
@@ -23,9 +23,9 @@ from road_ds.config import DatasetSpec, validated
 from road_ds.errors import RoadError
 from road_ds.hub import local_file
 from road_ds.log import progress, warn, write_json
-from road_ds.readers import Answer, Example, Reading, stream
+from road_ds.readers import Answer, Example, Reading, choose, stream
 
-ENCODING = 1  # part of every cache key: raise it when the same rows encode to other features
+ENCODING = 2  # part of every cache key: raise it when the same rows encode to other features
 CHUNK = 1000  # rows per Arrow record batch
 PAD_MULTIPLE = 8  # tokens; half-precision matrix units want it
 IGNORED = -100  # the label of a row that has none
@@ -37,7 +37,7 @@ class Feature:
     """One row of model input. A span-QA example becomes several, one per window of its context.
 
     offsets: for span QA the character range of each token in the context, [tokens, 2], -1 outside it; best: whether
-    this is the window in which a token has the most context, [tokens]. Both empty otherwise.
+    this is the window in which a token has the most context (1 or 0), [tokens]. Both empty otherwise.
     """
 
     input_ids: np.ndarray | list[int]  # [tokens]
@@ -45,7 +45,7 @@ class Feature:
     labels: np.ndarray | list  # [rows of logits that the feature gives]
     example: int
     offsets: np.ndarray | list[int] = ()  # type: ignore[assignment]
-    best: np.ndarray | list[bool] = ()  # type: ignore[assignment]
+    best: np.ndarray | list[int] = ()  # type: ignore[assignment]
 
 
 @dataclass(frozen=True)
@@ -95,9 +95,7 @@ class ArrowRows:
         columns: dict[str, tuple[np.ndarray | None, Any]] = {}
         for name, column in zip(batch.schema.names, batch.columns, strict=True):
             if pa.types.is_list(column.type) and not pa.types.is_struct(column.type.value_type):
-                values = column.values
-                flat = values.to_numpy(zero_copy_only=not pa.types.is_boolean(values.type))
-                columns[name] = (column.offsets.to_numpy(), flat)
+                columns[name] = (column.offsets.to_numpy(), column.values.to_numpy())
             elif pa.types.is_integer(column.type):
                 columns[name] = (None, column.to_numpy())
             else:
@@ -136,9 +134,9 @@ class FeatureSet:
         answers = row.pop("answers")
         return Example(**row, answers=None if answers is None else tuple(Answer(**a) for a in answers))
 
-    def examples(self) -> list[Example]:
-        """All examples, in file order."""
-        return [self.example(i) for i in range(self.manifest["examples"])]
+    def examples(self) -> Iterator[Example]:
+        """The examples one by one, in file order."""
+        return map(self.example, range(self.manifest["examples"]))
 
 
 def tokenizer_hash(tokenizer: Any) -> str:
@@ -182,22 +180,19 @@ class Source:
 
     def examples(self, reading: Reading) -> Iterator[Example]:
         """The examples one by one, labels renamed by `label_map`; what is left out is noted in `reading`."""
-        rows = stream(self.source, self.spec, reading)
-        if isinstance(self.spec.dev, float):
-            rows = self._held_out(rows, self.spec.dev)
-        for example in rows:
+        chosen = None if not isinstance(self.spec.dev, float) else self._held_out(self.spec.dev)
+        for example in stream(self.source, self.spec, reading, chosen):
             if isinstance(example.label, str) and example.label in self.spec.label_map:
                 example = replace(example, label=self.spec.label_map[example.label])
             yield example
 
-    def _held_out(self, rows: Iterator[Example], share: float) -> Iterator[Example]:
-        """One side of a split that keeps each label's share and is always the same for the same rows.
+    def _held_out(self, share: float) -> np.ndarray:
+        """The rows on this part's side of a split that keeps each label's share and is always the same for the same rows.
 
-        The source is read twice, so that the rows are never held together.
+        The source is read once for the labels, so that the rows are never held together.
         """
-        labels = [e.label if e.answers is None else bool(e.answers) for e in stream(self.source, self.spec, Reading())]
-        chosen = _side(self.name, labels, share, self.part)
-        return (example for number, example in enumerate(rows) if chosen[number])
+        numbers, labels = choose(self.source, self.spec)
+        return numbers[_side(self.name, labels, share, self.part)]
 
 
 def _of_catalog(name: str, part: str, spec: DatasetSpec) -> tuple[str, DatasetSpec]:
@@ -317,7 +312,7 @@ def _feature_schema(label: pa.DataType) -> pa.Schema:
             "labels": pa.list_(label),
             "example": pa.int32(),
             "offsets": pa.list_(pa.int32()),
-            "best": pa.list_(pa.bool_()),
+            "best": pa.list_(pa.int8()),  # not bool, whose packed bits would be copied on every read
         }
     )
 
@@ -331,8 +326,8 @@ def _encode(source: Source, task: Any, tokenizer: Any, folder: Path, key: str) -
         reading, digest, lengths, rows = Reading(), hashlib.sha256(), array("i"), 0
         label = pa.float32() if task.continuous else pa.int32()
         with (
-            ArrowWriter(staged / "examples.arrow", EXAMPLE_SCHEMA) as examples,
-            ArrowWriter(staged / "features.arrow", _feature_schema(label)) as features,
+            ArrowWriter(staged / "examples.arrow", EXAMPLE_SCHEMA, _example_columns) as examples,
+            ArrowWriter(staged / "features.arrow", _feature_schema(label), _feature_columns) as features,
             progress(None, f"encoding {source.name} {source.part}", "row") as bar,
         ):
             rest = source.examples(reading)
@@ -340,10 +335,10 @@ def _encode(source: Source, task: Any, tokenizer: Any, folder: Path, key: str) -
                 for example in chunk:
                     _check_labelled(example, source.name, task)
                     _add_row(digest, example)
-                    examples.write(_example_row(example))
+                    examples.write(example)
                 for feature in task.encode(chunk, tokenizer, rows):
                     lengths.append(len(feature.input_ids))
-                    features.write({f.name: getattr(feature, f.name) for f in fields(feature)})
+                    features.write(feature)
                 rows += len(chunk)
                 bar.update(len(chunk))
         np.save(staged / "lengths.npy", np.asarray(lengths, dtype=np.int32))
@@ -374,31 +369,51 @@ def _check_labelled(example: Example, name: str, task: Any) -> None:
         )
 
 
-def _example_row(example: Example) -> dict[str, Any]:
-    row = asdict(example)
-    row["label"] = None if example.label is None else str(example.label)
-    return row
+def _example_columns(examples: Sequence[Example], schema: pa.Schema) -> list[pa.Array]:
+    columns = {
+        **{name: [getattr(e, name) for e in examples] for name in ("id", "text_a", "text_b", "where")},
+        "label": [None if e.label is None else str(e.label) for e in examples],
+        "answers": [
+            None if e.answers is None else [{"text": a.text, "start": a.start} for a in e.answers] for e in examples
+        ],
+    }
+    return [pa.array(columns[column.name], column.type) for column in schema]
+
+
+def _feature_columns(features: Sequence[Feature], schema: pa.Schema) -> list[pa.Array]:
+    columns = []
+    for column in schema:
+        cells = [getattr(feature, column.name) for feature in features]
+        if pa.types.is_list(column.type):
+            bounds = np.cumsum([0, *map(len, cells)], dtype=np.int32)
+            flat = np.concatenate(cells).astype(column.type.value_type.to_pandas_dtype())
+            columns.append(pa.ListArray.from_arrays(bounds, flat, column.type))
+        else:
+            columns.append(pa.array(cells, column.type))
+    return columns
 
 
 class ArrowWriter:
-    """Writes rows to an Arrow file in record batches of CHUNK rows."""
+    """Writes rows to an Arrow file in record batches of CHUNK rows; `columns` makes the arrays of a batch."""
 
-    def __init__(self, path: Path, schema: pa.Schema):
-        self._path, self._schema, self._rows = path, schema, list[dict[str, Any]]()
+    def __init__(self, path: Path, schema: pa.Schema, columns: Callable[[Sequence[Any], pa.Schema], list[pa.Array]]):
+        self._path, self._schema, self._columns = path, schema, columns
+        self._rows: list[Any] = []
 
     def __enter__(self) -> "ArrowWriter":
         self._sink = pa.OSFile(str(self._path), "wb")
         self._writer = pa.ipc.new_file(self._sink, self._schema)
         return self
 
-    def write(self, row: dict[str, Any]) -> None:
+    def write(self, row: Any) -> None:
         """Adds a row."""
         self._rows.append(row)
         if len(self._rows) == CHUNK:
             self._flush()
 
     def _flush(self) -> None:
-        self._writer.write_batch(pa.RecordBatch.from_pylist(self._rows, schema=self._schema))
+        batch = pa.RecordBatch.from_arrays(self._columns(self._rows, self._schema), schema=self._schema)
+        self._writer.write_batch(batch)
         self._rows = []
 
     def __exit__(self, kind: Any, *_: Any) -> None:

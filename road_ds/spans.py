@@ -68,8 +68,8 @@ def token_range(offsets: np.ndarray, start: int, end: int) -> tuple[int, int] | 
 
 
 def windows(
-    question: list[int],
-    context: list[int],
+    question: Sequence[int],
+    context: np.ndarray,
     offsets: np.ndarray,
     answer: tuple[int, int] | None,
     template: PairTemplate,
@@ -80,37 +80,30 @@ def windows(
 ) -> Iterator[Feature]:
     """The features of one question: [CLS] question [SEP] window [SEP].
 
-    offsets: characters of each context token, [tokens, 2]; answer: its first and last context token. A window that
-    does not hold the whole answer is labelled (0, 0), the CLS position, also when the question has an answer.
+    context: token ids, [tokens]; offsets: their characters, [tokens, 2]; answer: its first and last context token. A
+    window that does not hold the whole answer is labelled (0, 0), the CLS position, also when the question has an answer.
     `doc_stride` is the distance between the first tokens of neighbouring windows (as in BERT and ELECTRA).
     """
     capacity = max_length - template.special - len(question)
     starts = window_starts(len(context), capacity, doc_stride)
     best = best_context(len(context), starts, capacity)
-    before = len(template.prefix) + len(question) + len(template.middle)
     types = template.types
+    head = np.array([*template.prefix, *question, *template.middle], dtype=np.int32)
+    head_types = np.array([*types[0], *([types[1]] * len(question)), *types[2]], dtype=np.int8)
+    tail = np.array(template.suffix, dtype=np.int32)
     for window, start in enumerate(starts):
-        part = context[start : start + capacity]
+        part = slice(start, min(start + capacity, len(context)))
+        inside = slice(len(head), len(head) + part.stop - start)
+        tokens = inside.stop + len(tail)
         labels = [0, 0]
-        if answer is not None and start <= answer[0] and answer[1] < start + len(part):
-            labels = [before + answer[0] - start, before + answer[1] - start]
-        outside = np.full((before, 2), -1), np.full((len(template.suffix), 2), -1)
-        yield Feature(
-            input_ids=template.prefix + question + template.middle + part + template.suffix,
-            token_type_ids=[
-                *types[0],
-                *([types[1]] * len(question)),
-                *types[2],
-                *([types[3]] * len(part)),
-                *types[4],
-            ],
-            labels=labels,
-            example=example,
-            offsets=np.concatenate([outside[0], offsets[start : start + len(part)], outside[1]]).ravel().tolist(),
-            best=[False] * before
-            + (best[start : start + len(part)] == window).tolist()
-            + [False] * len(template.suffix),
-        )
+        if answer is not None and start <= answer[0] and answer[1] < part.stop:
+            labels = [len(head) + answer[0] - start, len(head) + answer[1] - start]
+        token_types = np.full(tokens, types[3], dtype=np.int8)
+        token_types[: len(head)], token_types[inside.stop :] = head_types, types[4]
+        spans, most = np.full((tokens, 2), -1, dtype=np.int32), np.zeros(tokens, dtype=np.int8)
+        spans[inside], most[inside] = offsets[part], best[part] == window
+        ids = np.concatenate([head, context[part], tail])
+        yield Feature(ids, token_types, labels, example, spans.ravel(), most)
 
 
 @dataclass(frozen=True)

@@ -120,7 +120,8 @@ class SpanQA(Task):
         encoded = tokenizer(contexts, return_offsets_mapping=True, **plain)
         at = {context: i for i, context in enumerate(contexts)}
         questions = tokenizer([e.text_a for e in examples], **plain)["input_ids"]
-        offsets = [np.array(pairs, dtype=np.int64).reshape(-1, 2) for pairs in encoded["offset_mapping"]]
+        ids = [np.array(tokens, dtype=np.int32) for tokens in encoded["input_ids"]]
+        offsets = [np.array(pairs, dtype=np.int32).reshape(-1, 2) for pairs in encoded["offset_mapping"]]
         for number, (example, question) in enumerate(zip(examples, questions, strict=True)):
             context = at[example.text_b]
             span = None
@@ -129,7 +130,7 @@ class SpanQA(Task):
                 span = token_range(offsets[context], gold.start, gold.start + len(gold.text))
             yield from windows(
                 question[: self.max_question_length],
-                encoded["input_ids"][context],
+                ids[context],
                 offsets[context],
                 span,
                 template,

@@ -291,9 +291,9 @@ def test_a_context_without_tokens_is_no_answer(load, tokenizer):
     source = load(QA, question("\u200b\u200b"), question("In Oslo .", "Oslo", id="other"))
     features = [source[i] for i in range(len(source))]
     logits = [np.ones((2, len(feature.input_ids)), dtype=np.float32) for feature in features]
-    predictions = QA.predict(source.examples(), features, logits)
+    predictions = QA.predict(list(source.examples()), features, logits)
     assert predictions[0].text == ""
-    assert QA.score(source.examples(), predictions)["NoAns_f1"] == 100
+    assert QA.score(list(source.examples()), predictions)["NoAns_f1"] == 100
     described = QA.describe(predictions[0])
     assert described["answer"] == "" and json.loads(json.dumps(described, allow_nan=False)) == described
 

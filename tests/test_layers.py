@@ -10,6 +10,7 @@ LAYERS = [
     {"strict_json", "deepspeed_keys", "catalog"},
     {"config", "log", "metrics", "preemption", "ranks", "surroundings"},
     {"hub", "publishers"},
+    {"formats"},
     {"readers"},
     {"features", "passes", "negatives"},
     {"spans", "objectives", "optim", "soft_targets"},

@@ -13,7 +13,8 @@ from stand_in_hub import client_environment, serve
 
 from road_ds.config import Columns, DatasetSpec
 from road_ds.errors import RoadError
-from road_ds.readers import LIMIT, READERS, Answer, Example, read
+from road_ds.formats import FORMATS, LIMIT
+from road_ds.readers import Answer, Example, read
 
 ROOT = Path(__file__).resolve().parents[1]
 DATA = ROOT.parent / "shared" / "data"
@@ -194,7 +195,7 @@ def test_literal_quotes_and_carriage_returns_without_quoting(write):
 
 
 def test_other_suffix_by_format(write):
-    assert set(READERS) == {"squad", "jsonl", "tsv", "csv", "items", "fields", "qasrl_gs", "hub", "disk"}
+    assert set(FORMATS) == {"squad", "jsonl", "tsv", "csv", "items", "fields", "qasrl_gs", "hub", "disk"}
     assert read(write("rows.txt", jsonl(PAIR)), spec(format="jsonl")).examples[0].id == "rows-0"
 
 
