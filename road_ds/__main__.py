@@ -122,7 +122,7 @@ def datasets(options: argparse.Namespace) -> None:
         return
     entry = catalog.entry(options.name)
     task = catalog.TASKS[entry.task]
-    hub = entry.hub and " ".join(filter(None, (entry.hub.path, entry.hub.config, entry.hub.revision)))
+    hub = entry.hub and " ".join(filter(None, (entry.hub.path, entry.hub.config)))
     shown = {
         "task": f"{entry.task} ({task['type']}{': ' + ', '.join(task['labels']) if 'labels' in task else ''})",
         "metric": entry.metric,

@@ -16,18 +16,17 @@ Settings = dict[str, Any]  # keys of road.datasets
 
 @dataclass(frozen=True)
 class Hub:
-    """Rows on the Hugging Face hub: splits by part. A branch has its configurations as folders."""
+    """Rows on the Hugging Face hub, in repositories of data files: splits by part."""
 
     path: str
     config: str | None
     parts: Mapping[str, str]
     settings: Settings = field(default_factory=dict)
-    revision: str | None = None
 
 
 @dataclass(frozen=True)
 class Files:
-    """Rows as the publisher gives them: file names in one folder by part, read with these settings."""
+    """Rows as the publisher gives them: file names in one folder by part (each may end in .gz), read with these settings."""
 
     format: str
     parts: Mapping[str, str]
@@ -37,7 +36,10 @@ class Files:
 
 @dataclass(frozen=True)
 class Entry:
-    """A data set: rows = how many its parts have after what `dropped` says; a differing count is a warning."""
+    """A data set: rows = how many its parts have after what `dropped` says, bad ones included, where that is published.
+
+    Another count is a warning. docs/data_sets.md says where each entry was looked up.
+    """
 
     task: str
     metric: str
@@ -46,6 +48,7 @@ class Entry:
     files: tuple[Files, ...]
     hub: Hub | None = None
     settings: Settings = field(default_factory=dict)
+    train: str = "train"
     dev: str | float = "dev"
     rows: Mapping[str, int] = field(default_factory=dict)
     dropped: str = "nothing"
@@ -72,7 +75,7 @@ TASKS: dict[str, Settings] = {
 
 THREE = {"train": "train", "dev": "validation", "test": "test"}
 TWO = {"train": "train", "dev": "validation"}
-CONVERTED = "refs/convert/parquet"  # the hub's own conversion of data sets that came as a script
+GLUE_LICENCE = "other: each GLUE set has its source's"
 GLUE_CITATION = "Wang et al. 2019, GLUE, ICLR"
 
 
@@ -89,27 +92,27 @@ def _tsv(columns: Settings, of_test: Settings | None = None, **parts: str) -> Fi
     return Files("tsv", names, settings, {part: of_test for part in names if part.startswith("test")})
 
 
-def _mrqa(name: str, subset: str, train: int, dev: int, licence: str, citation: str) -> Entry:
+def _mrqa(subset: str, train: int, dev: int, citation: str) -> Entry:
     """One in-domain set of MRQA 2019: answerable questions only, contexts of at most 800 tokens."""
-    shape = {"shape": "mrqa"}
-    files = Files("jsonl", {"train": f"train/{name}.jsonl.gz", "dev": f"dev/{name}.jsonl.gz"}, shape)
-    flat = Files("jsonl", {"train": f"{name}.train.jsonl.gz", "dev": f"{name}.dev.jsonl.gz"}, shape)
     return Entry(
         task="mrc",
         metric="f1",
-        licence=licence,
+        licence="unknown",
         citation=f"{citation}; Fisch et al. 2019, MRQA shared task",
-        hub=Hub("mrqa-workshop/mrqa", None, TWO, {**shape, "keep": {"subset": subset}}),
-        files=(files, flat),
+        hub=Hub("mrqa-workshop/mrqa", "plain_text", TWO, {"keep": {"subset": subset}}),
+        files=(
+            Files("jsonl", {"train": f"train/{subset}.jsonl", "dev": f"dev/{subset}.jsonl"}),
+            Files("jsonl", {"train": f"{subset}.train.jsonl", "dev": f"{subset}.dev.jsonl"}),
+        ),
+        settings={"shape": "mrqa"},
         rows={"train": train, "dev": dev},
-        dropped="questions without a detected answer",
         note="MRQA protocol: answerable questions only; compare answered_f1 (no-answer off)",
     )
 
 
-NQ = ("CC BY-SA 3.0", "Kwiatkowski et al. 2019, Natural Questions, TACL")
-TRIVIA = ("Apache-2.0 for the questions; evidence is others' text", "Joshi et al. 2017, TriviaQA, ACL")
-NEWS = ("Microsoft research terms; stories of CNN", "Trischler et al. 2017, NewsQA, RepL4NLP")
+NQ = "Kwiatkowski et al. 2019, Natural Questions, TACL"
+TRIVIA = "Joshi et al. 2017, TriviaQA, ACL"
+NEWS = "Trischler et al. 2017, NewsQA, RepL4NLP"
 
 CATALOG: dict[str, Entry] = {
     # ------------------------------------------------------------------------- machine reading comprehension
@@ -118,7 +121,7 @@ CATALOG: dict[str, Entry] = {
         metric="f1",
         licence="CC BY-SA 4.0",
         citation="Rajpurkar et al. 2016, SQuAD, EMNLP",
-        hub=Hub("rajpurkar/squad", None, TWO),
+        hub=Hub("rajpurkar/squad", "plain_text", TWO),
         files=(
             Files("squad", {"train": "train-v1.1.json", "dev": "dev-v1.1.json"}),
             Files("squad", {"train": "train.json", "dev": "dev.json"}),
@@ -131,7 +134,7 @@ CATALOG: dict[str, Entry] = {
         metric="f1",
         licence="CC BY-SA 4.0",
         citation="Rajpurkar et al. 2018, SQuAD 2.0, ACL",
-        hub=Hub("rajpurkar/squad_v2", None, TWO),
+        hub=Hub("rajpurkar/squad_v2", "squad_v2", TWO),
         files=(
             Files("squad", {"train": "train-v2.0.json", "dev": "dev-v2.0.json"}),
             Files("squad", {"train": "train.json", "dev": "dev.json"}),
@@ -141,101 +144,109 @@ CATALOG: dict[str, Entry] = {
     "triviaqa": Entry(
         task="mrc",
         metric="f1",
-        licence=TRIVIA[0],
-        citation=TRIVIA[1],
-        hub=Hub("mandarjoshi/trivia_qa", "rc", TWO),
+        licence="unknown",
+        citation=TRIVIA,
+        hub=Hub("mandarjoshi/trivia_qa", "rc.wikipedia", TWO),
         files=(
             Files("items", {"train": "qa/wikipedia-train.json", "dev": "qa/wikipedia-dev.json"}),
             Files("items", {"train": "qa/web-train.json", "dev": "qa/web-dev.json"}),
         ),
         settings={"shape": "trivia_qa", "context_words": 800},
         dropped="documents without an alias of the answer in their first 800 words",
-        note="distant supervision: the first occurrence of an alias; evidence/ lies beside qa/",
+        note="distant supervision: the first occurrence of an alias; one row per document; evidence/ lies beside qa/",
     ),
-    "triviaqa_mrqa": _mrqa("TriviaQA-web", "TriviaQA-web", 61_688, 7_785, *TRIVIA),
+    "triviaqa_mrqa": _mrqa("TriviaQA-web", 61_688, 7_785, TRIVIA),
     "natural_questions": Entry(
         task="mrc",
         metric="f1",
-        licence=NQ[0],
-        citation=NQ[1],
+        licence="CC BY-SA 3.0",
+        citation=NQ,
         hub=Hub("google-research-datasets/natural_questions", "default", TWO),
         files=(
-            Files("jsonl", {"train": "simplified-nq-train.jsonl.gz", "dev": "simplified-nq-dev.jsonl.gz"}),
-            Files("jsonl", {"train": "v1.0-simplified_simplified-nq-train.jsonl.gz", "dev": "simplified-nq-dev.jsonl"}),
-            Files("jsonl", {"train": "simplified-nq-train.jsonl", "dev": "simplified-nq-dev.jsonl"}),
+            Files("jsonl", {"train": "simplified-nq-train.jsonl", "dev": "nq-dev-all.jsonl"}),
+            Files("jsonl", {"train": "v1.0-simplified_simplified-nq-train.jsonl", "dev": "v1.0-simplified_nq-dev-all.jsonl"}),
         ),
         settings={"shape": "natural_questions"},
         dropped="questions without a short answer",
         note="the context is the paragraph (long answer) of the first short answer",
     ),
-    "natural_questions_mrqa": _mrqa("NaturalQuestionsShort", "NaturalQuestionsShort", 104_071, 12_836, *NQ),
+    "natural_questions_mrqa": _mrqa("NaturalQuestionsShort", 104_071, 12_836, NQ),
     "quac": Entry(
         task="mrc",
         metric="quac_f1",
         licence="CC BY-SA 4.0",
         citation="Choi et al. 2018, QuAC, EMNLP",
-        hub=Hub("allenai/quac", "plain_text", TWO, revision=CONVERTED),
         files=(Files("items", {"train": "train_v0.2.json", "dev": "val_v0.2.json"}),),
         settings={"shape": "quac"},
-        rows={"train": 83_568, "dev": 7_354},
         dropped="CANNOTANSWER at the contexts' ends",
-        note="history_turns puts so many turns behind each question",
+        note="history_turns puts so many turns behind each question. The hub has it as a script only",
     ),
     "qa_srl": Entry(
         task="mrc",
         metric="f1",
-        licence="CC BY-SA 4.0",
+        licence="not stated",
         citation="FitzGerald et al. 2018, Large-Scale QA-SRL Parsing, ACL",
-        hub=Hub("biu-nlp/qa_srl2018", "plain_text", THREE, revision=CONVERTED),
         files=(
-            Files("jsonl", {"train": "orig/train.jsonl.gz", "dev": "orig/dev.jsonl.gz", "test": "orig/test.jsonl.gz"}),
-            Files("jsonl", {"train": "train.jsonl.gz", "dev": "dev.jsonl.gz", "test": "test.jsonl.gz"}),
+            Files("jsonl", {part: f"orig/{part}.jsonl" for part in ("train", "dev", "test")}),
+            Files("jsonl", {part: f"{part}.jsonl" for part in ("train", "dev", "test")}),
         ),
         settings={"shape": "qa_srl_bank"},
         dropped="questions that no majority of judges holds valid",
-        note="QA-SRL Bank 2.0",
+        note="QA-SRL Bank 2.0: the folder qasrl-v2, or its orig, expanded or dense. The hub has it as a script only",
     ),
     "qa_srl_gs": Entry(
         task="mrc",
         metric="f1",
         licence="MIT",
         citation="Roit et al. 2020, QA-SRL Gold Standard, ACL",
-        hub=Hub("biu-nlp/qa_srl2020", "plain_text", {"dev": "validation", "test": "test", "train": "validation"}, revision=CONVERTED),
-        files=(Files("qasrl_gs", {"train": "gold.csv", "dev": "gold.csv"}),),
+        files=(
+            Files(
+                "qasrl_gs",
+                {
+                    "dev": "gold/wikinews.dev.gold.csv", "test": "gold/wikinews.test.gold.csv",
+                    "dev_wikipedia": "gold/wikipedia.dev.gold.csv", "test_wikipedia": "gold/wikipedia.test.gold.csv",
+                },
+            ),
+            Files("qasrl_gs", {"dev": "gold.csv"}),
+        ),
         settings={"shape": "qa_srl_gs"},
-        note="made for evaluation; gold.csv and sentences.csv are joined by qasrl_id",
+        train="dev",
+        dev="test",
+        rows={"dev": 3_714},
+        note="made for evaluation. sentences/ lies beside gold/, sentences.csv beside gold.csv. The hub has it as a script only",
     ),
     "qa_zre": Entry(
         task="mrc",
         metric="f1",
-        licence="not stated",
+        licence="unknown",
         citation="Levy et al. 2017, Zero-Shot Relation Extraction, CoNLL",
-        hub=Hub("community-datasets/qa_zre", None, THREE),
+        # the hub's splits are the ten folds one after the other
+        hub=Hub("community-datasets/qa_zre", "default", {"train": "train[:840000]", "dev": "validation[:600]", "test": "test[:12000]"}),
         files=(
-            Files("fields", {"train": "relation_splits/train.0", "dev": "relation_splits/dev.0", "test": "relation_splits/test.0"}),
-            Files("fields", {"train": "train.0", "dev": "dev.0", "test": "test.0"}),
+            Files("fields", {part: f"relation_splits/{part}.0" for part in ("train", "dev", "test")}),
+            Files("fields", {part: f"{part}.0" for part in ("train", "dev", "test")}),
         ),
         settings={"shape": "qa_zre", "drop_duplicates": True, "sample": 1_000_000},
-        dropped="duplicates, and answers that do not stand in their sentence; 1,000,000 rows are drawn",
-        note="fold 0; negatives are kept as unanswerable",
+        dropped="duplicates, and answers that do not stand in their sentence; at most 1,000,000 rows are drawn",
+        note="fold 0, whose 840,000 training rows are fewer than the paper's 1,000 K; negatives are kept as unanswerable",
     ),
     "newsqa": Entry(
         task="mrc",
         metric="f1",
-        licence=NEWS[0],
-        citation=NEWS[1],
+        licence="its own terms (LICENSE.txt); the stories are CNN's",
+        citation=NEWS,
         files=(
             Files(
                 "items",
                 dict.fromkeys(("train", "dev", "test"), "combined-newsqa-data-v1.json"),
-                {"shape": "newsqa"},
-                {part: {"keep": {"type": part}} for part in ("train", "dev", "test")},
+                of_part={part: {"keep": {"type": part}} for part in ("train", "dev", "test")},
             ),
         ),
-        dropped="questions that the consensus calls bad",
+        settings={"shape": "newsqa"},
+        dropped="questions that the consensus calls bad, and empty ones",
         note="original protocol: unanswerable questions are kept; newsqa_mrqa is the other one. The licence keeps it off the hub",
     ),
-    "newsqa_mrqa": _mrqa("NewsQA", "NewsQA", 74_160, 4_212, *NEWS),
+    "newsqa_mrqa": _mrqa("NewsQA", 74_160, 4_212, NEWS),
     # ------------------------------------------------------------------------------- natural language inference
     "mnli": Entry(
         task="nli",
@@ -281,19 +292,21 @@ CATALOG: dict[str, Entry] = {
     "amazon": Entry(
         task="sentiment",
         metric="accuracy",
-        licence="not stated; research use",
+        licence="not stated",
         citation="Ni et al. 2019, Justifying Recommendations, EMNLP",
-        hub=Hub("McAuley-Lab/Amazon-Reviews-2023", "raw_review_All_Beauty", {"train": "train"}, revision=CONVERTED),
-        files=(Files("jsonl", {"train": "All_Amazon_Review_5.json.gz"}), Files("jsonl", {"train": "reviews.jsonl.gz"}), Files("jsonl", {"train": "reviews.jsonl"})),
+        files=tuple(
+            Files("jsonl", {"train": name})
+            for name in ("All_Amazon_Review_5.json", "All_Amazon_Review.json", "reviews.jsonl")
+        ),
         settings={"shape": "amazon", "sample": 1_000_000},
         dev=0.02,
         dropped="empty reviews; 1,000,000 rows are drawn, with stratified true as many of each star",
-        note="the hub has the 2023 edition, the paper used 2019: bring All_Amazon_Review_5.json.gz for that",
+        note="reviews.jsonl: one category of the 2018 or 2023 edition under that name. The hub has it as a script only",
     ),
     "qqp": Entry(
         task="paraphrase",
         metric="f1",
-        licence="Quora's terms, non-commercial",
+        licence=GLUE_LICENCE,
         citation="Iyer et al. 2017, Quora Question Pairs; " + GLUE_CITATION,
         hub=_glue("qqp"),
         files=(_tsv({"text_a": "question1", "text_b": "question2", "label": "is_duplicate", "id": "id"}),),
@@ -305,7 +318,7 @@ CATALOG: dict[str, Entry] = {
     "cola": Entry(
         task="cola",
         metric="mcc",
-        licence="not stated; research use",
+        licence=GLUE_LICENCE,
         citation="Warstadt et al. 2019, CoLA, TACL; " + GLUE_CITATION,
         hub=_glue("cola"),
         files=(
@@ -322,7 +335,7 @@ CATALOG: dict[str, Entry] = {
     "sst2": Entry(
         task="sst2",
         metric="accuracy",
-        licence="not stated; research use",
+        licence=GLUE_LICENCE,
         citation="Socher et al. 2013, SST, EMNLP; " + GLUE_CITATION,
         hub=_glue("sst2"),
         files=(_tsv({"text_a": "sentence", "label": "label"}),),
@@ -342,7 +355,7 @@ CATALOG: dict[str, Entry] = {
             ),
             Files(
                 "tsv",
-                {"train": "msr_paraphrase_train.txt", "test": "msr_paraphrase_test.txt", "dev": "msr_paraphrase_test.txt"},
+                {"train": "msr_paraphrase_train.txt", "test": "msr_paraphrase_test.txt"},
                 {"quoting": False, "columns": {"text_a": "#1 String", "text_b": "#2 String", "label": "Quality"}},
             ),
         ),
@@ -353,7 +366,7 @@ CATALOG: dict[str, Entry] = {
     "stsb": Entry(
         task="stsb",
         metric="pearson",
-        licence="CC BY-SA 4.0",
+        licence=GLUE_LICENCE,
         citation="Cer et al. 2017, STS-B, SemEval; " + GLUE_CITATION,
         hub=_glue("stsb"),
         files=(_tsv({"text_a": "sentence1", "text_b": "sentence2", "label": "score", "id": "index"}),),
@@ -363,7 +376,7 @@ CATALOG: dict[str, Entry] = {
     "qnli": Entry(
         task="qnli",
         metric="accuracy",
-        licence="CC BY-SA 4.0",
+        licence=GLUE_LICENCE,
         citation="made from SQuAD; " + GLUE_CITATION,
         hub=Hub("nyu-mll/glue", "qnli", THREE, {"columns": {"id": "idx", "text_a": "question", "text_b": "sentence"}}),
         files=(_tsv({"text_a": "question", "text_b": "sentence", "label": "label", "id": "index"}),),
@@ -372,7 +385,7 @@ CATALOG: dict[str, Entry] = {
     "rte": Entry(
         task="rte",
         metric="accuracy",
-        licence="not stated; research use",
+        licence=GLUE_LICENCE,
         citation="Dagan et al. 2005 and later RTE challenges; " + GLUE_CITATION,
         hub=_glue("rte"),
         files=(_tsv({"text_a": "sentence1", "text_b": "sentence2", "label": "label", "id": "index"}),),
@@ -381,7 +394,7 @@ CATALOG: dict[str, Entry] = {
     "wnli": Entry(
         task="wnli",
         metric="accuracy",
-        licence="CC BY 4.0",
+        licence=GLUE_LICENCE,
         citation="Levesque et al. 2012, Winograd schemas, KR; " + GLUE_CITATION,
         hub=_glue("wnli"),
         files=(_tsv({"text_a": "sentence1", "text_b": "sentence2", "label": "label", "id": "index"}),),
@@ -434,7 +447,7 @@ def expand(road: Settings) -> Settings:
         if not isinstance(known, str):
             continue
         found = entry(known)
-        expanded[name] = {"catalog": known, "task": found.task, "train": "train", "dev": found.dev, **block}
+        expanded[name] = {"catalog": known, "task": found.task, "train": found.train, "dev": found.dev, **block}
         task = expanded[name]["task"]
         if isinstance(tasks, dict) and isinstance(task, str) and task not in tasks and task in TASKS:
             tasks = {**tasks, task: TASKS[task]}
@@ -449,12 +462,12 @@ def sources(found: Entry, part: str, path: str | None) -> tuple[str, Settings]:
     """
     if path is None:
         if found.hub is None:
-            raise RoadError(f'it is not on the hub ({found.note}); set "path" to a folder with {bring(found)}')
+            raise RoadError(f'no hub has its rows as data ({found.note}); set "path" to a folder with {bring(found)}')
         if part not in found.hub.parts:
             raise RoadError(
                 f"the hub has no part {part!r}{nearest(part, found.hub.parts)}; it has {', '.join(found.hub.parts)}"
             )
-        place = {"format": "hub", "path": found.hub.path, "config": found.hub.config, "revision": found.hub.revision}
+        place = {"format": "hub", "path": found.hub.path, "config": found.hub.config}
         return found.hub.parts[part], {**found.settings, **found.hub.settings, **place}
     folder = Path(path).expanduser()
     if not folder.is_dir():
@@ -467,13 +480,16 @@ def sources(found: Entry, part: str, path: str | None) -> tuple[str, Settings]:
             if part in files.parts and (folder / (files.parts[part] + suffix)).is_file():
                 own = {**found.settings, **files.settings, **files.of_part.get(part, {})}
                 return str(folder / (files.parts[part] + suffix)), {**own, "format": files.format, "path": path}
+    known = [name for files in found.files for name in files.parts]
+    if part not in known:
+        raise RoadError(f"{path}: no part {part!r}{nearest(part, known)}; there are {', '.join(dict.fromkeys(known))}")
     raise RoadError(f"{path}: holds no file for the part {part!r}; bring {bring(found, part)}")
 
 
 def bring(found: Entry, part: str | None = None) -> str:
-    """The publisher's file names, in words."""
+    """The publisher's file names, in words; each may end in .gz."""
     kinds = [
         " and ".join(dict.fromkeys(name for key, name in files.parts.items() if part in (None, key)))
         for files in found.files
     ]
-    return ", or ".join(kind for kind in kinds if kind) or "none: it has no such part"
+    return ", or ".join(kind for kind in kinds if kind)

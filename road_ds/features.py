@@ -197,7 +197,7 @@ class Source:
 
 def _of_catalog(name: str, part: str, spec: DatasetSpec) -> tuple[str, DatasetSpec]:
     """File or split, and the entry's settings under those that the user gave."""
-    given = spec.model_dump(exclude_unset=True, exclude={"catalog", "path"})
+    given = spec.model_dump(exclude_unset=True, exclude={"path"})
     try:
         source, settings = catalog.sources(catalog.entry(spec.catalog or ""), part, spec.path)
     except RoadError as error:
@@ -285,9 +285,10 @@ def _compare_counts(spec: DatasetSpec, source: Source, manifest: dict[str, Any])
         return
     part = spec.dev if source.part == "dev" else spec.train
     expected = catalog.entry(spec.catalog).rows.get(str(part))
-    if expected is not None and expected != manifest["examples"]:
+    found = manifest["examples"] + len(manifest["skipped"])
+    if expected is not None and expected != found:
         warn(
-            f"{source.name}: {source.source} gives {manifest['examples']:,} rows, the catalog expects {expected:,} in "
+            f"{source.name}: {source.source} gives {found:,} rows, the catalog expects {expected:,} in "
             f"{spec.catalog} {part}: another edition, or not all of it"
         )
 

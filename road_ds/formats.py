@@ -14,6 +14,7 @@ from json import JSONDecodeError
 from pathlib import Path
 from typing import Any
 
+from road_ds import catalog
 from road_ds.config import DatasetSpec
 from road_ds.errors import RoadError
 from road_ds.publishers import Bad, Dropped, Row, Rows
@@ -198,11 +199,19 @@ def _hub(source: str, spec: DatasetSpec) -> Rows:
         dataset = load_dataset(name, spec.config, split=source)
     except Exception as error:
         where = f"hub data set {quote(name)}" + (f", configuration {quote(spec.config)}" if spec.config else "")
-        raise RoadError(f"{where}, split {quote(source)}: {_hub_fault(error)}. Without the hub: {LOCAL}") from error
+        raise RoadError(
+            f"{where}, split {quote(source)}: {_hub_fault(error)}. Without the hub: {_instead(spec)}"
+        ) from error
     yield from _table(dataset)
 
 
 LOCAL = 'use a local folder (save_to_disk, then format "disk" with path set to it) or a JSONL, TSV or CSV file'
+
+
+def _instead(spec: DatasetSpec) -> str:
+    if spec.catalog is None:
+        return LOCAL
+    return f"set path to a folder that save_to_disk wrote, or to one with {catalog.bring(catalog.entry(spec.catalog))}"
 
 
 def _hub_fault(error: BaseException) -> str:

@@ -212,8 +212,8 @@ def _same(context: str, start: int, text: str, id: Any) -> None:
 
 def qa_srl_bank(row: Row, spec: DatasetSpec) -> Rows:
     """The questions of QA-SRL Bank 2.0 that most judges hold valid, from their slots; the commonest span comes first."""
-    if "verbEntries" not in row:
-        yield from _qa_srl_hub(row)
+    if "context" in row:  # a plain row of a save_to_disk folder
+        yield "", row
         return
     tokens = row["sentenceTokens"]
     for verb in row["verbEntries"].values():
@@ -244,24 +244,10 @@ def slots_question(slots: Mapping[str, str], forms: Mapping[str, str]) -> str:
     return f"{question[:1].upper()}{question[1:]}?"
 
 
-def _qa_srl_hub(row: Row) -> Rows:
-    sentence, tokens = row["sentence"], [t for t in row["question"] if t not in ("_", "?")]
-    spans = []
-    for answer in row["answers"]:
-        found = re.search(rf"(?<!\S){re.escape(answer)}(?!\S)", sentence)
-        if not found:
-            raise Bad(f"answer {quote(answer)} does not stand in the sentence {quote(sentence)}")
-        spans.append(found.span())
-    question = " ".join(tokens)
-    plain = _qa("", f"{question[:1].upper()}{question[1:]}?", sentence, spans)
-    plain["id"] = f"{row['sent_id']}:{row['predicate_idx']}:{question}"
-    yield "", plain
-
-
 def qa_srl_gs(row: Row, spec: DatasetSpec) -> Rows:
     """A gold question of QA-SRL-GS with its sentence joined; "0:2~!~4:5" are token ranges, end exclusive."""
-    if "answer_range" not in row:
-        yield from _qa_srl_hub(row)
+    if "context" in row:  # a plain row of a save_to_disk folder
+        yield "", row
         return
     tokens = row["tokens"].split(" ")
     try:
@@ -306,6 +292,8 @@ def newsqa(row: Row, spec: DatasetSpec) -> Rows:
         consensus, place = qa["consensus"], f".questions[{number}]"
         if consensus.get("badQuestion"):
             yield place, Dropped("bad question")
+        elif not qa["q"].strip():
+            yield place, Dropped("empty question")
         elif consensus.get("noAnswer"):
             yield place, _qa(f"{row['storyId']}#{number}", qa["q"], row["text"], [])
         else:

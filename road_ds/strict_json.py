@@ -1,7 +1,9 @@
 """JSON read strictly: a repeated key, NaN, bad UTF-8 or deep nesting is an error that says where."""
 
+import gzip
 import json
 import reprlib
+import zlib
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -10,9 +12,13 @@ from road_ds.errors import RoadError
 
 
 def load_json(path: str | Path) -> Any:
-    """The file's JSON value; every fault (missing, not UTF-8, malformed) is a RoadError with file, line and column."""
+    """The JSON value of a file, which may be gzipped (.gz); every fault is a RoadError with file, line and column."""
     try:
         data = Path(path).read_bytes()
+        if str(path).endswith(".gz"):
+            data = gzip.decompress(data)
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise RoadError(f"{path}: not a whole gzip file ({error}); fetch it again") from None
     except OSError as error:
         raise RoadError(f"cannot read {path}: {error.strerror}; give the path of a JSON file") from error
     try:

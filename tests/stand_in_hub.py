@@ -58,7 +58,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         url = urlsplit(self.path)
-        path = unquote(url.path).replace("refs/convert/parquet", "main")  # the hub's own branch: same files here
+        path = unquote(url.path)
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0)).decode()
         if match := API.fullmatch(path):
             if match["revision"] not in (None, "main", COMMIT):

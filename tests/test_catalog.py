@@ -7,7 +7,7 @@ import zipfile
 
 import pytest
 import torch
-from runs import ROOT, SHARED, TINY_ELECTRA
+from runs import ROOT, SHARED, TINY_ELECTRA, free_port
 from stand_in_hub import client_environment, serve
 from test_publishers import CONTEXT, SECTION
 
@@ -81,7 +81,7 @@ def test_entries_fit_their_tasks():
         assert set(entry.settings.get("label_map", {}).values()) <= set(getattr(task, "labels", ())), name
         places = [entry.hub.parts] if entry.hub else []
         for parts in [*places, *(files.parts for files in entry.files)]:
-            assert "train" in parts, name
+            assert entry.train in parts, name
         assert entry.licence and entry.citation and entry.files, name
     assert set(GLUE) < set(CATALOG)
 
@@ -96,7 +96,7 @@ def test_where_rows_are_not(tmp_path):
         sources(CATALOG["snli"], "train", str(tmp_path / "none"))
     with pytest.raises(RoadError, match=r"no part 'valid'; did you mean|no part 'valid'; it has train, dev, test"):
         sources(CATALOG["snli"], "valid", None)
-    with pytest.raises(RoadError, match=r"not on the hub .*licence.*combined-newsqa-data-v1.json"):
+    with pytest.raises(RoadError, match=r"no hub has its rows as data .*licence.*combined-newsqa-data-v1.json"):
         sources(CATALOG["newsqa"], "train", None)
 
 
@@ -163,11 +163,21 @@ real = pytest.mark.skipif(not SHARED.is_dir(), reason=f"real rows are not at {SH
 @real
 @pytest.mark.parametrize(
     ("name", "part", "folder", "count"),
-    [("snli", "train", "snli", 1666), ("snli", "test", "snli", 400), ("squad2", "dev", "squad2", 1494)],
-)
-def test_real_rows(name, part, folder, count):
+    [
+        ("snli", "train", "snli", 1666), ("snli", "dev", "snli", 200), ("snli", "test", "snli", 400),
+        ("squad2", "train", "squad2", 6933), ("squad2", "dev", "squad2", 1494),
+        ("mrpc", "train", "mrpc", 3576), ("mrpc", "dev", "mrpc", 500), ("qa_srl_gs", "dev", "qasrl", 3714),
+    ],
+)  # fmt: skip
+def test_real_rows_by_name(name, part, folder, count):
     spec = DatasetSpec(task="t", catalog=name, train=part, path=str(SHARED / folder))
-    assert len(read_part(name, "train", spec).examples) == count
+    reading = read_part(name, "train", spec)
+    assert len(reading.examples) == count and not reading.skipped and not reading.dropped
+    for example in reading.examples:
+        for answer in example.answers or ():
+            assert example.text_b[answer.start : answer.start + len(answer.text)] == answer.text
+    if name == "mrpc":
+        assert {e.label for e in reading.examples} == {"equivalent", "not_equivalent"}
 
 
 def test_another_number_of_rows_is_a_warning(tmp_path, cache, capsys):
@@ -180,7 +190,12 @@ def test_another_number_of_rows_is_a_warning(tmp_path, cache, capsys):
 # -------------------------------------------------------------------------------------------------------------- hub
 
 NQ_TOKENS = ["Title", "<P>", "The", "Eiffel", "Tower", "is", "tall", "</P>"]
-LABELS = {"mnli": TASKS["nli"]["labels"], "snli": TASKS["nli"]["labels"], "qqp": TASKS["paraphrase"]["labels"]}
+LABELS = {  # in the hub's order, which is not always ours
+    "mnli": ["entailment", "neutral", "contradiction"], "snli": ["entailment", "neutral", "contradiction"],
+    "qqp": ["not_duplicate", "duplicate"], "qnli": ["entailment", "not_entailment"],
+    "rte": ["entailment", "not_entailment"], "wnli": ["not_entailment", "entailment"],
+    "mrpc": ["not_equivalent", "equivalent"], "cola": ["unacceptable", "acceptable"], "sst2": ["negative", "positive"],
+}  # fmt: skip
 PAIR = {"idx": 0, "sentence1": "A", "sentence2": "B", "label": 1}
 SPAN = {
     "id": "s1",
@@ -191,25 +206,18 @@ SPAN = {
 }
 MRQA = {"context": CONTEXT, "qid": "q", "question": "Which?", "answers": ["x"],
         "detected_answers": {"text": ["x"], "char_spans": [{"start": [6], "end": [10]}]}}  # fmt: skip
-SRL = {"sentence": "Bo led it .", "sent_id": "1", "predicate_idx": 1, "question": ["who", "_", "_", "led", "something", "_", "_", "?"],
-       "answers": ["Bo"]}  # fmt: skip
-HUB_ROWS = {
+ROWS = {  # as the hub's clients give them
     "squad": SPAN, "squad2": SPAN,
     "triviaqa": {"question": "Who?", "question_id": "t", "answer": {"aliases": ["Bo"], "value": "Bo"},
                  "entity_pages": {"filename": ["f"], "wiki_context": ["Then Bo."]},
-                 "search_results": {"filename": ["g"], "search_context": ["Bo."]}},
+                 "search_results": {"filename": [], "search_context": []}},
     "triviaqa_mrqa": {**MRQA, "subset": "TriviaQA-web"}, "newsqa_mrqa": {**MRQA, "subset": "NewsQA"},
     "natural_questions_mrqa": {**MRQA, "subset": "NaturalQuestionsShort"},
     "natural_questions": {"id": "1", "question": {"text": "what"},
                           "document": {"tokens": {"token": NQ_TOKENS, "is_html": [t[0] == "<" for t in NQ_TOKENS]}},
                           "annotations": {"long_answer": [{"start_token": 1, "end_token": 8}],
                                           "short_answers": [{"start_token": [3], "end_token": [5], "text": ["x"]}]}},
-    "quac": {"context": SECTION, "turn_ids": ["a", "b"], "questions": ["Q", "R"],
-             "answers": {"texts": [["He sang."], ["CANNOTANSWER"]], "answer_starts": [[SECTION.index("He")], [35]]},
-             "orig_answers": {"texts": ["He sang.", "CANNOTANSWER"], "answer_starts": [SECTION.index("He"), 35]}},
-    "qa_srl": SRL, "qa_srl_gs": SRL,
     "qa_zre": {"relation": "r", "question": "Who is XXX ?", "subject": "Bo", "context": "Bo is it .", "answers": ["it"]},
-    "amazon": {"rating": 4.0, "text": "Fine", "title": "t"},
     "mnli": {"idx": 0, "premise": "A", "hypothesis": "B", "label": 1},
     "snli": {"premise": "A", "hypothesis": "B", "label": 1},
     "qqp": {"idx": 0, "question1": "A", "question2": "B", "label": 1},
@@ -217,6 +225,23 @@ HUB_ROWS = {
     "stsb": {**PAIR, "label": 3.5},
     **{name: {"idx": 0, "sentence": "A", "label": 1} for name in ("cola", "sst2")},
     **dict.fromkeys(("mrpc", "rte", "wnli"), PAIR),
+}  # fmt: skip
+PLAIN = {"id": "1", "question": "Who led?", "context": "Bo led .", "answers": [{"text": "Bo", "answer_start": 0}]}
+DISK_ROWS = ROWS | {  # what the hub has as a script only comes from disk
+    "quac": {"context": SECTION, "turn_ids": ["a", "b"], "questions": ["Q", "R"],
+             "answers": {"texts": [["He sang."], ["CANNOTANSWER"]], "answer_starts": [[SECTION.index("He")], [35]]},
+             "orig_answers": {"texts": ["He sang.", "CANNOTANSWER"], "answer_starts": [SECTION.index("He"), 35]}},
+    "qa_srl": PLAIN, "qa_srl_gs": PLAIN,
+    "newsqa": {"storyId": "s", "text": "So Bo left.", "type": "train",
+               "questions": [{"q": "Who?", "consensus": {"s": 3, "e": 6, "noAnswer": None, "badQuestion": None}}]},
+    "amazon": {"rating": 4.0, "text": "Fine", "title": "t"},
+}  # fmt: skip
+EXPECTED = {  # label and answers of each row
+    **{name: [[labels[1], []]] for name, labels in LABELS.items()},
+    **{name: [[None, ["Ōsaka"]]] for name in ("triviaqa_mrqa", "newsqa_mrqa", "natural_questions_mrqa")},
+    **{name: [[None, ["Bo"]]] for name in ("qa_srl", "qa_srl_gs", "newsqa", "triviaqa")},
+    "squad": [[None, ["Rouen"]]], "squad2": [[None, ["Rouen"]]], "natural_questions": [[None, ["Eiffel Tower"]]],
+    "qa_zre": [[None, ["it"]]], "quac": [[None, ["He sang."]], [None, []]], "stsb": [[3.5, []]], "amazon": [["4", []]],
 }  # fmt: skip
 CLIENT = """
 import json, sys
@@ -238,16 +263,12 @@ def hub_files(root) -> None:
 
     configs: dict[str, dict[str, str]] = {}
     rows: dict = {}
-    for name, row in HUB_ROWS.items():
+    for name, row in ROWS.items():
         hub = CATALOG[name].hub
-        labels = LABELS.get(name) or TASKS[CATALOG[name].task].get("labels")
-        folder = hub.config or "data"
         more = [row, {**row, "label": -1}] if name == "snli" else [row]
-        rows.setdefault((hub.path, folder, hub.parts["train"]), ([], labels if "label" in row else None))[0].extend(
-            more
-        )
-        if hub.revision is None and hub.config:
-            configs.setdefault(hub.path, {})[hub.config] = hub.parts["train"]
+        split = hub.parts["train"].partition("[")[0]
+        rows.setdefault((hub.path, hub.config, split), ([], LABELS.get(name)))[0].extend(more)
+        configs.setdefault(hub.path, {})[hub.config] = split
     for (path, folder, split), (found, labels) in rows.items():
         dataset = Dataset.from_list(found)
         if labels:
@@ -260,37 +281,61 @@ def hub_files(root) -> None:
         (root / "datasets" / path / "README.md").write_text("---\nconfigs:\n" + "".join(lines) + "---\n")
 
 
+def client(names, environment, folder):
+    """What the client reads of each entry, or its error."""
+    command = [sys.executable, "-c", CLIENT, json.dumps(list(names))]
+    done = subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return dict(zip(names, map(json.loads, done.stdout.splitlines()), strict=True))
+
+
 def test_every_entry_from_the_hub(tmp_path):
-    assert set(HUB_ROWS) == {name for name, entry in CATALOG.items() if entry.hub}
+    names = [name for name, entry in CATALOG.items() if entry.hub]
+    assert sorted(ROWS) == sorted(names)
     root = tmp_path / "hub"
     hub_files(root)
     with serve(root) as url:
-        environment = client_environment(url, tmp_path / "home") | {"PYTHONPATH": str(ROOT)}
-        command = [sys.executable, "-c", CLIENT, json.dumps(list(HUB_ROWS))]
-        done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
-    found = dict(zip(HUB_ROWS, map(json.loads, done.stdout.splitlines()), strict=True))
-    expected = {
-        name: [[TASKS[CATALOG[name].task]["labels"][1], []]]
-        for name in ("mnli", "snli", "qqp", "qnli", "rte", "wnli", "mrpc", "cola", "sst2")
-    }
-    expected |= {name: [[None, ["Ōsaka"]]] for name in ("triviaqa_mrqa", "newsqa_mrqa", "natural_questions_mrqa")}
-    expected |= {"squad": [[None, ["Rouen"]]], "squad2": [[None, ["Rouen"]]], "triviaqa": [[None, ["Bo"]]] * 2,
-                 "natural_questions": [[None, ["Eiffel Tower"]]], "quac": [[None, ["He sang."]], [None, []]],
-                 "qa_srl": [[None, ["Bo"]]], "qa_srl_gs": [[None, ["Bo"]]], "qa_zre": [[None, ["it"]]],
-                 "amazon": [["4", []]], "stsb": [[3.5, []]]}  # fmt: skip
-    assert found == expected
+        found = client(names, client_environment(url, tmp_path / "home") | {"PYTHONPATH": str(ROOT)}, tmp_path)
+    assert found == {name: EXPECTED[name] for name in names}
 
 
-def test_a_saved_folder_reads_like_the_hub(tmp_path):
+def test_without_a_hub_the_error_says_which_files_to_bring(tmp_path):
+    environment = client_environment(f"http://127.0.0.1:{free_port()}", tmp_path / "home")
+    found = client(["squad2", "quac"], environment | {"PYTHONPATH": str(ROOT)}, tmp_path)
+    assert "the hub cannot be reached" in found["squad2"] and "\n" not in found["squad2"]
+    assert (
+        "set path to a folder that save_to_disk wrote, or to one with train-v2.0.json and dev-v2.0.json"
+        in found["squad2"]
+    )
+    assert 'script only); set "path" to a folder with train_v0.2.json and val_v0.2.json' in found["quac"]
+
+
+@pytest.mark.parametrize("name", CATALOG)
+def test_every_entry_from_a_saved_folder(tmp_path, name):
+    from datasets import ClassLabel, Dataset, DatasetDict
+
+    dataset = Dataset.from_list([DISK_ROWS[name]])
+    if name in LABELS:
+        dataset = dataset.cast_column("label", ClassLabel(names=LABELS[name]))
+    DatasetDict(train=dataset).save_to_disk(str(tmp_path / "saved"))
+    spec = DatasetSpec(task="t", catalog=name, train="train", path=str(tmp_path / "saved"))
+    found = read_part(name, "train", spec).examples
+    assert [[e.label, [a.text for a in e.answers or ()]] for e in found] == EXPECTED[name]
+
+
+def test_parts_of_a_saved_folder(tmp_path):
+    """dev is the hub's validation split, unlabelled rows go, and a part may be the first rows of a split."""
     from datasets import ClassLabel, Dataset, DatasetDict
 
     rows = [{"premise": "A", "hypothesis": "B", "label": label} for label in (0, 2, -1)]
     dataset = Dataset.from_list(rows).cast_column("label", ClassLabel(names=TASKS["nli"]["labels"]))
-    DatasetDict(train=dataset, validation=dataset).save_to_disk(str(tmp_path / "saved"))
-    reading = read_part("snli", "dev", DatasetSpec(task="nli", catalog="snli", dev="dev", path=str(tmp_path / "saved")))
+    path = str(tmp_path / "saved")
+    DatasetDict(train=dataset, validation=dataset).save_to_disk(path)
+    reading = read_part("snli", "dev", DatasetSpec(task="nli", catalog="snli", dev="dev", path=path))
     assert [e.label for e in reading.examples] == ["entailment", "contradiction"]
     assert reading.dropped == {"-1": 1}
+    spec = DatasetSpec(task="nli", format="disk", path=path, train="validation[:1]")
+    assert [e.label for e in read_part("x", "train", spec).examples] == ["entailment"]
 
 
 # ------------------------------------------------------------------------------------------------------ label order

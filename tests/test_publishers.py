@@ -2,17 +2,17 @@
 
 import gzip
 import json
+import tracemalloc
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from runs import SHARED
 
 from road_ds.config import DatasetSpec
 from road_ds.errors import RoadError
 from road_ds.features import read_part
 from road_ds.publishers import SHAPES, slots_question
-from road_ds.readers import Reading, read, reservoir, stream
+from road_ds.readers import Reading, read, stream
 
 
 def rows_of(name: str, path, part="train", **more) -> Reading:
@@ -230,25 +230,19 @@ GOLD = 'qasrl_id,verb_idx,verb,question,is_redundant,answer_range,answer\nW:1,1,
 
 
 def test_qa_srl_gs(tmp_path):
-    save(tmp_path / "gold.csv", GOLD)
-    with pytest.raises(RoadError, match=r"sentences.csv does not exist; QA-SRL-GS keeps"):
-        rows_of("qa_srl_gs", tmp_path)
-    save(tmp_path / "sentences.csv", 'qasrl_id,tokens,sentence\nW:1,"Søren led the, army .",x\n')
-    (example,) = rows_of("qa_srl_gs", tmp_path).examples
+    gold = tmp_path / "gold" / "wikinews.dev.gold.csv"
+    save(gold, GOLD)
+    with pytest.raises(RoadError, match=r"sentences/wikinews.dev.full.csv does not exist; QA-SRL-GS keeps"):
+        rows_of("qa_srl_gs", tmp_path, part="dev")
+    save(tmp_path / "sentences" / "wikinews.dev.full.csv", 'qasrl_id,tokens,sentence\nW:1,"Søren led the, army .",x\n')
+    (example,) = rows_of("qa_srl_gs", tmp_path, part="dev").examples
     assert answers(example) == ["Søren", "the, army"]
-    save(tmp_path / "gold.csv", GOLD.replace("2:4", "1:4"))
+    save(gold, GOLD.replace("2:4", "1:4"))
     with pytest.raises(RoadError, match=r"gold.csv:2: tokens 1:4 are 'led the, army', but the answer is 'the, army'"):
-        rows_of("qa_srl_gs", tmp_path)
-    save(tmp_path / "gold.csv", GOLD.replace("W:1", "W:2"))
-    with pytest.raises(RoadError, match=r"gold.csv:2: qasrl_id 'W:2' is not in .*sentences.csv"):
-        rows_of("qa_srl_gs", tmp_path)
-
-
-@pytest.mark.skipif(not SHARED.is_dir(), reason=f"real rows are not at {SHARED}")
-def test_real_rows_of_qa_srl_gs():
-    examples = rows_of("qa_srl_gs", SHARED / "qasrl", part="dev").examples
-    assert len(examples) == 3714
-    assert all(example.answers for example in examples)
+        rows_of("qa_srl_gs", tmp_path, part="dev")
+    save(gold, GOLD.replace("W:1", "W:2"))
+    with pytest.raises(RoadError, match=r"gold.csv:2: qasrl_id 'W:2' is not in .*wikinews.dev.full.csv"):
+        rows_of("qa_srl_gs", tmp_path, part="dev")
 
 
 # ------------------------------------------------------------------------------------------ QA-ZRE, NewsQA, Amazon
@@ -279,6 +273,7 @@ def newsqa_file(**consensus):
         {"q": "Who?", "consensus": {"s": 20, "e": 24}, "isAnswerAbsent": 0, "isQuestionBad": 0, "answers": []},
         {"q": "Why?", "consensus": {"noAnswer": True}, "isAnswerAbsent": 1, "isQuestionBad": 0, "answers": []},
         {"q": "Eh?", "consensus": {"badQuestion": True}, "isAnswerAbsent": 0, "isQuestionBad": 1, "answers": []},
+        {"q": " ", "consensus": {"noAnswer": True}, "isAnswerAbsent": 1, "answers": []},
     ]
     if consensus:
         questions[0]["consensus"] = consensus
@@ -290,7 +285,7 @@ def test_newsqa(tmp_path):
     save(tmp_path / "combined-newsqa-data-v1.json", newsqa_file())
     reading = rows_of("newsqa", tmp_path)
     assert [(e.id, answers(e)) for e in reading.examples] == [("./cnn/1.story#0", ["Bo"]), ("./cnn/1.story#1", [])]
-    assert reading.dropped == {"bad question": 1}
+    assert reading.dropped == {"bad question": 1, "empty question": 1}
     assert [e.id for e in rows_of("newsqa", tmp_path, part="dev").examples] == ["./cnn/2.story#0", "./cnn/2.story#1"]
     save(tmp_path / "combined-newsqa-data-v1.json", newsqa_file(s=23, e=90))
     with pytest.raises(RoadError, match=r"data\[0\]: consensus 23:90 is .* in a story of 30 characters"):
@@ -344,24 +339,26 @@ def test_a_stratified_sample_has_as_many_of_each_label(tmp_path):
     assert counts["5"] > 20 and all(counts[label] in (2, 3) for label in "1234")  # there are 2 or 3 of each
 
 
-def test_a_sample_holds_no_more_than_its_rows():
-    """The reservoir takes an endless stream's rows one by one: what it does not keep can go."""
-    alive: list = []
+def test_a_sample_holds_numbers_and_no_texts(tmp_path):
+    """What drawing and reading a sample hold does not grow with the texts."""
+    file = tmp_path / "r.jsonl"
+    save(file, lines(*({"text": f"{i} {'long ' * 1000}", "label": "5"} for i in range(2000))))
+    spec = DatasetSpec(task="t", sample=1500)
+    tracemalloc.start()
+    try:
+        assert sum(1 for _ in stream(str(file), spec, Reading())) == 1500
+        assert tracemalloc.get_traced_memory()[1] < 1_000_000, "1,500 texts of 5 KB are 7.5 MB"
+    finally:
+        tracemalloc.stop()
 
-    def rows():
-        import weakref
 
-        class Row:
-            label = "x"
-
-        for _ in range(2000):
-            row = Row()
-            alive.append(weakref.ref(row))
-            yield row
-            del row
-            assert sum(ref() is not None for ref in alive[-200:]) <= 60
-
-    assert len(reservoir(rows(), 50, 0)) == 50
+def test_a_held_out_part_of_a_sample_in_both_orders(tmp_path):
+    """Train and dev share no pair, whatever is drawn and turned round."""
+    save(tmp_path / "p.jsonl", lines(*({"text_a": f"x{i}", "text_b": "y", "label": str(i % 2)} for i in range(100))))
+    spec = DatasetSpec(task="t", train=str(tmp_path / "p.jsonl"), dev=0.2, sample=50, both_orders=True)
+    train, dev = (read_part("p", part, spec).examples for part in ("train", "dev"))
+    assert (len(train), len(dev)) == (80, 10)
+    assert not {frozenset((e.text_a, e.text_b)) for e in train} & {frozenset((e.text_a, e.text_b)) for e in dev}
 
 
 words = st.text(st.characters(exclude_categories=["Cs", "Cc", "Zs", "Zl", "Zp"]), min_size=1, max_size=6)
