@@ -1,11 +1,13 @@
-"""Encoding: rows per second and peak memory, ours beside the usual question-answering example's `datasets.map`.
+"""Encoding: rows per second beside the usual question-answering example's `datasets.map`, and peak memory over rows.
 
-python benchmarks/bench_encoding.py [--rows 5000 20000 80000] [--squad FILE] [--json FILE]
+python benchmarks/bench_encoding.py [--quick] [--squad FILE] [--rows 20000 1000000] [--sample N] [--json FILE]
 
-Speed: SQuAD questions to windows of 384 tokens that overlap by about 128, one process, same tokenizer, each way in a fresh process and
-cache; the other way pads every window to 384 and looks the answer's tokens up through offsets, as the public example does.
-Memory: peak resident size while made-up reviews of about 100 tokens are read from JSONL, sampled not at all, encoded and
-written; its slope over the rows says what a million need.
+Speed: SQuAD questions to windows of 384 tokens that overlap by 128, one core, the same tokenizer, each turn in a process
+and with a cache of its own, turns alternating. The example calls the tokenizer with overflow, pads to 384 and looks the
+answer's tokens up through offsets; ours also keeps the examples and each token's best window. Its `stride` is the overlap,
+our `doc_stride` the distance: questions are cut to QUESTION tokens, so that both make the same windows, which is checked.
+Memory: peak resident size of a process that reads made-up reviews of about 100 words from JSONL, draws a sample of them by
+a reservoir, encodes and writes them.
 """
 
 import argparse
@@ -13,24 +15,25 @@ import json
 import os
 import random
 import resource
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the same one core for both
 
-LENGTH, OVERLAP = 384, 128  # tokens; the example's doc_stride is an overlap, ours the distance between windows
+LENGTH, OVERLAP, QUESTION = 384, 128, 8  # tokens
+DISTANCE = LENGTH - 3 - QUESTION - OVERLAP  # 3: [CLS] and twice [SEP]
+
+Way = Callable[[str], Any]  # makes the features in a cache folder
 
 
-def peak() -> float:
-    """The peak resident size of this process in MiB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-
-
-def tokenizer():
+def tokenizer() -> Any:
     """The embedded sample's tokenizer."""
     from transformers import AutoTokenizer
 
@@ -39,32 +42,28 @@ def tokenizer():
     return AutoTokenizer.from_pretrained(str(sample_path("tokenizer")))
 
 
-def ours(file: str, task: dict, columns: dict) -> dict:
-    """Seconds and features of road_ds on one file."""
+def load(file: str, cache: str, task: dict, **settings: Any) -> Any:
+    """The features of one file by road_ds."""
     from road_ds.config import DatasetSpec
     from road_ds.features import load_features
     from road_ds.tasks import task_from
 
-    spec = DatasetSpec(task="t", train=file, **columns)
-    chosen, words = task_from(task, "task"), tokenizer()
-    before = peak()
-    with tempfile.TemporaryDirectory() as cache:
-        began = time.perf_counter()
-        found = load_features("bench", "train", spec, chosen, words, cache)
-        seconds = time.perf_counter() - began
-        rows = found.manifest["examples"]
-    return {"rows": rows, "features": len(found), "seconds": seconds, "peak_mib": peak(), "before_mib": before}
+    spec = DatasetSpec(task="t", train=file, **settings)
+    return load_features("bench", "train", spec, task_from(task, "task"), tokenizer(), cache)
 
 
-def mapped(file: str) -> dict:
-    """Seconds and features of `datasets.map` with a batched function that pads and finds the answer's tokens."""
+def ours(file: str) -> Way:
+    """The windows of a SQuAD file by road_ds; reading the file is part of what is timed."""
+    return lambda cache: load(file, cache, {"type": "span_qa", "max_length": LENGTH, "doc_stride": DISTANCE})
+
+
+def mapped(file: str) -> Way:
+    """The windows by `datasets.map` with a batched function that pads and finds the answer's tokens; only it is timed."""
     import datasets
 
     datasets.disable_progress_bars()
     words = tokenizer()
     document = json.loads(Path(file).read_text(encoding="utf-8"))
-    before = peak()
-    began = time.perf_counter()
     rows = [
         {
             "id": qa["id"], "question": qa["question"], "context": paragraph["context"],
@@ -73,7 +72,7 @@ def mapped(file: str) -> dict:
         for article in document["data"] for paragraph in article["paragraphs"] for qa in paragraph["qas"]
     ]  # fmt: skip
 
-    def features(batch):
+    def features(batch: dict) -> dict:
         encoded = words(
             [q.lstrip() for q in batch["question"]], batch["context"], truncation="only_second", max_length=LENGTH,
             stride=OVERLAP, return_overflowing_tokens=True, return_offsets_mapping=True, padding="max_length",
@@ -99,81 +98,142 @@ def mapped(file: str) -> dict:
             ends.append(end)
         return {**encoded, "start_positions": starts, "end_positions": ends}
 
-    with tempfile.TemporaryDirectory() as cache:
-        table = datasets.Dataset.from_list(rows)
-        done = table.map(
-            features, batched=True, remove_columns=table.column_names, cache_file_name=f"{cache}/map.arrow"
-        )
-        seconds = time.perf_counter() - began
-    return {"rows": len(rows), "features": len(done), "seconds": seconds, "peak_mib": peak(), "before_mib": before}
+    table = datasets.Dataset.from_list(rows)
+    plain = {"batched": True, "remove_columns": table.column_names}
+    return lambda cache: table.map(features, cache_file_name=f"{cache}/map.arrow", **plain)
 
 
-def reviews(path: Path, count: int) -> None:
-    """`count` made-up reviews of about 100 tokens, one JSON object a line."""
+def reviews(file: str, sample: str) -> Way:
+    """Encoded reviews, `sample` of them drawn."""
+    stars = {"type": "classification", "labels": ["1", "2", "3", "4", "5"], "max_length": 256}
+    return lambda cache: load(file, cache, stars, shape="amazon", sample=int(sample))
+
+
+def cut_questions(source: str, target: Path) -> int:
+    """Writes the SQuAD file with each question cut to QUESTION tokens, shorter ones left out; how many are left."""
+    words, left = tokenizer(), 0
+    document = json.loads(Path(source).read_text(encoding="utf-8"))
+    for paragraph in (paragraph for article in document["data"] for paragraph in article["paragraphs"]):
+        kept = []
+        for qa in paragraph["qas"]:
+            ends = words(qa["question"], add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
+            cut = qa["question"][: ends[QUESTION - 1][1]] if len(ends) >= QUESTION else ""
+            if len(words(cut, add_special_tokens=False)["input_ids"]) == QUESTION:
+                kept.append({**qa, "question": cut})
+        paragraph["qas"] = kept
+        left += len(kept)
+    target.write_text(json.dumps(document), encoding="utf-8")
+    return left
+
+
+def check_same_windows(file: str, folder: str) -> int:
+    """How many windows both ways make of a file, after comparing ids, types and answers of each."""
+    here, there = ours(file)(folder), mapped(file)(folder)
+    assert len(here) == len(there), (len(here), len(there))
+    answers = 0
+    for i, other in enumerate(there):
+        feature = here[i]
+        length = sum(other["attention_mask"])
+        assert feature.input_ids.tolist() == other["input_ids"][:length], i
+        assert feature.token_type_ids.tolist() == other["token_type_ids"][:length], i
+        answers += feature.labels.tolist() == [other["start_positions"], other["end_positions"]]
+    # the two read an answer differently where it ends inside a token
+    assert answers > 0.99 * len(there), (answers, len(there))
+    return len(here)
+
+
+def write_reviews(path: Path, count: int) -> None:
+    """`count` made-up reviews of about 100 words, one JSON object a line."""
     draw = random.Random(0)
-    words = [
-        line
-        for line in (Path(__file__).parents[1] / "road_ds/sample_data/tokenizer/vocab.txt").read_text().split()
-        if line.isalpha()
-    ]
+    vocabulary = Path(__file__).parents[1] / "road_ds/sample_data/tokenizer/vocab.txt"
+    words = [line for line in vocabulary.read_text(encoding="utf-8").split() if line.isalpha()]
     with path.open("w", encoding="utf-8") as file:
         for _ in range(count):
-            text = " ".join(draw.choices(words, k=max(5, int(draw.lognormvariate(4.3, 0.6)))))
+            text = " ".join(draw.choices(words, k=max(5, int(draw.lognormvariate(4.44, 0.6)))))
             file.write(json.dumps({"overall": float(draw.randint(1, 5)), "reviewText": text}) + "\n")
 
 
-def apart(*arguments: str) -> dict:
-    """What this script prints as JSON in a process of its own."""
-    done = subprocess.run([sys.executable, __file__, "--one", *arguments], capture_output=True, text=True, check=True)
+def apart(kind: str, *arguments: str) -> dict:
+    """What one turn of `kind` measured, in a process of its own."""
+    command = [sys.executable, __file__, "--turn", kind, *arguments]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     return json.loads(done.stdout.splitlines()[-1])
+
+
+def turn(kind: str, *arguments: str) -> dict:
+    """Seconds (libraries already imported), features and peak memory in MiB of one way on one file."""
+    import datasets  # noqa: F401
+
+    from road_ds import features, tasks  # noqa: F401
+
+    kinds: dict[str, Callable[..., Way]] = {"ours": ours, "mapped": mapped, "reviews": reviews}
+    way = kinds[kind](*arguments)
+    tokenizer()
+    with tempfile.TemporaryDirectory() as cache:
+        before = peak()
+        began = time.perf_counter()
+        made = len(way(cache))
+        seconds = time.perf_counter() - began
+    return {"features": made, "seconds": round(seconds, 3), "peak_mib": round(peak()), "before_mib": round(before)}
+
+
+def peak() -> float:
+    """The peak resident size of this process in MiB, mapped files included."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def speed(squad: str, turns: int, folder: str) -> dict:
+    """Rows a second of both ways on the same rows, and how many times faster ours is: medians, least and most."""
+    file = Path(folder) / "questions.json"
+    rows = cut_questions(squad, file)
+    windows = check_same_windows(str(file), folder)
+    pairs = [(apart("ours", str(file)), apart("mapped", str(file))) for _ in range(turns)]
+    result: dict[str, Any] = {"squad": Path(squad).name, "rows": rows, "windows": windows, "turns": turns}
+    for name, measured in zip(("ours", "mapped"), zip(*pairs, strict=True), strict=True):
+        seconds = [one["seconds"] for one in measured]
+        result[name] = {"rows_per_second": round(rows / statistics.median(seconds)), "seconds": seconds}
+    ratios = [other["seconds"] / own["seconds"] for own, other in pairs]
+    result["times_faster"] = {
+        "median": round(statistics.median(ratios), 2), "least": round(min(ratios), 2), "most": round(max(ratios), 2)
+    }  # fmt: skip
+    return result
+
+
+def memory(counts: list[int], sample: int, folder: str) -> list[dict]:
+    """Peak memory by number of rows, of which `sample` are drawn."""
+    result = []
+    for count in counts:
+        file = Path(folder) / f"{count}.jsonl"
+        write_reviews(file, count)
+        result.append({"rows": count, "mib_on_disk": round(file.stat().st_size / 2**20)}
+                      | apart("reviews", str(file), str(sample)))  # fmt: skip
+        print(json.dumps(result[-1]), file=sys.stderr, flush=True)
+        file.unlink()
+    return result
 
 
 def main() -> None:
     """Measures, prints, and writes JSON."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--rows", type=int, nargs="+", default=[5_000, 20_000, 80_000])
+    parser.add_argument("--quick", action="store_true", help="one turn and few rows: shows that it runs")
     parser.add_argument("--squad", default="road_ds/sample_data/places.train.json", help="a SQuAD file")
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--json")
-    parser.add_argument("--one", nargs="+", help=argparse.SUPPRESS)
+    parser.add_argument("--turns", type=int, default=7)
+    parser.add_argument("--rows", type=int, nargs="*", default=[20_000, 200_000, 1_000_000])
+    parser.add_argument("--sample", type=int, default=1_000_000, help="rows drawn from the reviews")
+    parser.add_argument("--json", metavar="FILE")
+    parser.add_argument("--turn", nargs="+", help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.one:
-        kind, file = options.one
-        span = {
-            "type": "span_qa",
-            "max_length": LENGTH,
-            "doc_stride": LENGTH - OVERLAP - 20,
-        }  # 20: question and special tokens
-
-        stars = {"type": "classification", "labels": ["1", "2", "3", "4", "5"], "max_length": 256}
-        runs = {
-            "ours": lambda: ours(file, span, {}),
-            "map": lambda: mapped(file),
-            "reviews": lambda: ours(file, stars, {"shape": "amazon"}),
-        }
-        print(json.dumps(runs[kind]()))
+    if options.turn:
+        print(json.dumps(turn(*options.turn)))
         return
-    result: dict = {"cores": os.cpu_count(), "threads": 1, "squad": Path(options.squad).name}
-    for kind in ("ours", "map"):
-        times = [apart(kind, options.squad) for _ in range(options.repeats)]
-        best = min(times, key=lambda run: run["seconds"])
-        result[kind] = {
-            **best,
-            "rows_per_second": best["rows"] / best["seconds"],
-            "all_seconds": [t["seconds"] for t in times],
-        }
-    result["speedup"] = result["ours"]["rows_per_second"] / result["map"]["rows_per_second"]
-    result["memory"] = []
+    turns, counts = (1, [500, 2000]) if options.quick else (options.turns, options.rows)
     with tempfile.TemporaryDirectory() as folder:
-        for count in options.rows:
-            file = Path(folder) / f"{count}.jsonl"
-            reviews(file, count)
-            result["memory"].append(apart("reviews", str(file)))
-            file.unlink()
-    if len(result["memory"]) > 1:
-        first, last = result["memory"][0], result["memory"][-1]
-        slope = max(0.0, last["peak_mib"] - first["peak_mib"]) / (last["rows"] - first["rows"])
-        result["million_rows_mib"] = last["peak_mib"] + slope * (1_000_000 - last["rows"])
+        result = {
+            "cores": os.cpu_count(),
+            "threads": 1,
+            "speed": speed(options.squad, turns, folder) if turns else None,
+            "memory": {"sample": options.sample, "runs": memory(counts, options.sample, folder)},
+        }
     text = json.dumps(result, indent=2)
     print(text)
     if options.json:

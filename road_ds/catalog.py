@@ -351,7 +351,7 @@ CATALOG: dict[str, Entry] = {
         files=(
             _tsv(
                 {"text_a": "#1 String", "text_b": "#2 String", "label": "Quality"},
-                {"text_a": "#1 String", "text_b": "#2 String"},
+                {"id": "index", "text_a": "#1 String", "text_b": "#2 String"},
             ),
             Files(
                 "tsv",
@@ -402,6 +402,17 @@ CATALOG: dict[str, Entry] = {
         rows={"train": 635, "dev": 71, "test": 146},
         note="dev shares sentences with train under the opposite label: a model that learns scores below the majority "
         "(56.3 on dev, 65.1 on test), and most published systems leave the task out",
+    ),
+    "ax": Entry(
+        task="nli",
+        metric="mcc",
+        licence=GLUE_LICENCE,
+        citation=GLUE_CITATION,
+        hub=Hub("nyu-mll/glue", "ax", {"test": "test"}, {"columns": {"id": "idx"}}),
+        files=(Files("tsv", {"test": "AX.tsv"}, {"columns": {"id": "index", "text_a": "sentence1", "text_b": "sentence2"}, "quoting": False}),),
+        train="test",
+        rows={"test": 1_104},
+        note="GLUE's diagnostic rows: no labels, for the leaderboard's zip only",
     ),
 }  # fmt: skip
 

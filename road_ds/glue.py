@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from road_ds.catalog import CATALOG, GLUE
+from road_ds.catalog import CATALOG, GLUE, TASKS
 from road_ds.config import DatasetSpec
 from road_ds.errors import RoadError
 from road_ds.evaluation import Evaluated
@@ -26,6 +26,7 @@ FILES = {
     ("qnli", "test"): "QNLI.tsv",
     ("rte", "test"): "RTE.tsv",
     ("wnli", "test"): "WNLI.tsv",
+    ("ax", "test"): "AX.tsv",  # by the model of MNLI
 }
 DEV = {name: ["dev"] for name in GLUE} | {"mnli": ["dev", "dev_mismatched"]}
 SECOND = {"mrpc": "accuracy", "qqp": "accuracy", "stsb": "spearman"}  # averaged with the first metric, as GLUE does
@@ -49,15 +50,10 @@ def models_of(folder: str) -> dict[str, Path]:
 def rows_of(name: str, part: str, data: str | None) -> list[Example]:
     """The rows of a part from the hub, or from `data`/NAME. Test rows have no labels."""
     path = None if data is None else str(Path(data) / name)
-    spec = DatasetSpec(task=name, catalog=name, dev=part, path=path)
     if not part.startswith("test"):
-        return read_part(name, "dev", spec).examples
-    unlabelled = spec.model_copy(update={"drop_labels": []})
-    rows = read_part(
-        name,
-        "dev",
-        DatasetSpec.model_validate(unlabelled.model_dump(include={"task", "catalog", "dev", "path", "drop_labels"})),
-    )
+        return read_part(name, "dev", DatasetSpec(task=name, catalog=name, dev=part, path=path)).examples
+    # the hub labels them -1, which is no reason to drop them here
+    rows = read_part(name, "dev", DatasetSpec(task=name, catalog=name, dev=part, path=path, drop_labels=[]))
     return [replace(example, label=None) for example in rows.examples]
 
 
@@ -98,21 +94,33 @@ def report(results: Mapping[str, Evaluated]) -> str:
 
 
 def write_predictions(models: Mapping[str, Path], data: str | None, batch_size: int, file: str) -> None:
-    """Writes the leaderboard's zip: one TSV a test part, `index` and `prediction`; a warning names what is not there."""
+    """Writes the leaderboard's zip: one TSV a test part, `index` and `prediction`; warnings name what is not there."""
+    if "mnli" in models:
+        models = {**models, "ax": models["mnli"]}
     with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
         for (name, part), target in FILES.items():
             if name in models:
                 predictor = Predictor.load(str(models[name]))
-                examples = rows_of(name, part, data)
-                values = predictions(name, predictor, examples, batch_size)
-                lines = (f"{index}\t{value}\n" for index, value in enumerate(values))
-                archive.writestr(target, "index\tprediction\n" + "".join(lines))
+                lines = predictions(name, predictor, rows_of(name, part, data), batch_size)
+                archive.writestr(target, "index\tprediction\n" + "".join(f"{i}\t{value}\n" for i, value in lines))
     if missing := [target for (name, _), target in FILES.items() if name not in models]:
-        warn(f"{file}: the leaderboard also wants {', '.join(missing)} and AX.tsv")
+        warn(f"{file}: the leaderboard also wants {', '.join(missing)}")
 
 
-def predictions(name: str, predictor: Predictor, examples: list[Example], batch_size: int) -> Iterator[str]:
-    """Test predictions in the leaderboard's words: 0 and 1 where its files have them, names elsewhere, 0 to 5 for STS-B."""
+def predictions(name: str, predictor: Predictor, examples: list[Example], batch_size: int) -> Iterator[tuple[int, str]]:
+    """Test predictions by row in the leaderboard's words: 0 and 1 where its files have them, names elsewhere, 0 to 5.
+
+    A row that could not be read (QQP has empty questions) gets the first label, as the leaderboard wants every row.
+    """
     words = {label: given for given, label in CATALOG[name].settings.get("label_map", {}).items()}
-    for value in predictor.predict(examples, batch_size):
-        yield f"{min(5.0, max(0.0, value)):.3f}" if isinstance(value, float) else words.get(value.label, value.label)
+    found = {}
+    for example, value in zip(examples, predictor.predict(examples, batch_size), strict=True):
+        number = min(5.0, max(0.0, value)) if isinstance(value, float) else None
+        found[int(example.id)] = words.get(value.label, value.label) if number is None else f"{number:.3f}"
+    labels = TASKS[CATALOG[name].task].get("labels")
+    first = words.get(labels[0], labels[0]) if labels else "0.000"
+    if missing := [index for index in range(max(found) + 1) if index not in found]:
+        warn(
+            f"{name}: {len(missing)} test rows could not be read and are predicted as {first}, the first: {missing[0]}"
+        )
+    yield from ((index, found.get(index, first)) for index in range(max(found) + 1))

@@ -3,12 +3,12 @@
 import json
 import subprocess
 import sys
-import zipfile
 
 import pytest
 import torch
 from runs import ROOT, SHARED, TINY_ELECTRA, free_port
 from stand_in_hub import client_environment, serve
+from test_glue import GLUE_FILES
 from test_publishers import CONTEXT, SECTION
 
 from road_ds.__main__ import main
@@ -100,62 +100,7 @@ def test_where_rows_are_not(tmp_path):
         sources(CATALOG["newsqa"], "train", None)
 
 
-# ------------------------------------------------------------------------------------------------------------- GLUE
-
-GLUE_FILES = {  # name -> (train.tsv, test.tsv, label of the row)
-    "cola": ("gj04\t0\t*\tHe \"go.\n", "index\tsentence\n0\tHe went.\n", "unacceptable"),
-    "sst2": ("sentence\tlabel\na \"fine film \t1\n", "index\tsentence\n0\tbad\n", "positive"),
-    "mrpc": (
-        "\ufeffQuality\t#1 ID\t#2 ID\t#1 String\t#2 String\n1\t7\t8\tHe said \"no.\tNo, he said.\n",
-        "index\t#1 ID\t#2 ID\t#1 String\t#2 String\n0\t7\t8\ta\tb\n",
-        "equivalent",
-    ),
-    "stsb": (
-        "index\tgenre\tfilename\tyear\told_index\tsource1\tsource2\tsentence1\tsentence2\tscore\n0\tm\tf\t2012\t1\tn\tn\tA\tB\t3.800\n",
-        "index\tgenre\tfilename\tyear\told_index\tsource1\tsource2\tsentence1\tsentence2\n0\tm\tf\t2012\t1\tn\tn\tA\tB\n",
-        "3.800",
-    ),
-    "qqp": (
-        "id\tqid1\tqid2\tquestion1\tquestion2\tis_duplicate\n5\t1\t2\tWhy?\tWhat for?\t1\n6\t1\t2\tcut\n7\t1\t2\t\tx\t0\n",
-        "id\tquestion1\tquestion2\n0\ta\tb\n",
-        "duplicate",
-    ),
-    "qnli": (
-        "index\tquestion\tsentence\tlabel\n0\tWho?\tBo did.\tnot_entailment\n", "index\tquestion\tsentence\n0\ta\tb\n",
-        "not_entailment",
-    ),
-    "rte": (
-        "index\tsentence1\tsentence2\tlabel\n0\tA\tB\tentailment\n", "index\tsentence1\tsentence2\n0\ta\tb\n",
-        "entailment",
-    ),
-    "wnli": ("index\tsentence1\tsentence2\tlabel\n0\tA\tB\t0\n", "index\tsentence1\tsentence2\n0\ta\tb\n", "not_entailment"),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("name", GLUE_FILES)
-def test_glue_files(tmp_path, name):
-    train, test, label = GLUE_FILES[name]
-    (tmp_path / "train.tsv").write_text(train, encoding="utf-8")
-    (tmp_path / "test.tsv").write_text(test, encoding="utf-8")
-    reading = read_part(name, "train", DatasetSpec(task="t", catalog=name, train="train", path=str(tmp_path)))
-    assert [e.label for e in reading.examples] == [label]
-    assert len(reading.skipped) == (2 if name == "qqp" else 0)
-    (example,) = read_part(
-        name, "train", DatasetSpec(task="t", catalog=name, train="test", path=str(tmp_path))
-    ).examples
-    assert example.label is None
-
-
-def test_mnli_files(tmp_path):
-    head = "index\tpromptID\tpairID\tgenre\tsentence1_binary_parse\tsentence2_binary_parse\tsentence1_parse\tsentence2_parse\tsentence1\tsentence2\tlabel1\tgold_label\n"
-    row = '\t1\t1n\tfiction\t(\t(\t(\t(\tA "b\tC\tneutral\t'
-    (tmp_path / "dev_mismatched.tsv").write_text(f"{head}0{row}neutral\n1{row}-\n", encoding="utf-8")
-    reading = read_part(
-        "mnli", "train", DatasetSpec(task="t", catalog="mnli", train="dev_mismatched", path=str(tmp_path))
-    )
-    assert [(e.text_a, e.label) for e in reading.examples] == [('A "b', "neutral")]
-    assert reading.dropped == {"-": 1}
-
+# -------------------------------------------------------------------------------------------------------- real rows
 
 real = pytest.mark.skipif(not SHARED.is_dir(), reason=f"real rows are not at {SHARED}")
 
@@ -191,7 +136,7 @@ def test_another_number_of_rows_is_a_warning(tmp_path, cache, capsys):
 
 NQ_TOKENS = ["Title", "<P>", "The", "Eiffel", "Tower", "is", "tall", "</P>"]
 LABELS = {  # in the hub's order, which is not always ours
-    "mnli": ["entailment", "neutral", "contradiction"], "snli": ["entailment", "neutral", "contradiction"],
+    **{name: ["entailment", "neutral", "contradiction"] for name in ("mnli", "snli", "ax")},
     "qqp": ["not_duplicate", "duplicate"], "qnli": ["entailment", "not_entailment"],
     "rte": ["entailment", "not_entailment"], "wnli": ["not_entailment", "entailment"],
     "mrpc": ["not_equivalent", "equivalent"], "cola": ["unacceptable", "acceptable"], "sst2": ["negative", "positive"],
@@ -223,6 +168,7 @@ ROWS = {  # as the hub's clients give them
     "qqp": {"idx": 0, "question1": "A", "question2": "B", "label": 1},
     "qnli": {"idx": 0, "question": "A", "sentence": "B", "label": 1},
     "stsb": {**PAIR, "label": 3.5},
+    "ax": {"idx": 0, "premise": "A", "hypothesis": "B", "label": -1},
     **{name: {"idx": 0, "sentence": "A", "label": 1} for name in ("cola", "sst2")},
     **dict.fromkeys(("mrpc", "rte", "wnli"), PAIR),
 }  # fmt: skip
@@ -242,15 +188,18 @@ EXPECTED = {  # label and answers of each row
     **{name: [[None, ["Bo"]]] for name in ("qa_srl", "qa_srl_gs", "newsqa", "triviaqa")},
     "squad": [[None, ["Rouen"]]], "squad2": [[None, ["Rouen"]]], "natural_questions": [[None, ["Eiffel Tower"]]],
     "qa_zre": [[None, ["it"]]], "quac": [[None, ["He sang."]], [None, []]], "stsb": [[3.5, []]], "amazon": [["4", []]],
+    "ax": [["-1", []]],
 }  # fmt: skip
 CLIENT = """
 import json, sys
+from road_ds.catalog import CATALOG
 from road_ds.config import DatasetSpec
 from road_ds.features import read_part
 from road_ds.errors import RoadError
 for name in json.loads(sys.argv[1]):
     try:
-        examples = read_part(name, "train", DatasetSpec(task="t", catalog=name, train="train")).examples
+        spec = DatasetSpec(task="t", catalog=name, train=CATALOG[name].train)
+        examples = read_part(name, "train", spec).examples
         print(json.dumps([[e.label, [a.text for a in e.answers or ()]] for e in examples]), flush=True)
     except RoadError as error:
         print(json.dumps(str(error)), flush=True)
@@ -266,7 +215,7 @@ def hub_files(root) -> None:
     for name, row in ROWS.items():
         hub = CATALOG[name].hub
         more = [row, {**row, "label": -1}] if name == "snli" else [row]
-        split = hub.parts["train"].partition("[")[0]
+        split = hub.parts[CATALOG[name].train].partition("[")[0]
         rows.setdefault((hub.path, hub.config, split), ([], LABELS.get(name)))[0].extend(more)
         configs.setdefault(hub.path, {})[hub.config] = split
     for (path, folder, split), (found, labels) in rows.items():
@@ -317,8 +266,11 @@ def test_every_entry_from_a_saved_folder(tmp_path, name):
     dataset = Dataset.from_list([DISK_ROWS[name]])
     if name in LABELS:
         dataset = dataset.cast_column("label", ClassLabel(names=LABELS[name]))
-    DatasetDict(train=dataset).save_to_disk(str(tmp_path / "saved"))
-    spec = DatasetSpec(task="t", catalog=name, train="train", path=str(tmp_path / "saved"))
+    part = CATALOG[name].train
+    hub = CATALOG[name].hub
+    split = hub.parts[part].partition("[")[0] if hub else part
+    DatasetDict({split if split != "dev" else "validation": dataset}).save_to_disk(str(tmp_path / "saved"))
+    spec = DatasetSpec(task="t", catalog=name, train=part, path=str(tmp_path / "saved"))
     found = read_part(name, "train", spec).examples
     assert [[e.label, [a.text for a in e.answers or ()]] for e in found] == EXPECTED[name]
 
@@ -429,42 +381,3 @@ def test_a_pretrained_classifier_with_another_order_of_labels(tmp_path):
         tokenizer.save_pretrained(folder)
         accuracies.append(Predictor.load(str(folder)).evaluate(examples).scores["accuracy"])
     assert accuracies[0] == accuracies[1] > 0
-
-
-def test_the_glue_table_and_zip(tmp_path, capsys):
-    """RTE by its own folder, STS-B and CoLA by task; a zip with the leaderboard's words."""
-    from transformers import ElectraConfig, ElectraForSequenceClassification
-
-    tokenizer = load_tokenizer(road(["rte"]).model)
-    for name in ("rte", "stsb", "cola"):
-        labels = TASKS[name].get("labels", ["value"])
-        config = ElectraConfig(**TINY_ELECTRA, vocab_size=len(tokenizer), id2label=dict(enumerate(labels)),
-                               label2id={label: i for i, label in enumerate(labels)}, problem_type="regression" if name == "stsb" else None)  # fmt: skip
-        ElectraForSequenceClassification(config).save_pretrained(tmp_path / "model" / name)
-        tokenizer.save_pretrained(tmp_path / "model" / name)
-        train, test, _ = GLUE_FILES[name]
-        (tmp_path / "glue" / name).mkdir(parents=True)
-        *_, last = train.splitlines(keepends=True)
-        (tmp_path / "glue" / name / "dev.tsv").write_text(train + last.replace("0\t", "1\t", 1), encoding="utf-8")
-        (tmp_path / "glue" / name / "test.tsv").write_text(test, encoding="utf-8")
-    command = [
-        "evaluate",
-        str(tmp_path / "model"),
-        "--glue",
-        "--path",
-        str(tmp_path / "glue"),
-        "--zip",
-        str(tmp_path / "g.zip"),
-    ]
-    assert main(command) == 0
-    shown = capsys.readouterr()
-    assert "pearson / spearman" in shown.out and "mcc" in shown.out and "average of 3 sets" in shown.out
-    assert "also wants SST-2.tsv, MRPC.tsv" in shown.err
-    with zipfile.ZipFile(tmp_path / "g.zip") as archive:
-        found = {name: archive.read(name).decode().splitlines() for name in archive.namelist()}
-    assert set(found) == {"CoLA.tsv", "STS-B.tsv", "RTE.tsv"}
-    assert all(lines[0] == "index\tprediction" and len(lines) == 2 for lines in found.values())
-    assert found["CoLA.tsv"][1] in ("0\t0", "0\t1") and found["RTE.tsv"][1].split("\t")[1] in TASKS["rte"]["labels"]
-    assert 0 <= float(found["STS-B.tsv"][1].split("\t")[1]) <= 5
-    assert main(["evaluate", str(tmp_path), "--glue"]) == 2
-    assert "holds no model of a GLUE set" in capsys.readouterr().err
