@@ -76,3 +76,15 @@ def test_a_run_writes_table_and_json(load, name, monkeypatch, tmp_path, capsys):
     assert all(row["p20 us"] <= row["p50 us"] <= row["p80 us"] for row in written["rows"])
     assert written["environment"]["torch"] == torch.__version__
     assert "| eager | 4 | 3 | 2 |" in capsys.readouterr().out
+
+
+def test_both_ways_of_encoding_make_the_same_windows(load, tmp_path):
+    bench = load("bench_encoding")
+    text = "Ōsaka castle 🏯 was built in 1583, says the guide. " * 60
+    qas = [{"id": f"q{i}", "question": f"Which castle was built in {i} {i}?", "is_impossible": False,
+            "answers": [{"text": "1583", "answer_start": text.index("1583", 500 * i)}]} for i in range(4)]  # fmt: skip
+    file = tmp_path / "squad.json"
+    file.write_text(json.dumps({"data": [{"title": "", "paragraphs": [{"context": text, "qas": qas}]}]}))
+    cut = tmp_path / "cut.json"
+    assert bench.cut_questions(str(file), cut) == 4
+    assert bench.check_same_windows(str(cut), str(tmp_path)) > 8

@@ -2,16 +2,18 @@
 
 import json
 import re
+import tracemalloc
 
 import pytest
 import torch
 from runs import tiny_config
 from transformers import AutoModelForQuestionAnswering, ElectraConfig
 
-from road_ds.check import memory, parameters, report
+from road_ds.check import memory, parameters, report, shared_texts
 from road_ds.config import load_config
 from road_ds.model import base_config, load_tokenizer
 from road_ds.passes import Passes
+from road_ds.readers import Example
 from road_ds.tasks import heads
 
 
@@ -121,3 +123,22 @@ def test_rows_left_out_are_counted(pairs):
     assert dropped == "a train: rows dropped by label: {'-': 3}"
     assert dev.startswith("a dev: 1 bad rows skipped, the first: ") and "a.dev.jsonl:4: column 'text'" in dev
     assert cells(plan, "a ")[2] == "30"
+
+
+def test_texts_of_train_are_not_held():
+    """Dev rows that stand in train are counted (each as often as it comes) while train rows pass one by one."""
+
+    class Rows:
+        def __init__(self, *numbers):
+            self.numbers = numbers
+
+        def examples(self):
+            return (Example(str(i), f"{i} " + "long " * 200, None, None, None, "") for i in self.numbers)
+
+    dev = Rows(3, 3, 7, 90_000)
+    tracemalloc.start()
+    try:
+        assert shared_texts(Rows(*range(20_000), 3), dev) == 3
+        assert tracemalloc.get_traced_memory()[1] < 2_000_000, "20,000 texts of 1 KB are 20 MB"
+    finally:
+        tracemalloc.stop()
