@@ -135,12 +135,15 @@ def datasets(options: argparse.Namespace) -> None:
         "note": entry.note,
     }
     print(*(f"{key:<9} {value}" for key, value in shown.items() if value), sep="\n")
-    if options.path is None:
+    usual = f"data/{options.name}"
+    path = options.path or (usual if Path(usual).is_dir() else None)
+    if path is None:
+        place = "the hub" if entry.hub else usual
         print(
-            f'\nrows would come from the hub; --path FOLDER shows three of a folder ("{options.name}": {{"path": ...}})'
+            f'\nrows would come from {place}; --path FOLDER shows three of a folder ("{options.name}": {{"path": ...}})'
         )
     else:
-        show_rows(options.name, options.part, options.path)
+        show_rows(options.name, options.part or entry.train, path)
 
 
 def show_rows(name: str, part: str, path: str) -> None:
@@ -247,7 +250,7 @@ def parser() -> argparse.ArgumentParser:
     added = command("datasets", datasets)
     added.add_argument("name", nargs="?", metavar="NAME", help="shows this one (default: lists all)")
     added.add_argument("--path", metavar="FOLDER", help="the publisher's files, or a save_to_disk folder")
-    added.add_argument("--part", default="train", help="whose rows are shown (default train)")
+    added.add_argument("--part", help="whose rows are shown (default: the one to train on)")
 
     added = command("export", export)
     added.add_argument(

@@ -465,15 +465,21 @@ def expand(road: Settings) -> Settings:
     return {**road, "tasks": tasks, "datasets": expanded}
 
 
-def sources(found: Entry, part: str, path: str | None) -> tuple[str, Settings]:
+def sources(name: str, part: str, path: str | None) -> tuple[str, Settings]:
     """Where a part's rows are, and the settings that read them: {"format", "path", ...}; the first is file or split.
 
-    `path` is None for the hub, else a save_to_disk folder or one with the publisher's files. RoadError that says what
-    to bring where there is no such part or the folder holds none of the files.
+    `path` is a save_to_disk folder or one with the publisher's files; without it rows come from the hub, or from
+    data/NAME if the hub has none. RoadError that says what to bring where there is no such part or file.
     """
+    found = entry(name)
+    if path is None and found.hub is None:
+        path = f"data/{name}"
+        if not Path(path).is_dir():
+            raise RoadError(
+                f'no hub has its rows as data ({found.note}); bring {bring(found)} to {path}, or set "path"'
+            )
     if path is None:
-        if found.hub is None:
-            raise RoadError(f'no hub has its rows as data ({found.note}); set "path" to a folder with {bring(found)}')
+        assert found.hub is not None
         if part not in found.hub.parts:
             raise RoadError(
                 f"the hub has no part {part!r}{nearest(part, found.hub.parts)}; it has {', '.join(found.hub.parts)}"

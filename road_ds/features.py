@@ -199,7 +199,7 @@ def _of_catalog(name: str, part: str, spec: DatasetSpec) -> tuple[str, DatasetSp
     """File or split, and the entry's settings under those that the user gave."""
     given = spec.model_dump(exclude_unset=True, exclude={"path"})
     try:
-        source, settings = catalog.sources(catalog.entry(spec.catalog or ""), part, spec.path)
+        source, settings = catalog.sources(spec.catalog or "", part, spec.path)
     except RoadError as error:
         raise RoadError(f"datasets.{name}: {error}") from None
     return source, validated(DatasetSpec, {**settings, **given}, f"datasets.{name}")

@@ -86,6 +86,14 @@ def test_entries_fit_their_tasks():
     assert set(GLUE) < set(CATALOG)
 
 
+def test_what_no_hub_has_is_looked_for_in_data(tmp_path, monkeypatch):
+    (tmp_path / "data" / "quac").mkdir(parents=True)
+    (tmp_path / "data" / "quac" / "val_v0.2.json.gz").touch()
+    monkeypatch.chdir(tmp_path)
+    source, settings = sources("quac", "dev", None)
+    assert (source, settings["format"], settings["shape"]) == ("data/quac/val_v0.2.json.gz", "items", "quac")
+
+
 def test_where_rows_are_not(tmp_path):
     spec = DatasetSpec(task="nli", catalog="snli", train="train", path=str(tmp_path))
     with pytest.raises(
@@ -93,11 +101,11 @@ def test_where_rows_are_not(tmp_path):
     ):
         read_part("s", "train", spec)
     with pytest.raises(RoadError, match=r"no such folder; expected one that save_to_disk wrote, or one with snli_1.0"):
-        sources(CATALOG["snli"], "train", str(tmp_path / "none"))
+        sources("snli", "train", str(tmp_path / "none"))
     with pytest.raises(RoadError, match=r"no part 'valid'; did you mean|no part 'valid'; it has train, dev, test"):
-        sources(CATALOG["snli"], "valid", None)
+        sources("snli", "valid", None)
     with pytest.raises(RoadError, match=r"no hub has its rows as data .*licence.*combined-newsqa-data-v1.json"):
-        sources(CATALOG["newsqa"], "train", None)
+        sources("newsqa", "train", None)
 
 
 # -------------------------------------------------------------------------------------------------------- real rows
@@ -256,7 +264,7 @@ def test_without_a_hub_the_error_says_which_files_to_bring(tmp_path):
         "set path to a folder that save_to_disk wrote, or to one with train-v2.0.json and dev-v2.0.json"
         in found["squad2"]
     )
-    assert 'script only); set "path" to a folder with train_v0.2.json and val_v0.2.json' in found["quac"]
+    assert 'script only); bring train_v0.2.json and val_v0.2.json to data/quac, or set "path"' in found["quac"]
 
 
 @pytest.mark.parametrize("name", CATALOG)
@@ -311,7 +319,7 @@ def trained(labels, cache, steps=4):
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     for step in range(steps):
         batch = collate(source, range(8 * step, 8 * step + 8), tokenizer.pad_token_id)
-        supervised(model(batch, "nli").logits, batch.labels).total.backward()
+        supervised(model(batch, "nli"), batch.labels).total.backward()
         optimizer.step()
         optimizer.zero_grad()
     with torch.no_grad():
