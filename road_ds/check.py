@@ -109,6 +109,10 @@ def dataset_plan(
             warnings.append(
                 f"{name} {part}: {len(source.manifest['skipped'])} bad rows skipped, the first: {source.manifest['skipped'][0]}"
             )
+        if source is not None and source.manifest["negatives"]:
+            warnings.append(
+                f"{name} {part}: {source.manifest['negatives']:,} of the rows are negative questions made here"
+            )
         if source is not None and source.manifest["dropped"]:
             warnings.append(f"{name} {part}: rows dropped by label: {source.manifest['dropped']}")
     return DatasetPlan(

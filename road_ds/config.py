@@ -66,6 +66,7 @@ class DatasetSpec(Strict):
     sample_seed: Annotated[int, Field(ge=0)] = 0
     stratified: bool = False  # the sample holds as many rows of each label
     drop_duplicates: bool = False
+    negatives: Annotated[float, Field(ge=0, le=1)] = 0.0  # unanswerable copies of so many questions of the train part
     both_orders: bool = False  # a pair trains as (a, b) and as (b, a)
     history_turns: Annotated[int, Field(ge=0)] = 0
     context_words: Annotated[int, Field(ge=1)] | None = None

@@ -23,6 +23,7 @@ from road_ds.config import DatasetSpec, validated
 from road_ds.errors import RoadError
 from road_ds.hub import local_file
 from road_ds.log import progress, warn, write_json
+from road_ds.negatives import with_negatives
 from road_ds.readers import Answer, Example, Reading, choose, stream
 
 ENCODING = 2  # part of every cache key: raise it when the same rows encode to other features
@@ -170,7 +171,7 @@ class Source:
         if spec.catalog is not None:
             source, spec = _of_catalog(name, source, spec)
         if part == "dev":
-            spec = spec.model_copy(update={"both_orders": False})
+            spec = spec.model_copy(update={"both_orders": False, "negatives": 0.0})
         return cls(name, part, source if spec.format in ("hub", "disk") else str(local_file(source)), spec, metric)
 
     @property
@@ -179,7 +180,13 @@ class Source:
         return self.spec.format in ("hub", "disk", "qasrl_gs") or self.spec.shape == "trivia_qa"
 
     def examples(self, reading: Reading) -> Iterator[Example]:
-        """The examples one by one, labels renamed by `label_map`; what is left out is noted in `reading`."""
+        """The examples one by one, labels renamed by `label_map`; what is left out or made is noted in `reading`."""
+        if not self.spec.negatives:
+            return self._given(reading)
+        readings = iter((Reading(), reading))  # the first time only entities are collected
+        return with_negatives(lambda: self._given(next(readings)), self.spec.negatives, reading)
+
+    def _given(self, reading: Reading) -> Iterator[Example]:
         chosen = None if not isinstance(self.spec.dev, float) else self._held_out(self.spec.dev)
         for example in stream(self.source, self.spec, reading, chosen):
             if isinstance(example.label, str) and example.label in self.spec.label_map:
@@ -234,6 +241,8 @@ def load_features(name: str, part: Part, spec: DatasetSpec, task: Any, tokenizer
     labels. Processes that share the cache wait for the first to finish. RoadError for anything wrong with the rows.
     """
     source = Source.of(name, part, spec)
+    if source.spec.negatives and task.rows_per_feature == 1:
+        raise RoadError(f"datasets.{name}.negatives: only questions over a context get negative ones, not {task.type}")
     if source.by_rows:
         content = _rows_hash(source.examples(Reading()))
     else:
@@ -281,7 +290,14 @@ def _add_row(digest: Any, example: Example) -> None:
 
 def _compare_counts(spec: DatasetSpec, source: Source, manifest: dict[str, Any]) -> None:
     """A warning where the catalog expects another number of rows than there are."""
-    if spec.catalog is None or isinstance(spec.dev, float) or source.spec.sample or spec.max_rows or spec.both_orders:
+    if (
+        spec.catalog is None
+        or isinstance(spec.dev, float)
+        or source.spec.sample
+        or spec.max_rows
+        or spec.both_orders
+        or spec.negatives
+    ):
         return
     part = spec.dev if source.part == "dev" else spec.train
     expected = catalog.entry(spec.catalog).rows.get(str(part))
@@ -352,6 +368,7 @@ def _encode(source: Source, task: Any, tokenizer: Any, folder: Path, key: str) -
                 "metric": source.metric,
                 "skipped": reading.skipped,
                 "dropped": reading.dropped,
+                "negatives": reading.negatives,
                 "rows_sha256": digest.hexdigest(),
                 "tokenizer_sha256": tokenizer_hash(tokenizer),
                 "files": {f.name: f.stat().st_size for f in staged.iterdir()},

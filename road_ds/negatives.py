@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from road_ds.readers import Example
+from road_ds.readers import Example, Reading
 
 POOL = 50_000  # entities kept of each kind
 TRIES = 20
@@ -46,12 +46,13 @@ def _names(question: str) -> Iterator[tuple[str, int, int]]:
         yield "name", start, end
 
 
-def with_negatives(read: Callable[[], Iterator[Example]], share: float) -> Iterator[Example]:
+def with_negatives(read: Callable[[], Iterator[Example]], share: float, reading: Reading) -> Iterator[Example]:
     """The examples, and behind a `share` of the answerable ones a copy that its context does not answer.
 
     In the copy an entity that the context names is replaced by one of the same kind from another question, which the
     context does not name; the copy's id is `<id>-negative`. Questions without such an entity get none. `read` gives the
-    examples anew at each call: the first reading collects entities, so that nothing else is held in memory.
+    examples anew at each call: the first time entities are collected, so that nothing else is held in memory. How many
+    were made is noted in `reading`.
     """
     # Each entity once, in the order of the rows.
     pool: dict[str, dict[str, None]] = {kind: {} for kind in (*NUMBERS, "name")}
@@ -66,6 +67,7 @@ def with_negatives(read: Callable[[], Iterator[Example]], share: float) -> Itera
         if example.answers and generator.random() < share:
             question = _replaced(example, known, generator)
             if question is not None:
+                reading.negatives += 1
                 yield replace(example, id=f"{example.id}-negative", text_a=question, answers=())
 
 

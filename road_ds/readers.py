@@ -51,6 +51,7 @@ class Reading:
     examples: list[Example] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)  # one message per bad row that skip_bad allowed
     dropped: dict[str, int] = field(default_factory=dict)  # rows left out, by label of drop_labels
+    negatives: int = 0  # questions made
 
 
 def read(source: str, spec: DatasetSpec) -> Reading:

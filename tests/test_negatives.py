@@ -1,11 +1,11 @@
 """Negative questions, on the embedded sample and on hand-made ones."""
 
 import pytest
-from runs import ROOT, SHARED
+from runs import ROOT, SHARED, tiny_config
 
 from road_ds.config import DatasetSpec
 from road_ds.negatives import entities, with_negatives
-from road_ds.readers import Answer, Example, read
+from road_ds.readers import Answer, Example, Reading, read
 
 
 def example(question: str, context: str, answer: str | None = None) -> Example:
@@ -38,7 +38,7 @@ ROWS = [
 
 
 def test_a_copy_asks_for_something_that_its_context_does_not_name():
-    found = list(with_negatives(lambda: iter(ROWS), 1.0))
+    found = list(with_negatives(lambda: iter(ROWS), 1.0, Reading()))
     copies = [e for e in found if e.id.endswith("-negative")]
     assert [e for e in found if e not in copies] == ROWS
     assert [e.id for e in copies] == [f"{ROWS[0].id}-negative", f"{ROWS[1].id}-negative"]
@@ -51,13 +51,13 @@ def test_a_copy_asks_for_something_that_its_context_does_not_name():
 
 def test_the_same_rows_give_the_same_copies_and_a_share_of_them():
     rows = sample()
-    one, two = (list(with_negatives(lambda: iter(rows), 0.3)) for _ in range(2))
+    one, two = (list(with_negatives(lambda: iter(rows), 0.3, Reading())) for _ in range(2))
     assert one == two
     added = len(one) - len(rows)
-    whole = len(list(with_negatives(lambda: iter(rows), 1.0))) - len(rows)
+    whole = len(list(with_negatives(lambda: iter(rows), 1.0, Reading()))) - len(rows)
     assert 0.2 * whole < added < 0.4 * whole
     assert len({e.id for e in one}) == len(one)
-    assert list(with_negatives(lambda: iter(rows), 0.0)) == rows
+    assert list(with_negatives(lambda: iter(rows), 0.0, Reading())) == rows
 
 
 def sample() -> list[Example]:
@@ -67,10 +67,42 @@ def sample() -> list[Example]:
 @pytest.mark.skipif(not (SHARED / "squad2").exists(), reason="the real rows are not here")
 def test_real_questions():
     rows = read(str(SHARED / "squad2" / "train.json"), DatasetSpec(task="qa")).examples
-    found = list(with_negatives(lambda: iter(rows), 1.0))
+    found = list(with_negatives(lambda: iter(rows), 1.0, Reading()))
     copies = [e for e in found if e.id.endswith("-negative")]
     assert len(copies) > 0.5 * sum(bool(e.answers) for e in rows)
     by_id = {e.id: e for e in rows}
     for copy in copies:
         original = by_id[copy.id.removesuffix("-negative")]
         assert copy.text_a != original.text_a and original.answers and copy.answers == ()
+
+
+def test_a_run_gets_them_in_its_train_part_only_and_check_counts_them(config_file):
+    from road_ds.check import report
+    from road_ds.config import load_config
+    from road_ds.model import load_tokenizer
+    from road_ds.tasks import heads
+    from road_ds.train import load_data
+
+    config = tiny_config()
+    config["road"]["datasets"]["places"] |= {"negatives": 1.0, "max_rows": 300}
+    config, ds = load_config(config_file(config))
+    train, dev = load_data(config, heads(config), load_tokenizer(config.model))
+    made = train["places"].manifest["negatives"]
+    ids = [e.id for e in train["places"].examples()]
+    assert made > 0 and sum(name.endswith("-negative") for name in ids) == made and len(ids) == 300 + made
+    assert dev["places"].manifest["negatives"] == 0
+    assert f"places train: {made} of the rows are negative questions" in report(config, ds, 1)
+
+
+def test_they_are_for_questions_only(config_file):
+    from road_ds.config import load_config
+    from road_ds.errors import RoadError
+    from road_ds.model import load_tokenizer
+    from road_ds.tasks import heads
+    from road_ds.train import load_data
+
+    config = tiny_config()
+    config["road"]["datasets"]["inference"]["negatives"] = 0.5
+    config, _ = load_config(config_file(config))
+    with pytest.raises(RoadError, match="only questions over a context"):
+        load_data(config, heads(config), load_tokenizer(config.model))
