@@ -41,7 +41,7 @@ def evaluate(options: argparse.Namespace) -> None:
     predictor = Predictor.load(options.model)
     result = predictor.evaluate(examples, options.batch_size)
     if options.json:
-        print(json.dumps({"rows": result.rows, "scores": result.scores, "baseline": result.baseline}, indent=2))
+        print(json.dumps(result.summary(), indent=2))
     else:
         print(report({Path(options.data).name: result}))
 

@@ -126,6 +126,7 @@ class RoadConfig(Strict):
     model: ModelSpec
     tasks: dict[str, dict[str, Any]]
     datasets: dict[str, DatasetSpec]
+    use: list[str] | None = None
     heads: Literal["per_task", "per_dataset"] = "per_task"
     passes: Annotated[int, Field(ge=1)] = 4
     steps: Annotated[int, Field(ge=1)] | None = None
@@ -139,6 +140,7 @@ class RoadConfig(Strict):
     dropout: Annotated[float, Field(ge=0, lt=1)] | None = None
     distill: dict[str, Any] | None = None
     seed: Annotated[int, Field(ge=0)] = 0
+    select: Literal["last", "best"] = "last"
     evaluate_every: Annotated[int, Field(ge=0)] = 0
     evaluate_batch_size: Annotated[int, Field(ge=1)] = 64
     log_every: Annotated[int, Field(ge=1)] = 10
@@ -181,6 +183,7 @@ class RoadConfig(Strict):
             raise ValueError("give either steps or epochs, not both and not neither")
         if self.warmup > 1 and self.warmup != int(self.warmup):
             raise ValueError(f"warmup {self.warmup} is neither a share (0 to 1) nor a whole number of steps")
+        self._check_use()
         for name, spec in self.datasets.items():
             if spec.task not in self.tasks:
                 raise ValueError(
@@ -196,7 +199,38 @@ class RoadConfig(Strict):
                 raise ValueError(f"sampling.weights names {sorted(given)}, but road.datasets has {sorted(known)}")
             if sum(self.sampling.weights.values()) <= 0:
                 raise ValueError("sampling.weights are all zero")
+        if self.select == "best" and not (
+            self.evaluate_every and any(self.datasets[n].dev for n in self.use or self.datasets)
+        ):
+            raise ValueError(
+                'select "best" chooses among the evaluations of a run: set evaluate_every, and give a data set a dev part'
+            )
         return self
+
+    def _check_use(self) -> None:
+        if self.use is None:
+            return
+        for name in self.use:
+            if name not in self.datasets:
+                raise ValueError(
+                    f"use names {quote(name)}, which is no data set{nearest(name, self.datasets)}; "
+                    f"road.datasets has {', '.join(self.datasets)}"
+                )
+        if not self.use or len(set(self.use)) != len(self.use):
+            raise ValueError(f"use: got {self.use}; expected one or more data sets, each once; leave it out for all")
+
+    def narrowed(self) -> "RoadConfig":
+        """The same settings with only the data sets that `use` names, in the file's order, and their tasks."""
+        if self.use is None:
+            return self
+        datasets = {name: spec for name, spec in self.datasets.items() if name in self.use}
+        tasks = {name: task for name, task in self.tasks.items() if any(s.task == name for s in datasets.values())}
+        sampling = self.sampling
+        if isinstance(sampling, Weights):
+            sampling = Weights(weights={name: sampling.weights[name] for name in datasets})
+            if not any(sampling.weights.values()):
+                raise RoadError(f"road.sampling.weights are all zero for the data sets that road.use names: {self.use}")
+        return self.model_copy(update={"datasets": datasets, "tasks": tasks, "sampling": sampling, "use": None})
 
     def head_of(self, dataset: str) -> str:
         """The head that a data set trains: its task's, or its own under `heads: per_dataset`."""
@@ -287,7 +321,7 @@ def override(data: dict[str, Any], assignment: str) -> None:
 def load_config(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> tuple[RoadConfig, dict[str, Any]]:
     """The validated `"road"` block, and DeepSpeed's part of the file as it is given.
 
-    `road.output` is filled in as `runs/<config name>`. Raises RoadError for anything that does not hold; sizes that
+    `road.output` is filled in as `runs/<config name>`, and `road.use` applied. Raises RoadError for anything that does not hold; sizes that
     depend on the number of processes or the device are fitted later, by `fit_batch`, `fit_precision` and `fit_optimizer`.
     """
     data = load_json(path)
@@ -303,7 +337,7 @@ def load_config(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -
             raise RoadError(f'{path}: {key}: belongs inside the "road" block')
         if key in deepspeed_keys.REFUSED:
             raise RoadError(f"{path}: {key}: {deepspeed_keys.REFUSED[key]}")
-    config = validated(RoadConfig, road, f"{path}: road")
+    config = validated(RoadConfig, road, f"{path}: road").narrowed()
     check_engine(data, str(path))
     output = config.output or f"runs/{Path(path).stem}"
     return config.model_copy(update={"output": output}), data

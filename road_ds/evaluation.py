@@ -1,7 +1,9 @@
 """A task over a split: logits gathered over ranks, each row once, then predictions and scores on rank 0."""
 
+import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -41,12 +43,21 @@ class MemorySet:
 
 @dataclass(frozen=True)
 class Evaluated:
-    """A data set's scores, those of the best answer that ignores the text, and the metric to look at first."""
+    """A data set's scores, those of the best answer that ignores the text, and the metric to look at first.
+
+    predictions: a line per row, {"id", "score": row_metric, "prediction": the task's plain values}.
+    """
 
     scores: Scores
     baseline: Scores
     headline: str
+    row_metric: str
     rows: int
+    predictions: list[dict[str, Any]] = field(repr=False)
+
+    def summary(self) -> dict[str, Any]:
+        """Everything but the rows."""
+        return {key: value for key, value in vars(self).items() if key != "predictions"}
 
 
 def compute_logits(
@@ -147,8 +158,28 @@ def score(
     scores = task.score(examples, predictions)
     if metric is not None and metric not in scores:
         scores |= task.published(metric, examples, predictions)
-    headline = metric if metric in scores else task.headline
-    return Evaluated(scores, task.baseline(examples), headline or task.headline, len(examples))
+    rows = zip(examples, task.row_scores(examples, predictions), predictions, strict=True)
+    return Evaluated(
+        scores=scores,
+        baseline=task.baseline(examples),
+        headline=metric if metric is not None and metric in scores else task.headline,
+        row_metric=task.row_metric,
+        rows=len(examples),
+        predictions=[{"id": e.id, "score": score, "prediction": task.describe(p)} for e, score, p in rows],
+    )
+
+
+def mean_headline(results: Mapping[str, Evaluated]) -> float:
+    """The mean of the data sets' headline metrics: what `road.select` compares."""
+    return float(np.mean([result.scores[result.headline] for result in results.values()]))
+
+
+def write_predictions(results: Mapping[str, Evaluated], folder: Path) -> None:
+    """Writes `<data set>.jsonl` for each data set, a line per row."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, result in results.items():
+        lines = (json.dumps(line, ensure_ascii=False) + "\n" for line in result.predictions)
+        (folder / f"{name}.jsonl").write_text("".join(lines), encoding="utf-8")
 
 
 def flat(results: Mapping[str, Evaluated]) -> dict[str, float]:

@@ -119,7 +119,7 @@ class RunFolder:
     def clear(self) -> None:
         """Removes what an earlier run wrote here, and nothing else."""
         if is_main():
-            for name in ("checkpoints", "model"):
+            for name in ("checkpoints", "model", "best", "predictions"):
                 shutil.rmtree(self.path / name, ignore_errors=True)
             for name in ("config.json", "metrics.jsonl", "results.json", "curves.png"):
                 (self.path / name).unlink(missing_ok=True)

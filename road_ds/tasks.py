@@ -35,6 +35,7 @@ class Task(Strict):
 
     model: ClassVar[Any]
     headline: ClassVar[str]
+    row_metric: ClassVar[str]
     rows_per_feature: ClassVar[int] = 1
     continuous: ClassVar[bool] = False
 
@@ -62,6 +63,10 @@ class Task(Strict):
 
     def score(self, examples: Sequence[Example], predictions: Sequence[Any]) -> Scores:
         """The metrics of predictions, in percent unless the name says otherwise."""
+        raise NotImplementedError
+
+    def row_scores(self, examples: Sequence[Example], predictions: Sequence[Any]) -> list[float]:
+        """`row_metric` of each prediction. Where it is the headline too: a share of 1, whose mean in percent is that."""
         raise NotImplementedError
 
     def baseline(self, examples: Sequence[Example]) -> Scores:
@@ -93,6 +98,7 @@ class SpanQA(Task):
 
     model: ClassVar[Any] = AutoModelForQuestionAnswering
     headline: ClassVar[str] = "f1"
+    row_metric: ClassVar[str] = "f1"
     rows_per_feature: ClassVar[int] = 2
 
     @model_validator(mode="after")
@@ -176,6 +182,10 @@ class SpanQA(Task):
         golds = {e.id: [a.text for a in e.answers or ()] for e in examples}
         return metrics.quac_scores(golds, {e.id: self.text(p) for e, p in zip(examples, predictions, strict=True)})
 
+    def row_scores(self, examples, predictions):
+        golds = [[a.text for a in e.answers or ()] for e in examples]
+        return [metrics.f1_score(self.text(p), gold) for p, gold in zip(predictions, golds, strict=True)]
+
     def baseline(self, examples):
         return metrics.squad_baseline({e.id: [a.text for a in e.answers or ()] for e in examples})
 
@@ -235,6 +245,7 @@ class Classification(TextTask):
     type: Literal["classification"]
     labels: list[str]
     headline: ClassVar[str] = "accuracy"
+    row_metric: ClassVar[str] = "accuracy"
 
     @field_validator("labels")
     @classmethod
@@ -274,6 +285,9 @@ class Classification(TextTask):
         golds = [self.label(e) for e in examples]
         return metrics.classification_scores(golds, [self.labels.index(p.label) for p in predictions], self.labels)
 
+    def row_scores(self, examples, predictions):
+        return [float(self.labels[self.label(e)] == p.label) for e, p in zip(examples, predictions, strict=True)]
+
     def baseline(self, examples):
         return metrics.classification_baseline([self.label(e) for e in examples], self.labels)
 
@@ -286,6 +300,7 @@ class Regression(TextTask):
 
     type: Literal["regression"]
     headline: ClassVar[str] = "pearson"
+    row_metric: ClassVar[str] = "squared_error"
     continuous: ClassVar[bool] = True
 
     def head_settings(self) -> dict[str, Any]:
@@ -307,6 +322,9 @@ class Regression(TextTask):
 
     def score(self, examples, predictions):
         return metrics.regression_scores([self.label(e) for e in examples], predictions)
+
+    def row_scores(self, examples, predictions):
+        return [(self.label(e) - p) ** 2 for e, p in zip(examples, predictions, strict=True)]
 
     def baseline(self, examples):
         return metrics.regression_baseline([self.label(e) for e in examples])

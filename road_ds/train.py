@@ -31,6 +31,7 @@ from road_ds.model import base_config, build_model, check_lengths, load_tokenize
 from road_ds.objectives import Taught, objective_from
 from road_ds.passes import Passes, draw_weights
 from road_ds.ranks import Ranks
+from road_ds.selection import Best
 from road_ds.tasks import Task, heads
 from road_ds.teachers import OnlineTeachers, open_teachers
 
@@ -184,12 +185,16 @@ def run(
 
     of = {name: (config.head_of(name), tasks[config.head_of(name)]) for name in train}
 
+    best = Best(folder.path / "best")
+
     def evaluate(step: int) -> dict[str, evaluation.Evaluated]:
         scores = evaluation.evaluate(
             engine, dev, of, ranks, pad_id=tokenizer.pad_token_id, batch_size=config.evaluate_batch_size
         )
         if scores:
             folder.record({"step": step, **evaluation.flat(scores)})
+        if config.select == "best":
+            best.offer(engine, ranks, step, scores)
         return scores
 
     def save(step: int) -> bool:
@@ -212,12 +217,18 @@ def run(
     scores = evaluate(step)
     state = export.full_state(engine)
     if is_main():
+        chosen = step
+        if config.select == "best":
+            chosen, scores, state = best.load()
+            say(f"exporting step {chosen} of {step}: its mean headline metric is the highest")
         card = evaluation.report(scores)
         exported = export.export(model, state, tokenizer, folder.path / "model", f"Dev scores:\n\n```\n{card}\n```")
+        evaluation.write_predictions(scores, folder.path / "predictions")
         folder.write("results.json", {
             "step": step,
-            "scores": {name: vars(result) for name, result in scores.items()},
-            "best": {name: best(folder, f"{name}/{result.headline}") for name, result in scores.items()},
+            "exported_step": chosen,
+            "scores": {name: result.summary() for name, result in scores.items()},
+            "best": {name: highest(folder, f"{name}/{result.headline}") for name, result in scores.items()},
             "wall_seconds": round(time.time() - began, 1),
             "world_size": ranks.world_size,
             "device": torch.cuda.get_device_name() if capability else "cpu",
@@ -233,7 +244,7 @@ def run(
     return step, ""
 
 
-def best(folder: RunFolder, metric: str) -> dict[str, Any]:
+def highest(folder: RunFolder, metric: str) -> dict[str, Any]:
     """The highest value of a metric over a run's evaluations, and its step."""
     values = [(line[metric], line["step"]) for line in folder.records() if metric in line]
     value, step = max(values, key=lambda pair: pair[0])
