@@ -230,7 +230,12 @@ class RoadConfig(Strict):
             sampling = Weights(weights={name: sampling.weights[name] for name in datasets})
             if not any(sampling.weights.values()):
                 raise RoadError(f"road.sampling.weights are all zero for the data sets that road.use names: {self.use}")
-        return self.model_copy(update={"datasets": datasets, "tasks": tasks, "sampling": sampling, "use": None})
+        distill = self.distill
+        if distill is not None and isinstance(distill.get("teachers"), dict):
+            left_out = self.datasets.keys() - datasets.keys()
+            distill = {**distill, "teachers": {k: v for k, v in distill["teachers"].items() if k not in left_out}}
+        changed = {"datasets": datasets, "tasks": tasks, "sampling": sampling, "distill": distill, "use": None}
+        return self.model_copy(update=changed)
 
     def head_of(self, dataset: str) -> str:
         """The head that a data set trains: its task's, or its own under `heads: per_dataset`."""

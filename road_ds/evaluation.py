@@ -11,7 +11,7 @@ import torch
 
 from road_ds.errors import RoadError
 from road_ds.features import Feature, FeatureSet, collate
-from road_ds.log import progress, table
+from road_ds.log import progress, table, write_json
 from road_ds.ranks import Ranks
 from road_ds.readers import Example
 from road_ds.tasks import Scores, Task
@@ -172,6 +172,13 @@ def score(
 def mean_headline(results: Mapping[str, Evaluated]) -> float:
     """The mean of the data sets' headline metrics: what `road.select` compares."""
     return float(np.mean([result.scores[result.headline] for result in results.values()]))
+
+
+def write_results(folder: Path, results: Mapping[str, Evaluated], facts: Mapping[str, Any]) -> None:
+    """Writes predictions/ and then results.json: the scores of each data set, and what else is to be known."""
+    write_predictions(results, folder / "predictions")
+    scores = {name: result.summary() for name, result in results.items()}
+    write_json(folder / "results.json", {"scores": scores, **facts})
 
 
 def write_predictions(results: Mapping[str, Evaluated], folder: Path) -> None:

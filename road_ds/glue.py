@@ -7,6 +7,7 @@ from pathlib import Path
 
 from road_ds.catalog import CATALOG, GLUE, TASKS
 from road_ds.config import DatasetSpec
+from road_ds.ensemble import Ensemble
 from road_ds.errors import RoadError
 from road_ds.evaluation import Evaluated
 from road_ds.features import read_part
@@ -61,9 +62,9 @@ def evaluate(models: Mapping[str, Path], data: str | None, batch_size: int) -> d
     """Dev scores by data set, MNLI's mismatched part apart; the headline is GLUE's metric."""
     results = {}
     for name, model in models.items():
-        predictor = Predictor.load(str(model))
+        ensemble = Ensemble.of([str(model)])
         for part in DEV[name]:
-            result = predictor.evaluate(rows_of(name, part, data), batch_size)
+            result = ensemble.evaluate(rows_of(name, part, data), batch_size)
             results[name if part == "dev" else f"{name} {part}"] = replace(result, headline=CATALOG[name].metric)
     return results
 

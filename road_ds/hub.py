@@ -25,15 +25,34 @@ def local_file(name: str) -> Path:
     return sample_path(name.removeprefix("sample:")) if name.startswith("sample:") else Path(name).expanduser()
 
 
+def trained_heads(name: str) -> dict[str, Path]:
+    """The models that a run folder holds, by head; nothing for a name that is no run folder."""
+    models = Path(name).expanduser() / "model"
+    found = sorted(models.iterdir()) if models.is_dir() else []
+    return {path.name: path for path in found if (path / "config.json").exists()}
+
+
+def head_folder(name: str, head: str) -> str:
+    """The model that a name means: a run folder's model for this head (or its only one), anything else as it is."""
+    heads = trained_heads(name)
+    if head not in heads and len(heads) > 1:
+        raise RoadError(
+            f"{name}: the run has {f'no model for the head {head}' if head else 'several models'}: "
+            f"name one of {', '.join(map(str, heads.values()))}"
+        )
+    return str(heads.get(head) or next(iter(heads.values()), name))
+
+
 def model_folder(name: str, *, weights: bool = True) -> Path:
     """The folder with a model's config, tokenizer and, if asked for, weights; downloaded to the hub's cache if need be.
 
-    `name` is `sample:NAME`, a folder, or a hub name with an optional revision (`org/name@revision`). Only safetensors
+    `name` is `sample:NAME`, a folder, or a hub name with an optional revision (`org/name@revision`). A run folder
+    stands for the first of its heads: they share encoder and tokenizer. Only safetensors
     weights are fetched. RoadError for an unknown name, an unreachable hub and a gated repository.
     """
     if name.startswith("sample:"):
         return sample_path(name.removeprefix("sample:"))
-    folder = Path(name).expanduser()
+    folder = next(iter(trained_heads(name).values()), Path(name).expanduser())
     if folder.is_dir():
         if not (folder / "config.json").exists() and not (folder / "tokenizer_config.json").exists():
             raise RoadError(f"{name}: the folder holds no config.json: expected a Hugging Face model folder")

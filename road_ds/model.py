@@ -19,7 +19,7 @@ from transformers.utils import logging
 from road_ds.config import ModelSpec, nearest
 from road_ds.errors import RoadError
 from road_ds.features import PAD_MULTIPLE, Batch
-from road_ds.hub import model_folder
+from road_ds.hub import model_folder, trained_heads
 from road_ds.objectives import Outputs
 from road_ds.tasks import Task
 
@@ -215,7 +215,8 @@ def build_model(
     """The model of a run, pretrained or with fresh weights; the same weights on every rank.
 
     A pretrained folder's own head is kept where it is the task's: same model class and, for classification, the same
-    label names, its rows permuted when their order differs. Other heads start fresh.
+    label names, its rows permuted when their order differs. Other heads start fresh. Of a run folder, each head of the
+    same name is looked at.
     """
     logging.disable_progress_bar()  # the bar of a run is its own
     config = base_config(spec, tokenizer, dropout)
@@ -232,10 +233,10 @@ def build_model(
     # A classification head of BERT or ALBERT needs the pooler, which span heads build their encoder without.
     encoder = max((getattr(s, s.base_model_prefix) for s in shells.values()), key=lambda e: len(list(e.parameters())))
     if spec.name is not None and pretrained:
-        folder = model_folder(spec.name)
+        folder, trained = model_folder(spec.name), trained_heads(spec.name)
         _load_encoder(encoder, folder, spec.name)
         for name, shell in shells.items():
-            _load_head(shell, folder, tasks[name])
+            _load_head(shell, trained.get(name, folder), tasks[name])
     model = MultiTaskModel(encoder, shells, tasks, uses_token_types(config, tokenizer))
     _try_out(model)
     return model

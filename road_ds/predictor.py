@@ -4,14 +4,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 
 from road_ds.errors import RoadError
-from road_ds.evaluation import Evaluated, MemorySet, compute_logits, score
+from road_ds.evaluation import MemorySet, compute_logits
 from road_ds.export import read_task
-from road_ds.features import Batch
-from road_ds.hub import model_folder
+from road_ds.features import Batch, Feature
+from road_ds.hub import head_folder, model_folder
 from road_ds.model import uses_token_types
 from road_ds.objectives import Outputs
 from road_ds.readers import Example
@@ -35,7 +36,7 @@ class Predictor:
         from transformers.utils import logging
 
         logging.disable_progress_bar()
-        folder = model_folder(name)
+        folder = model_folder(head_folder(name, ""))
         task = read_task(folder)
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         try:
@@ -56,19 +57,14 @@ class Predictor:
 
     def predict(self, examples: Sequence[Example], batch_size: int = 64) -> list[Any]:
         """One prediction per example, in order."""
-        return self.task.predict(examples, *self._logits(examples, batch_size))
+        return self.task.predict(examples, *self.logits(examples, batch_size))
 
-    def evaluate(self, examples: Sequence[Example], batch_size: int = 64) -> Evaluated:
-        """The task's scores on examples with labels."""
-        for example in examples:
-            if not self.task.labelled(example):
-                raise RoadError(f"{example.where}: the row has nothing to score against: check its columns")
-        return score(self.task, examples, *self._logits(examples, batch_size))
-
-    def _logits(self, examples: Sequence[Example], batch_size: int) -> tuple[Any, Any]:
+    def logits(self, examples: Sequence[Example], batch_size: int = 64) -> tuple[list[Feature], list[np.ndarray]]:
+        """The features of examples, and the logits of each, [rows, classes]."""
         source = MemorySet.encode(self.name, examples, self.task, self.tokenizer)
         logits = compute_logits(
             self, source, self.task, "", None,
             pad_id=self.tokenizer.pad_token_id or 0, batch_size=batch_size, device=self.device,
         )  # fmt: skip
+        assert logits is not None
         return source.features, logits

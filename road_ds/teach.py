@@ -9,6 +9,7 @@ from road_ds.config import RoadConfig, load_config
 from road_ds.errors import RoadError
 from road_ds.evaluation import batch_logits
 from road_ds.features import IGNORED, FeatureSet, load_features
+from road_ds.hub import head_folder
 from road_ds.log import is_main, progress, say, table
 from road_ds.model import base_config, check_lengths, load_tokenizer
 from road_ds.objectives import Taught, objective_from
@@ -26,7 +27,7 @@ from road_ds.soft_targets import (
     write_shard,
 )  # fmt: skip
 from road_ds.tasks import Task, heads
-from road_ds.teachers import Pupil, label_names, pupil, targets_folder, teacher_folder
+from road_ds.teachers import Pupil, label_names, pupil, targets_folder
 
 
 def teach(path: str, overrides: list[str], batch_size: int = 64) -> None:
@@ -69,7 +70,7 @@ def ask(own: Pupil, name: str, config: RoadConfig, objective: Taught, ranks: Ran
     origin = own.origin(name, folder, objective.dtype)
     target = targets_folder(config, objective, own.dataset, name)
     if not is_whole(target, origin):
-        predictor = ranks.together(lambda: Predictor.load(teacher_folder(name, own.head)))
+        predictor = ranks.together(lambda: Predictor.load(head_folder(name, own.head)))
         spec = config.datasets[own.dataset]
         read = ranks.together(
             lambda: load_features(own.dataset, "train", spec, own.task, predictor.tokenizer, config.cache)

@@ -14,7 +14,7 @@ from road_ds.config import RoadConfig
 from road_ds.errors import RoadError
 from road_ds.export import read_task
 from road_ds.features import Batch, FeatureSet, load_features, tokenizer_hash
-from road_ds.hub import model_folder
+from road_ds.hub import head_folder, model_folder
 from road_ds.model import check_lengths
 from road_ds.objectives import HiddenKD, Objective, Taught, Teachers, Teaching, teachers_of
 from road_ds.predictor import Predictor
@@ -25,21 +25,6 @@ from road_ds.tasks import Task
 
 def no_teachers(batch: Batch) -> None:
     """The teachers of a run that has none."""
-
-
-def teacher_folder(name: str, head: str) -> str:
-    """The model that a teacher's name means: an exported folder, a run's model for this head, or a hub name."""
-    models = Path(name) / "model"
-    if not models.is_dir() or (Path(name) / "pytorch_model.bin").exists():
-        return name
-    if (models / head).is_dir():
-        return str(models / head)
-    found = sorted(path.name for path in models.iterdir())
-    if len(found) == 1:
-        return str(models / found[0])
-    raise RoadError(
-        f"{name}: the run has no model for the head {head}, only {', '.join(found) or 'none'}: name one as {name}/model/..."
-    )
 
 
 def targets_folder(config: RoadConfig, objective: Taught, dataset: str, name: str) -> Path:
@@ -66,7 +51,7 @@ class Pupil:
 
     def accept(self, name: str) -> Path:
         """A teacher's folder. RoadError where its task, labels, tokenizer or length do not suit the data set."""
-        folder = model_folder(teacher_folder(name, self.head), weights=False)
+        folder = model_folder(head_folder(name, self.head), weights=False)
         theirs = read_task(folder)
         about = f"road.distill.teachers.{self.dataset}: {name}"
         if theirs.type != self.task.type:
@@ -86,7 +71,7 @@ class Pupil:
         settings = self.task.model_dump()
         return Origin(
             dataset=self.dataset,
-            teacher=weights_hash(model_folder(teacher_folder(name, self.head))),
+            teacher=weights_hash(model_folder(head_folder(name, self.head))),
             rows=self.rows.manifest["rows_sha256"],
             features=len(self.rows),
             tokenizer=tokenizer_hash(read_tokenizer(folder)),
@@ -195,10 +180,10 @@ def open_teachers(
                         f"road.distill.teachers.{dataset}: {name} has another tokenizer than the student and cannot read its "
                         'batches: set road.distill.source to "cached"'
                     )
-                place = teacher_folder(name, own.head)
+                place = head_folder(name, own.head)
                 loaded.setdefault(place, Predictor.load(place))
         return OnlineTeachers(
-            {d: [loaded[teacher_folder(name, own.head)] for name in names[d]] for d, own in pupils.items()}, of
+            {d: [loaded[head_folder(name, own.head)] for name in names[d]] for d, own in pupils.items()}, of
         )
     targets: dict[str, list[SoftTargets]] = {}
     for dataset, own in pupils.items():

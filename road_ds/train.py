@@ -223,11 +223,9 @@ def run(
             say(f"exporting step {chosen} of {step}: its mean headline metric is the highest")
         card = evaluation.report(scores)
         exported = export.export(model, state, tokenizer, folder.path / "model", f"Dev scores:\n\n```\n{card}\n```")
-        evaluation.write_predictions(scores, folder.path / "predictions")
-        folder.write("results.json", {
+        evaluation.write_results(folder.path, scores, {
             "step": step,
             "exported_step": chosen,
-            "scores": {name: result.summary() for name, result in scores.items()},
             "best": {name: highest(folder, f"{name}/{result.headline}") for name, result in scores.items()},
             "wall_seconds": round(time.time() - began, 1),
             "world_size": ranks.world_size,

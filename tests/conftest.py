@@ -8,6 +8,8 @@ import torch
 
 torch.set_num_threads(1)  # the models are tiny, and other processes of a test want the cores
 
+from road_ds.__main__ import main
+
 
 @pytest.fixture(scope="session")
 def cache(tmp_path_factory) -> Path:
@@ -27,3 +29,19 @@ def config_file(tmp_path, cache):
         return path
 
     return write
+
+
+@pytest.fixture
+def command(capsys):
+    """Exit code, standard output and standard error of a command, in this process."""
+
+    def command(*arguments) -> tuple[int, str, str]:
+        capsys.readouterr()
+        try:
+            code = main([*map(str, arguments)])
+        except SystemExit as stop:  # argparse
+            code = int(str(stop.code))
+        printed = capsys.readouterr()
+        return code, printed.out, printed.err
+
+    return command

@@ -90,3 +90,11 @@ def run_python(*arguments: str, timeout: float = 240, **more: str) -> subprocess
 
 def records(folder: Path) -> list[dict]:
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def error_of(result: tuple[int, str, str]) -> str:
+    """The message of a command that ended with 2 and one readable error."""
+    code, out, err = result
+    lines = [line.rpartition("\r")[2] for line in err.split("\n") if not line.startswith("usage: ")]
+    assert code == 2 and out == "" and "Traceback" not in err, err
+    return "\n".join(lines).strip()

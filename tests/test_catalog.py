@@ -14,12 +14,12 @@ from test_publishers import CONTEXT, SECTION
 from road_ds.__main__ import main
 from road_ds.catalog import CATALOG, GLUE, TASKS, sources
 from road_ds.config import DatasetSpec, RoadConfig, validated
+from road_ds.ensemble import Ensemble
 from road_ds.errors import RoadError
 from road_ds.features import collate, load_features, read_part
 from road_ds.metrics import quac_scores
 from road_ds.model import build_model, load_tokenizer
 from road_ds.objectives import supervised
-from road_ds.predictor import Predictor
 from road_ds.tasks import task_from
 
 PAPER = ["triviaqa", "natural_questions", "quac", "qa_srl", "qa_zre", "mnli", "snli", "amazon", "qqp"]
@@ -387,5 +387,5 @@ def test_a_pretrained_classifier_with_another_order_of_labels(tmp_path):
         folder = tmp_path / str(order[0])
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
-        accuracies.append(Predictor.load(str(folder)).evaluate(examples).scores["accuracy"])
+        accuracies.append(Ensemble.of([str(folder)]).evaluate(examples).scores["accuracy"])
     assert accuracies[0] == accuracies[1] > 0

@@ -12,10 +12,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from runs import ROOT, TINY_ELECTRA, environment, run_python, tiny_config
+from runs import ROOT, TINY_ELECTRA, environment, error_of, run_python, tiny_config
 from safetensors.torch import load_file
-
-from road_ds.__main__ import main
 
 CONTEXT = "Ada lives in Oslo. Her friend Ola lives in Bergen."
 
@@ -33,33 +31,9 @@ def run(tmp_path_factory, cache) -> Path:
 
 
 @pytest.fixture
-def command(capsys):
-    """Exit code, standard output and standard error of a command, in this process."""
-
-    def command(*arguments) -> tuple[int, str, str]:
-        capsys.readouterr()
-        try:
-            code = main([*map(str, arguments)])
-        except SystemExit as stop:  # argparse
-            code = int(str(stop.code))
-        printed = capsys.readouterr()
-        return code, printed.out, printed.err
-
-    return command
-
-
-@pytest.fixture
 def typed(monkeypatch):
     """Puts bytes on standard input."""
     return lambda data: monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(data), encoding="utf-8"))
-
-
-def error_of(result: tuple[int, str, str]) -> str:
-    """The message of a command that ended with 2 and one readable error."""
-    code, out, err = result
-    lines = [line.rpartition("\r")[2] for line in err.split("\n") if not line.startswith("usage: ")]
-    assert code == 2 and out == "" and "Traceback" not in err, err
-    return "\n".join(lines).strip()
 
 
 # --------------------------------------------------------------------------------------------------- evaluate

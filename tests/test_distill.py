@@ -472,7 +472,7 @@ def test_a_teacher_with_another_tokenizer_teaches_classes(teachers, config_file,
     assert result.returncode == 0, result.stderr
     config, _ = load_config(path)
     examples = read_part("inference", "train", config.datasets["inference"]).examples
-    _, wanted = Predictor.load(str(teacher))._logits(examples, 64)
+    _, wanted = Predictor.load(str(teacher)).logits(examples, 64)
     from road_ds.soft_targets import Origin, SoftTargets
 
     (folder,) = (tmp_path / "targets" / "inference").iterdir()

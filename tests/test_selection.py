@@ -12,10 +12,10 @@ from safetensors.torch import load_file
 
 from road_ds import checkpoint
 from road_ds.config import load_config
+from road_ds.ensemble import Ensemble
 from road_ds.errors import RoadError
 from road_ds.evaluation import Evaluated
 from road_ds.log import RunFolder
-from road_ds.predictor import Predictor
 from road_ds.readers import read
 from road_ds.selection import Best
 
@@ -56,10 +56,10 @@ def test_the_best_evaluation_is_exported(tmp_path, cache, stage, ranks):
     assert best < 6, "the last step is the best: this run tests nothing"
     assert (results["step"], results["exported_step"]) == (6, best)
     assert np.mean([r["scores"][r["headline"]] for r in results["scores"].values()]) == pytest.approx(means[best])
-    predictor = Predictor.load(str(run / "model" / "inference"))
+    exported = Ensemble.of([str(run)], "inference")
     config, _ = load_config(run / "config.json")
     rows = read(str(Path("road_ds/sample_data/inference.dev.jsonl").resolve()), config.datasets["inference"]).examples
-    assert predictor.evaluate(rows).scores == pytest.approx(results["scores"]["inference"]["scores"])
+    assert exported.evaluate(rows).scores == pytest.approx(results["scores"]["inference"]["scores"])
 
 
 def test_a_killed_and_resumed_run_exports_the_same(tmp_path, cache):
@@ -180,7 +180,7 @@ def test_use_must_name_data_sets(config_file, use, message):
 
 def test_use_with_weights_that_are_zero(config_file):
     weights = {"places": 0, "people": 2, "inference": 3, "paraphrase": 4}
-    with pytest.raises(RoadError, match="road.sampling.weights are all zero"):
+    with pytest.raises(RoadError, match="weights are all zero"):
         load_config(config_file(tiny_config(use=["places"], sampling={"weights": weights})))
 
 
