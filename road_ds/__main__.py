@@ -1,18 +1,19 @@
-"""Everything that is not training: python -m road_ds check | teach | evaluate | predict | datasets | export | score."""
+"""Everything that is not training: python -m road_ds check | teach | recipe | compare | evaluate | predict | ... (--help)."""
 
 import argparse
 import json
 import os
 import re
+import shlex
 import sys
 import time
 import traceback
 from pathlib import Path
 from typing import Any
 
-from road_ds.config import DatasetSpec, load_config, override, validated
-from road_ds.errors import RoadError
-from road_ds.log import is_main, quiet_libraries, versions
+from road_ds.config import DatasetSpec, load_config, nearest, override, setting, validated
+from road_ds.errors import RoadError, Terminated
+from road_ds.log import is_main, quiet_libraries, versions, write_json
 
 
 def check(options: argparse.Namespace) -> None:
@@ -190,6 +191,66 @@ def export(options: argparse.Namespace) -> None:
         print(folder)
 
 
+def recipe(options: argparse.Namespace) -> None:
+    """Makes the runs of a recipe, each through the deepspeed launcher; what is done already stays."""
+    from road_ds.comparison import Finished
+    from road_ds.launcher import Launcher
+    from road_ds.recipe import load_recipe, plan
+    from road_ds.stages import carry_out, commands, describe, locked, look, results
+
+    path = Path(options.recipe)
+    recipe = load_recipe(path)
+    output = Path(options.output or f"runs/{path.stem}")
+    runs = plan(recipe, path, output, dict(map(setting, options.set)))
+    stages = set(recipe.compare.stages or recipe.stages) if recipe.compare else set()
+    if recipe.compare and recipe.compare.baseline not in (known := {r.group for r in runs if r.stage in stages}):
+        raise RoadError(
+            f"{path}: compare.baseline: got {recipe.compare.baseline!r}{nearest(recipe.compare.baseline, known)}; "
+            f"the recipe compares {', '.join(sorted(known))}"
+        )
+    launch = shlex.split(options.launch)
+    if options.dry_run:
+        steps = look(runs, options.redo)
+        print(describe(steps), *(shlex.join(c) for step in steps for c in commands(step, Launcher(launch))), sep="\n\n")
+        return
+    with locked(output) as lock:
+        steps = look(runs, options.redo)
+        print(describe(steps), "", sep="\n", flush=True)
+        carry_out(steps, Launcher(launch, lock))
+    print("", results(steps), "", sep="\n")
+    groups: dict[str, Any] = {}
+    for run in runs:
+        if run.stage in stages:
+            groups.setdefault(run.group, []).append(Finished.open(run.folder))
+    if recipe.compare:
+        say_comparison(groups, recipe.compare.baseline, output / "compare.json", output / "compare.html")
+
+
+def compare(options: argparse.Namespace) -> None:
+    """Prints runs side by side: mean and spread over seeds, and how sure each difference to a baseline is."""
+    from road_ds.comparison import grouped
+
+    json_file, html_file = (name and Path(name) for name in (options.json, options.html))
+    say_comparison(grouped(options.runs), options.baseline, json_file, html_file)
+
+
+def say_comparison(groups: Any, baseline: str | None, json_file: Path | None, html_file: Path | None) -> None:
+    """Prints a comparison and writes the files that are asked for."""
+    from road_ds.comparison import compare, text
+    from road_ds.page import page
+
+    report = compare(groups, baseline)
+    print(text(report))
+    try:
+        if json_file:
+            write_json(json_file, report)
+        if html_file:
+            html_file.parent.mkdir(parents=True, exist_ok=True)
+            html_file.write_text(page(report, groups), encoding="utf-8")
+    except OSError as error:
+        raise RoadError(f"{error.filename}: cannot be written: {error.strerror}") from None
+
+
 def score_squad2(options: argparse.Namespace) -> None:
     """Prints SQuAD 2.0 scores as JSON with the official evaluator's keys."""
     from road_ds import metrics
@@ -279,6 +340,31 @@ def parser() -> argparse.ArgumentParser:
     )
     added.add_argument("--output", metavar="FOLDER", help="where to write (default: model/ in the run folder)")
 
+    added = command("recipe", recipe)
+    added.add_argument("recipe", metavar="FILE", help="a recipe: stages, each a run or several")
+    added.add_argument("--output", metavar="FOLDER", help="where all runs lie (default: runs/<recipe>)")
+    added.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="overrides a key of every run, e.g. road.steps=20",
+    )
+    added.add_argument("--launch", default="", metavar="OPTIONS", help="options of deepspeed, e.g. '--num_gpus 2'")
+    added.add_argument(
+        "--redo", action="append", default=[], metavar="STAGE", help="makes a stage or run anew, and all that needs it"
+    )
+    added.add_argument("--dry-run", action="store_true", help="prints the plan and the command lines only")
+
+    added = command("compare", compare)
+    added.add_argument(
+        "runs", nargs="+", metavar="RUN", help="run folders; those that differ only in a -SEED at the end are one group"
+        " (or name the group: NAME=FOLDER)",
+    )  # fmt: skip
+    added.add_argument("--baseline", metavar="NAME", help="the group that the others are compared with")
+    added.add_argument("--json", metavar="FILE", help="writes the comparison as JSON")
+    added.add_argument("--html", metavar="FILE", help="writes one HTML page with the curves")
+
     scores = commands.add_parser("score", help="Scores a file of predictions", allow_abbrev=False)
     kinds = scores.add_subparsers(required=True, metavar="KIND")
     added = command("squad2", score_squad2, kinds)
@@ -294,7 +380,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The exit code: 0, or 2 for a fault the user can mend."""
+    """The exit code: 0, 2 for a fault the user can mend, or that of a recipe's run that failed."""
     options = parser().parse_args(arguments)
     quiet_libraries()
     try:
@@ -306,7 +392,9 @@ def main(arguments: list[str] | None = None) -> int:
             traceback.print_exc()
         if is_main():
             print(f"error: {error}", file=sys.stderr)
-        return 2
+        return error.code
+    except Terminated:
+        return 143  # as a process that ended on SIGTERM
     except KeyboardInterrupt:
         return 130  # as a process that ended on SIGINT
     except BrokenPipeError:  # the reader of our output has gone, as `head` does: nobody is left to tell

@@ -305,15 +305,20 @@ def _blocks(annotations: Iterable[Any]) -> list[type[BaseModel]]:
     return found
 
 
-def override(data: dict[str, Any], assignment: str) -> None:
-    """Sets one key in place from `KEY=VALUE`; VALUE is JSON, or plain text where it is not."""
+def setting(assignment: str) -> tuple[str, Any]:
+    """Key and value of `KEY=VALUE`; VALUE is JSON, or plain text where it is not."""
     key, equals, text = assignment.partition("=")
     if not equals or not all(key.split(".")):
         raise RoadError(f"--set {assignment}: expected KEY=VALUE, for example --set road.steps=20")
     try:
-        value = parse_json(text)
+        return key, parse_json(text)
     except ValueError:
-        value = text
+        return key, text
+
+
+def override(data: dict[str, Any], assignment: str) -> None:
+    """Sets one key in place from `KEY=VALUE`."""
+    key, value = setting(assignment)
     *parents, last = key.split(".")
     block = data
     for parent in parents:

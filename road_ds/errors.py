@@ -1,4 +1,4 @@
-"""The one exception that a user is meant to read."""
+"""The exceptions that end a command: what a user is meant to read, and a request to stop."""
 
 import difflib
 from typing import Any
@@ -7,12 +7,18 @@ from typing import Any
 class RoadError(Exception):
     """A fault the user can mend: says what came, what was expected and what to change.
 
-    Commands print it without a traceback and end with exit code 2.
+    Commands print it without a traceback and end with its exit code.
     """
+
+    code = 2
 
 
 class RankError(RoadError):
     """A fault that only one process of a run knows of: that process speaks, whichever it is."""
+
+
+class Terminated(BaseException):
+    """Someone sent SIGTERM to this process."""
 
 
 def nearest(word: str, known: Any) -> str:

@@ -30,7 +30,7 @@ class Ranks:
         """Joins the launcher's processes, or stands alone without one. RoadError when the port is taken."""
         alone = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
         if "RANK" not in os.environ:
-            os.environ.update(alone, MASTER_PORT=str(_free_port()))
+            os.environ.update(alone, MASTER_PORT=str(free_port()))
         cuda = torch.cuda.is_available() and os.environ.get("DS_ACCELERATOR", "cuda") == "cuda"
         if not cuda:
             os.environ.setdefault("DS_ACCELERATOR", "cpu")
@@ -130,7 +130,8 @@ class Ranks:
                     )
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port of this host that nobody listens on."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]

@@ -61,3 +61,13 @@ def quote(value: Any, limit: int = 80) -> str:
     shorten.maxlevel = 2
     shown = shorten.repr(value)
     return shown if len(shown) <= limit else shown[: limit - 3] + "..."
+
+
+def flat_keys(value: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested blocks as one, by dotted key; an empty block stays a value."""
+    if not isinstance(value, dict) or not value:
+        return {prefix: value}
+    result: dict[str, Any] = {}
+    for key, inner in value.items():
+        result |= flat_keys(inner, f"{prefix}.{key}" if prefix else str(key))
+    return result

@@ -32,6 +32,7 @@ from road_ds.objectives import Taught, objective_from
 from road_ds.passes import Passes, draw_weights
 from road_ds.ranks import Ranks
 from road_ds.selection import Best
+from road_ds.strict_json import flat_keys
 from road_ds.tasks import Task, heads
 from road_ds.teachers import OnlineTeachers, open_teachers
 
@@ -146,7 +147,7 @@ def run(
     block = "auto" if precision in ds else precision  # DeepSpeed's block says it already
     resolved = {**ds, "road": {**config.model_dump(), "steps": steps, "epochs": None, "precision": block}}
     saved = {**resolved, "data": fingerprints(train)}
-    ranks.agree({key: value for key, value in _flat(saved).items() if key not in OWN})
+    ranks.agree({key: value for key, value in flat_keys(saved).items() if key not in OWN})
     found = ranks.together(lambda: resumable(folder, saved)) if resume else None
     for name, spec in config.datasets.items():
         if spec.dev is None:
@@ -282,7 +283,7 @@ def fingerprints(sources: dict[str, FeatureSet]) -> dict[str, str]:
 def resumable(folder: RunFolder, wanted: dict[str, Any]) -> checkpoint.Checkpoint:
     """The checkpoint to go on from. RoadError that shows the difference when the run's settings or rows have changed."""
     found = checkpoint.newest(folder.path / "checkpoints")
-    before, now = _flat(found.manifest["config"]), _flat(wanted)
+    before, now = flat_keys(found.manifest["config"]), flat_keys(wanted)
     changed = [key for key in sorted({*before, *now}) if before.get(key) != now.get(key)]
     refused = [key for key in changed if not any(key == k or key.startswith(k + ".") for k in CHANGEABLE)]
     if refused:
@@ -293,15 +294,6 @@ def resumable(folder: RunFolder, wanted: dict[str, Any]) -> checkpoint.Checkpoin
             + "\nset them back, or start another run with road.output"
         )
     return found
-
-
-def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(value, dict) or not value:
-        return {prefix: value}
-    result: dict[str, Any] = {}
-    for key, inner in value.items():
-        result |= _flat(inner, f"{prefix}.{key}" if prefix else str(key))
-    return result
 
 
 def closing(

@@ -8,8 +8,6 @@ import torch
 
 torch.set_num_threads(1)  # the models are tiny, and other processes of a test want the cores
 
-from road_ds.__main__ import main
-
 
 @pytest.fixture(scope="session")
 def cache(tmp_path_factory) -> Path:
@@ -34,6 +32,8 @@ def config_file(tmp_path, cache):
 @pytest.fixture
 def command(capsys):
     """Exit code, standard output and standard error of a command, in this process."""
+
+    from road_ds.__main__ import main
 
     def command(*arguments) -> tuple[int, str, str]:
         capsys.readouterr()

@@ -1,0 +1,119 @@
+"""The `deepspeed` launcher as a child process: its output shown and kept, its end waited for whatever happens."""
+
+import json
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+import psutil
+
+from road_ds.errors import Terminated
+from road_ds.ranks import free_port
+
+TRAIN = Path(__file__).resolve().parent / "train.py"
+CHATTER = re.compile(rb"\[\d{4}-\d\d-\d\d [\d:,]+\] \[\w+\] \[")  # DeepSpeed's own lines
+PATIENCE = 120  # seconds for the processes of a stopped run to save and end
+
+
+@dataclass(frozen=True)
+class Launcher:
+    """How runs are started: `options` go to `deepspeed`; `lock` is a file that stays open in the child while it lives."""
+
+    options: Sequence[str]
+    lock: IO | None = None
+
+    def command(self, *arguments: str) -> list[str]:
+        """The command line of a run under the launcher. On one host every run gets a port of its own."""
+        alone = not any(option.split("=")[0] in ("--master_port", "--hostfile", "-H") for option in self.options)
+        port = ["--master_port", str(free_port())] if alone else []
+        return [sys.executable, "-m", "deepspeed.launcher.runner", *self.options, *port, *arguments]
+
+    def train(self, config: Path, overrides: Sequence[str], *more: str) -> list[str]:
+        """The command line of a training."""
+        return self.command(str(TRAIN), "--deepspeed_config", str(config), *sets(overrides), *more)
+
+    def teach(self, config: Path, overrides: Sequence[str]) -> list[str]:
+        """The command line that writes a run's soft targets."""
+        return self.command("--module", "road_ds", "teach", "--deepspeed_config", str(config), *sets(overrides))
+
+    def evaluate(self, models: Sequence[str], config: Path, overrides: Sequence[str], output: Path) -> list[str]:
+        """The command line that scores an ensemble; one process without a launcher."""
+        module = [sys.executable, "-m", "road_ds", "evaluate", *models]
+        return [*module, "--config", str(config), *sets(overrides), "--output", str(output)]
+
+    def run(self, command: Sequence[str], folder: Path) -> tuple[int, str]:
+        """Exit code of a command, and its last error line; all it says goes to log.txt in the run folder too.
+
+        When this process is asked to stop, the run is asked too and its processes are waited for: they save first.
+        """
+        folder.mkdir(parents=True, exist_ok=True)
+        last = b""
+        with terminating(), (folder / "log.txt").open("ab") as log:
+            log.write(f"$ {shlex.join(command)}\n".encode())
+            kept = (self.lock.fileno(),) if self.lock else ()
+            child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, pass_fds=kept)
+            assert child.stdout is not None
+            try:
+                for line in lines(child.stdout):
+                    log.write(line + b"\n")
+                    if line.strip() and not CHATTER.match(line):
+                        print(line.decode("utf-8", "replace"), flush=True)
+                        last = line if line.startswith(b"error: ") or not last.startswith(b"error: ") else last
+                code = child.wait()
+            except (KeyboardInterrupt, Terminated):
+                child.send_signal(signal.SIGTERM)
+                child.wait()
+                wait_for_ranks(folder)
+                raise
+        return code, last.decode("utf-8", "replace").strip()
+
+
+def sets(overrides: Sequence[str]) -> list[str]:
+    """Overrides as arguments."""
+    return [word for override in overrides for word in ("--set", override)]
+
+
+def lines(stream: IO[bytes]) -> Iterator[bytes]:
+    """The lines of a stream as they come; a progress bar's carriage return ends one too."""
+    rest = b""
+    while chunk := os.read(stream.fileno(), 65536):
+        *whole, rest = re.split(rb"[\r\n]", rest + chunk)
+        yield from whole
+    if rest:
+        yield rest
+
+
+@contextmanager
+def terminating() -> Iterator[None]:
+    """Raises Terminated on SIGTERM inside its block."""
+
+    def receive(number, frame):
+        raise Terminated
+
+    before = signal.signal(signal.SIGTERM, receive)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def wait_for_ranks(folder: Path) -> None:
+    """Waits until a run's first process is gone: it outlives the launcher to save."""
+    end = time.monotonic() + PATIENCE
+    while time.monotonic() < end:
+        try:
+            status = json.loads((folder / "status.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return
+        if status["status"] != "running" or not psutil.pid_exists(status["pid"]):
+            return
+        time.sleep(0.1)

@@ -1,0 +1,171 @@
+"""A recipe at work: which of its runs are done, which are to be made, and their launching one after the other."""
+
+import fcntl
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from road_ds.checkpoint import committed
+from road_ds.config import RoadConfig, load_config
+from road_ds.errors import RoadError
+from road_ds.inputs import FILE, Inputs, differences, inputs_of, is_finished, keep_inputs, kept_inputs
+from road_ds.launcher import Launcher
+from road_ds.log import RunFolder, table
+from road_ds.objectives import Taught, objective_from
+from road_ds.recipe import Run, chosen, with_dependents
+from road_ds.tasks import heads
+
+SKIP, START, RESUME, REDO = "done", "to do", "resume", "redo"
+
+
+class StageError(RoadError):
+    """A run of a recipe that failed, and the exit code to end with."""
+
+    def __init__(self, message: str, code: int):
+        super().__init__(message)
+        self.code = code
+
+
+@dataclass(frozen=True)
+class Step:
+    """A run of a recipe, its validated configuration, and what is to be done about it."""
+
+    run: Run
+    config: RoadConfig
+    ds: dict[str, Any]
+    state: str
+
+    @property
+    def teaches(self) -> bool:
+        """Whether soft targets are to be written before the training."""
+        objective = objective_from(self.config)
+        return not self.run.models and isinstance(objective, Taught) and objective.source == "cached"
+
+    @property
+    def kind(self) -> str:
+        """What is launched."""
+        return f"mean of {len(self.run.models)}" if self.run.models else "teach, train" if self.teaches else "train"
+
+
+def look(runs: Sequence[Run], redo: Sequence[str] = ()) -> list[Step]:
+    """What is to be done about each run. RoadError for settings that do not hold, and for results of other inputs."""
+    again = with_dependents(chosen(list(redo), list(runs), "--redo"), list(runs))
+    folders = {run.name: run.folder for run in runs}
+    steps = []
+    for run in runs:
+        try:
+            config, ds = load_config(run.config, run.overrides)
+            heads(config)
+            objective_from(config)
+            inputs = inputs_for(run, config, ds, folders)
+        except RoadError as error:
+            raise RoadError(f"{run.name}: {error}") from None
+        steps.append(Step(run, config, ds, REDO if run.name in again else state_of(run, inputs)))
+    return steps
+
+
+def inputs_for(run: Run, config: RoadConfig, ds: dict[str, Any], folders: dict[str, Path]) -> Inputs:
+    """What a run is made from, or would be."""
+    extra = {"ensemble": list(run.models)} if run.models else {}
+    return inputs_of(config, ds, extra, {name: folders[name] for name in run.needs})
+
+
+def state_of(run: Run, inputs: Inputs) -> str:
+    """What is to be done about a run. RoadError when its folder holds something that was made from other inputs."""
+    before = kept_inputs(run.folder)
+    if before is None:
+        if (run.folder / "config.json").exists() or (run.folder / "results.json").exists():
+            raise RoadError(
+                f"{run.folder} holds a run that no recipe made ({FILE} is missing): move it away, or use --output"
+            )
+        return START
+    finished, saved = is_finished(run.folder), bool(committed(run.folder / "checkpoints"))
+    if (changed := differences(before, inputs)) and (finished or saved):
+        raise RoadError(
+            f"{run.folder} was made from other inputs than {run.name} has now:\n  "
+            + "\n  ".join(changed)
+            + f"\nadd --redo {run.name} to make it and what needs it anew, or use another --output"
+        )
+    return SKIP if finished else RESUME if saved else START
+
+
+def describe(steps: Sequence[Step]) -> str:
+    """The plan as a table."""
+    rows = [(i, s.run.name, s.kind, s.state, ", ".join(s.run.needs) or "-") for i, s in enumerate(steps, 1)]
+    return table(rows, ("", "run", "what", "state", "needs"))
+
+
+def commands(step: Step, launcher: Launcher, *more: str) -> Iterator[list[str]]:
+    """The command lines of a run, in order."""
+    run = step.run
+    if run.models:
+        overrides = [f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in run.settings.items()]
+        yield launcher.evaluate(run.models, run.config, overrides, run.folder)
+        return
+    if step.teaches:
+        yield launcher.teach(run.config, run.overrides)
+    yield launcher.train(run.config, run.overrides, *more)
+
+
+def carry_out(steps: Sequence[Step], launcher: Launcher) -> None:
+    """Makes every run that is not done. StageError for the first that fails; those before it stay done."""
+    folders = {step.run.name: step.run.folder for step in steps}
+    for number, step in enumerate(steps, 1):
+        run = step.run
+        head = f"[{number}/{len(steps)}] {run.name}"
+        if step.state == SKIP:
+            print(f"{head}: done", flush=True)
+            continue
+        resume = ["--resume"] if step.state == RESUME else []
+        if not resume:
+            wipe(run.folder)
+        print(f"{head}: {step.kind}{', resumed' if resume else ''}", flush=True)
+        keep_inputs(run.folder, inputs_for(run, step.config, step.ds, folders))
+        for command in commands(step, launcher, *resume):
+            code, last = launcher.run(command, run.folder)
+            if code != 0:
+                raise StageError(
+                    f"{run.name} failed: {last.removeprefix('error: ')}\n"
+                    f"its output is in {run.folder / 'log.txt'}; the same recipe goes on from here",
+                    code if 0 < code < 128 else 1,
+                )
+        if not is_finished(run.folder):
+            raise StageError(f"{run.name} ended without results: see {run.folder / 'log.txt'}", 1)
+
+
+def wipe(folder: Path) -> None:
+    """Removes what an earlier run left in a folder, its status included."""
+    RunFolder(folder).clear()
+    (folder / "status.json").unlink(missing_ok=True)
+
+
+def results(steps: Sequence[Step]) -> str:
+    """The scores of all runs as a table."""
+    rows = []
+    for step in steps:
+        found = json.loads((step.run.folder / "results.json").read_text(encoding="utf-8"))
+        for name, result in found["scores"].items():
+            value = f"{result['scores'][result['headline']]:.1f}"
+            rows.append((step.run.name, name, result["headline"], value, f"{found['wall_seconds']:,.0f}"))
+    return table(rows, ("run", "data set", "metric", "dev", "seconds"))
+
+
+@contextmanager
+def locked(output: Path) -> Iterator[IO]:
+    """The output folder for this process alone, and for a run it left behind. RoadError when it is taken."""
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        file = (output / ".recipe.lock").open("w")
+    except OSError as error:
+        raise RoadError(f"--output {output}: cannot be written: {error.strerror}") from None
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise RoadError(
+                f"{output}: a recipe, or a run that a killed one left behind, is at work there: wait for it or stop it"
+            ) from None
+        yield file
