@@ -27,14 +27,14 @@ Values = dict[str, str | int | float]
 class Stage(Strict):
     """Runs that differ in nothing but what `each` lists.
 
-    set: settings of the run's file by dotted key; each: variable -> values, a run for every combination; ensemble: the
-    models whose mean logits are scored on the config's dev rows, in place of training.
+    set: settings of the run's file by dotted key; each: variable -> values, a run for every combination; evaluate:
+    instead of training, score these models' mean logits on the config's dev rows.
     """
 
     config: str
     set: dict[str, Any] = {}
     each: dict[str, Annotated[list[str | int | float], Field(min_length=1)]] = {}
-    ensemble: Annotated[list[str], Field(min_length=1)] | None = None
+    evaluate: Annotated[list[str], Field(min_length=1)] | None = None
 
     @model_validator(mode="after")
     def names_are_safe(self):
@@ -82,7 +82,7 @@ class Recipe(Strict):
 class Run:
     """One run of a recipe: `settings` are its overrides of the file `config`, every placeholder filled in.
 
-    needs: names of the runs that come before it; models: of an ensemble, none of a training.
+    needs: names of the runs that come before it; models: what is evaluated, nothing for a training.
     """
 
     name: str
@@ -149,7 +149,7 @@ def plan(recipe: Recipe, path: Path, output: Path, extra: Mapping[str, Any] | No
                 config=path.parent / stage.config,
                 folder=folders[run],
                 settings={**settings, **(extra or {})},
-                models=tuple(words.fill(stage.ensemble or [])),
+                models=tuple(words.fill(stage.evaluate or [])),
                 needs=tuple(words.needs),
             )
     return list(_in_order(runs, path))

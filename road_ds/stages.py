@@ -13,7 +13,7 @@ from road_ds.config import RoadConfig, load_config
 from road_ds.errors import RoadError
 from road_ds.inputs import FILE, Inputs, differences, inputs_of, is_finished, keep_inputs, kept_inputs
 from road_ds.launcher import Launcher
-from road_ds.log import RunFolder, table
+from road_ds.log import RunFolder, counted, table
 from road_ds.objectives import Taught, objective_from
 from road_ds.recipe import Run, chosen, with_dependents
 from road_ds.tasks import heads
@@ -47,7 +47,13 @@ class Step:
     @property
     def kind(self) -> str:
         """What is launched."""
-        return f"mean of {len(self.run.models)}" if self.run.models else "teach, train" if self.teaches else "train"
+        return (
+            f"evaluate {counted(len(self.run.models), 'model')}"
+            if self.run.models
+            else "teach, train"
+            if self.teaches
+            else "train"
+        )
 
 
 def look(runs: Sequence[Run], redo: Sequence[str] = ()) -> list[Step]:
@@ -69,7 +75,7 @@ def look(runs: Sequence[Run], redo: Sequence[str] = ()) -> list[Step]:
 
 def inputs_for(run: Run, config: RoadConfig, ds: dict[str, Any], folders: dict[str, Path]) -> Inputs:
     """What a run is made from, or would be."""
-    extra = {"ensemble": list(run.models)} if run.models else {}
+    extra = {"evaluate": list(run.models)} if run.models else {}
     return inputs_of(config, ds, extra, {name: folders[name] for name in run.needs})
 
 
