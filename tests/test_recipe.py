@@ -3,12 +3,12 @@
 import fcntl
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from runs import ROOT, environment, error_of, tiny_config
@@ -323,39 +323,59 @@ def start(path: Path, *arguments: str, **settings) -> subprocess.Popen:
     )
 
 
-def test_two_stages_through_the_launcher_stopped_and_resumed(tmp_path, base):
-    """A teacher, then a student: stopped while the student trains, it goes on there, and ends as if never stopped."""
-    base(steps=60, save_every=5, dropout=0.1, log_every=1)
+def until(what, process: subprocess.Popen) -> None:
+    """Waits until something holds while a process lives."""
+    end = time.monotonic() + 400
+    while not what():
+        assert process.poll() is None and time.monotonic() < end, process.communicate()[0][-3000:]
+        time.sleep(0.02)
+
+
+def is_locked(folder: Path) -> bool:
+    with (folder / ".recipe.lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
+
+
+def test_two_stages_through_the_launcher_killed_stopped_and_resumed(tmp_path, base):
+    """A teacher, then a student, which is interrupted twice and ends as one that never was."""
+    base(steps=300, save_every=20, dropout=0.1)
     distill = {"objective": "kd", "teachers": {"rows": ["{teacher}"]}}
     stages = {"teacher": {"set": {"road.steps": 4}}, "student": {"set": {"road.distill": distill}}}
-    path = recipe_of(tmp_path, stages, compare={"baseline": "teacher"})
-    stopped = start(path, "--set", "road.step_timeout=600")
-    student = tmp_path / "out" / "student"
-    end = time.monotonic() + 400
-    while not any((student / "checkpoints").glob("step-*")):
-        assert stopped.poll() is None and time.monotonic() < end, stopped.communicate()[0][-3000:]
-        time.sleep(0.01)
-    second = start(path)
-    assert "is at work there" in second.communicate(timeout=120)[0] and second.returncode == 2
-    stopped.send_signal(signal.SIGTERM)
+    path, student = recipe_of(tmp_path, stages, compare={"baseline": "teacher"}), tmp_path / "out" / "student"
+
+    killed = start(path)
+    until(lambda: any((student / "checkpoints").glob("step-*")), killed)
+    runner = psutil.Process(killed.pid).children()[0]
+    killed.kill()
+    killed.wait()
+    assert is_locked(tmp_path / "out")  # the run at work lives on, and keeps others out
+    runner.terminate()
+    while is_locked(tmp_path / "out") or json.loads((student / "status.json").read_text())["status"] == "running":
+        time.sleep(0.02)
+    assert not (student / "results.json").exists()
+
+    stopped = start(path)
+    first = max(p.name for p in (student / "checkpoints").glob("step-*"))
+    until(lambda: max(p.name for p in (student / "checkpoints").glob("step-*")) > first, stopped)
+    stopped.terminate()
     said = stopped.communicate(timeout=240)[0]
-    assert stopped.returncode == 143 and "[2/2] student: teach, train\n" in said, said[-3000:]
+    assert stopped.returncode == 143 and "[2/2] student: teach, train, resumed\n" in said, said[-3000:]
     assert json.loads((student / "status.json").read_text())["status"] == "preempted"
 
     resumed = start(path)
     said = resumed.communicate(timeout=400)[0]
     assert resumed.returncode == 0, said[-3000:]
-    assert (
-        "[1/2] teacher: done\n" in said
-        and "[2/2] student: teach, train, resumed\n" in said
-        and "resumed from step-" in said
-    )
-    assert "difference: against teacher" in said and (tmp_path / "out" / "compare.html").exists()
-    assert (student / "log.txt").read_text().count("$ ") >= 4
+    assert "[1/2] teacher: done\n" in said and "resumed from step-" in said and "difference: against teacher" in said
+    assert (tmp_path / "out" / "compare.html").exists() and (student / "log.txt").read_text().count("$ ") == 6
 
-    whole = start(path, "--redo", "student")  # from its first step, in one piece
     kept = load_file(student / "model" / "inference" / "model.safetensors")
-    assert whole.communicate(timeout=400)[0].count("resumed") == 0 and whole.returncode == 0
+    whole = start(path, "--redo", "student")
+    said = whole.communicate(timeout=400)[0]
+    assert whole.returncode == 0 and "resumed" not in said, said[-3000:]
     anew = load_file(student / "model" / "inference" / "model.safetensors")
     assert all(torch.equal(kept[key], anew[key]) for key in kept)
 
