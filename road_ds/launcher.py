@@ -51,30 +51,30 @@ class Launcher:
         return [*module, "--config", str(config), *sets(overrides), "--output", str(output)]
 
     def run(self, command: Sequence[str], folder: Path) -> tuple[int, str]:
-        """Exit code of a command, and its last error line; all it says goes to log.txt in the run folder too.
+        """Exit code of a command, and its last error line. It writes to log.txt in the run folder, which is shown here.
 
-        When this process is asked to stop, the run is asked too and its processes are waited for: they save first.
+        When this process is asked to stop, the run is asked too and its processes are waited for: they save first. When
+        this process is killed, the run goes on.
         """
         folder.mkdir(parents=True, exist_ok=True)
         last = b""
-        with terminating(), (folder / "log.txt").open("ab") as log:
+        with terminating(), (folder / "log.txt").open("ab") as log, (folder / "log.txt").open("rb") as shown:
             log.write(f"$ {shlex.join(command)}\n".encode())
+            log.flush()
+            shown.seek(0, os.SEEK_END)
             kept = (self.lock.fileno(),) if self.lock else ()
-            child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, pass_fds=kept)
-            assert child.stdout is not None
+            child = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, pass_fds=kept)
             try:
-                for line in lines(child.stdout):
-                    log.write(line + b"\n")
+                for line in lines(shown, child):
                     if line.strip() and not CHATTER.match(line):
                         print(line.decode("utf-8", "replace"), flush=True)
                         last = line if line.startswith(b"error: ") or not last.startswith(b"error: ") else last
-                code = child.wait()
             except (KeyboardInterrupt, Terminated):
                 child.send_signal(signal.SIGTERM)
                 child.wait()
                 wait_for_ranks(folder)
                 raise
-        return code, last.decode("utf-8", "replace").strip()
+        return child.wait(), last.decode("utf-8", "replace").strip()
 
 
 def sets(overrides: Sequence[str]) -> list[str]:
@@ -82,12 +82,18 @@ def sets(overrides: Sequence[str]) -> list[str]:
     return [word for override in overrides for word in ("--set", override)]
 
 
-def lines(stream: IO[bytes]) -> Iterator[bytes]:
-    """The lines of a stream as they come; a progress bar's carriage return ends one too."""
+def lines(file: IO[bytes], child: subprocess.Popen) -> Iterator[bytes]:
+    """The lines that a child adds to a file, until it has ended; a progress bar's carriage return ends one too."""
     rest = b""
-    while chunk := os.read(stream.fileno(), 65536):
+    while True:
+        ended = child.poll() is not None  # looked at first: what was written before is read below
+        chunk = file.read()
         *whole, rest = re.split(rb"[\r\n]", rest + chunk)
         yield from whole
+        if ended and not chunk:
+            break
+        if not chunk:
+            time.sleep(0.1)
     if rest:
         yield rest
 

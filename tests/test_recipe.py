@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 from road_ds.config import load_config
 from road_ds.errors import RoadError
-from road_ds.launcher import Launcher
+from road_ds.launcher import Launcher, wait_for_ranks
 from road_ds.recipe import load_recipe, plan
 from road_ds.stages import StageError, carry_out, commands, look
 
@@ -323,11 +323,11 @@ def start(path: Path, *arguments: str, **settings) -> subprocess.Popen:
     )
 
 
-def until(what, process: subprocess.Popen) -> None:
+def until(what, process) -> None:
     """Waits until something holds while a process lives."""
     end = time.monotonic() + 400
     while not what():
-        assert process.poll() is None and time.monotonic() < end, process.communicate()[0][-3000:]
+        assert psutil.pid_exists(process.pid) and time.monotonic() < end
         time.sleep(0.02)
 
 
@@ -352,11 +352,13 @@ def test_two_stages_through_the_launcher_killed_stopped_and_resumed(tmp_path, ba
     runner = psutil.Process(killed.pid).children()[0]
     killed.kill()
     killed.wait()
-    assert is_locked(tmp_path / "out")  # the run at work lives on, and keeps others out
+    kept = max(p.name for p in (student / "checkpoints").glob("step-*"))
+    until(lambda: max(p.name for p in (student / "checkpoints").glob("step-*")) > kept, runner)
+    assert is_locked(tmp_path / "out")  # the run at work goes on, and keeps others out
     runner.terminate()
-    while is_locked(tmp_path / "out") or json.loads((student / "status.json").read_text())["status"] == "running":
-        time.sleep(0.02)
-    assert not (student / "results.json").exists()
+    wait_for_ranks(student)
+    assert json.loads((student / "status.json").read_text())["status"] == "preempted"
+    assert not is_locked(tmp_path / "out")
 
     stopped = start(path)
     first = max(p.name for p in (student / "checkpoints").glob("step-*"))

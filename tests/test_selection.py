@@ -16,6 +16,7 @@ from road_ds.ensemble import Ensemble
 from road_ds.errors import RoadError
 from road_ds.evaluation import Evaluated
 from road_ds.log import RunFolder
+from road_ds.objectives import objective_from
 from road_ds.readers import read
 from road_ds.selection import Best
 
@@ -162,6 +163,16 @@ def test_use_leaves_the_other_data_sets_and_their_tasks_out(config_file):
     assert config.sampling.weights == {"people": 2, "paraphrase": 4} and config.use is None
     everything, _ = load_config(config_file(tiny_config()))
     assert list(everything.datasets) == ["places", "people", "inference", "paraphrase"]
+
+
+def test_use_leaves_the_teachers_of_other_data_sets_out(config_file):
+    teachers = {"people": ["a"], "places": ["b"]}
+    distill = {"objective": "kd", "teachers": teachers}
+    config, _ = load_config(config_file(tiny_config(use=["people"], distill=distill)))
+    assert objective_from(config).teachers == {"people": ["a"]}
+    typo = {"objective": "kd", "teachers": {**teachers, "peple": ["c"]}}
+    with pytest.raises(RoadError, match=r"teachers.peple: no such data set"):
+        objective_from(load_config(config_file(tiny_config(use=["people"], distill=typo)))[0])
 
 
 @pytest.mark.parametrize(
