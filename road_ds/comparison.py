@@ -102,8 +102,8 @@ def compare_on(dataset: str, groups: Groups, baseline: str | None, seed: int) ->
     """The comparison on one data set, of the groups that were scored on it."""
     here = {name: [run for run in runs if dataset in run.results["scores"]] for name, runs in groups.items()}
     here = {name: runs for name, runs in here.items() if runs}
-    metric, row_metric = _metrics(dataset, here)
-    scale = 100.0 if metric == row_metric else 1.0  # headline metrics are in percent
+    metric, row_metric, percent = _metrics(dataset, here)
+    scale = 100.0 if percent else 1.0
     found: dict[str, Any] = {}
     for name, runs in here.items():
         _check_seeds(dataset, name, runs)
@@ -123,15 +123,16 @@ def compare_on(dataset: str, groups: Groups, baseline: str | None, seed: int) ->
     return {"metric": metric, "row_metric": row_metric, "groups": found}
 
 
-def _metrics(dataset: str, groups: Groups) -> tuple[str, str]:
+def _metrics(dataset: str, groups: Groups) -> tuple[str, str, bool]:
+    """Headline, metric of a row, and whether the latter is a share, whose mean is a score in percent."""
     metrics = {
-        (result["headline"], result["row_metric"]): str(run.folder)
+        (result["headline"], result["row_metric"], result["row_metric"] in result["scores"]): str(run.folder)
         for runs in groups.values()
         for run in runs
         for result in [run.results["scores"][dataset]]
     }
     if len(metrics) > 1:
-        said = ", ".join(f"{folder} by {headline}" for (headline, _), folder in metrics.items())
+        said = ", ".join(f"{folder} by {headline}" for (headline, *_), folder in metrics.items())
         raise RoadError(f"{dataset}: was scored by different metrics: {said}")
     return next(iter(metrics))
 

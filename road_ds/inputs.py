@@ -9,12 +9,14 @@ from typing import Any
 
 from road_ds.config import RoadConfig
 from road_ds.errors import RoadError
+from road_ds.features import Part, Source
 from road_ds.hub import local_file
 from road_ds.log import versions, write_json
 from road_ds.strict_json import flat_keys, quote
 from road_ds.train import CHANGEABLE
 
 FILE = "inputs.json"  # in the run folder
+PARTS: tuple[Part, ...] = ("train", "dev")
 TO_BE_MADE = "to be made"
 # What decides on no number. Evaluations do, where the best one is exported.
 WITHOUT_EFFECT = CHANGEABLE - {"road.evaluate_every"} | {"road.distill.cache"}
@@ -34,9 +36,12 @@ def inputs_of(
     found = {k: v for k, v in found.items() if not any(k == key or k.startswith(key + ".") for key in WITHOUT_EFFECT)}
     found |= {key: _named(value, before) for key, value in extra.items()}
     for name, spec in config.datasets.items():
-        parts = [spec.path] if spec.format == "disk" else [] if spec.format == "hub" else [spec.train, spec.dev]
-        for part in filter(lambda part: isinstance(part, str), parts):
-            found[f"rows of {name}: {part}"] = content(local_file(str(part)))
+        for part in PARTS:
+            if getattr(spec, part) is not None:
+                source = Source.of(name, part, spec)
+                path = source.spec.path if source.spec.format == "disk" else source.source
+                if source.spec.format != "hub":
+                    found[f"rows of {name}, {part}: {path}"] = content(Path(str(path)))
     for name in models_of(config):
         if local_file(name).exists() and not _inside(name, before):
             models = local_file(name) / "model"  # of a run folder only what it exported

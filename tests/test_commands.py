@@ -286,7 +286,12 @@ def test_a_reader_that_leaves_early_leaves_no_traceback(run, tmp_path):
     rows = "".join(json.dumps({"id": str(n), "premise": "a", "hypothesis": "b"}) + "\n" for n in range(3000))
     file = saved(tmp_path, "rows.jsonl", rows)
     command = [sys.executable, "-m", "road_ds", "predict", str(run / "model" / "inference")]
-    settings = {"cwd": ROOT, "env": environment(PYTHONPATH=f"{ROOT}:{ROOT / 'kernels'}"), "stderr": subprocess.PIPE, "text": True}
+    settings = {
+        "cwd": ROOT,
+        "env": environment(PYTHONPATH=f"{ROOT}:{ROOT / 'kernels'}"),
+        "stderr": subprocess.PIPE,
+        "text": True,
+    }
     with subprocess.Popen([*command, "--file", str(file)], stdout=subprocess.PIPE, **settings) as predicting:
         json.loads(predicting.stdout.readline())
         predicting.stdout.close()

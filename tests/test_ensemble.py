@@ -54,7 +54,7 @@ def test_the_average_is_the_one_by_hand(tmp_path, rows, head, dataset):
     examples = [replace(example, label="1") if head == "rating" else example for example in rows[dataset][:20]]
     features, found = Ensemble.of(runs, head).logits(examples)
     alone = [Predictor.load(f"{run}/model/{head}").logits(examples) for run in runs]
-    assert [f.input_ids for f in features] == [f.input_ids for f in alone[0][0]]
+    assert [list(f.input_ids) for f in features] == [list(f.input_ids) for f in alone[0][0]]
     for i, value in enumerate(found):
         assert np.abs(alone[0][1][i] - alone[1][1][i]).max() > 1e-3  # they do differ
         np.testing.assert_allclose(value, (alone[0][1][i] + alone[1][1][i] + alone[2][1][i]) / 3, atol=1e-6)

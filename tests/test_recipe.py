@@ -243,7 +243,7 @@ def test_other_inputs_are_refused_by_name(tmp_path, base, rows):
     from road_ds.inputs import content
 
     content.cache_clear()
-    with pytest.raises(RoadError, match=rf"rows of rows: {rows}: [0-9a-f]{{12}} -> [0-9a-f]{{12}}\n"):
+    with pytest.raises(RoadError, match=rf"rows of rows, train: {rows}: [0-9a-f]{{12}} -> [0-9a-f]{{12}}\n"):
         look(runs)
 
 
