@@ -125,7 +125,11 @@ class RoadConfig(Strict):
     layer_lr_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
     sampling: Sampling = "uniform"
     length_window: Annotated[int, Field(ge=0)] = 2048
+    padding: Literal["auto", "free", "grouped", "fixed"] = "auto"
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
+    compile: bool = False
+    activation_checkpointing: bool = False
+    apex: Literal["auto", "on", "off"] = "auto"
     dropout: Annotated[float, Field(ge=0, lt=1)] | None = None
     seed: Annotated[int, Field(ge=0)] = 0
     evaluate_every: Annotated[int, Field(ge=0)] = 0

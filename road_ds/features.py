@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from functools import lru_cache
 from pathlib import Path
@@ -19,6 +19,7 @@ from road_ds.config import DatasetSpec
 from road_ds.errors import RoadError
 from road_ds.hub import local_file
 from road_ds.log import progress, write_json
+from road_ds.packing import Packing
 from road_ds.readers import Answer, Example, Reading, read
 
 ENCODING = 1  # part of every cache key: raise it when the same rows encode to other features
@@ -55,17 +56,31 @@ class Batch:
     token_type_ids: torch.Tensor  # [features, tokens]
     lengths: torch.Tensor  # [features]
     labels: torch.Tensor  # [rows]
+    full: bool = False  # no row is padded: known to the host, which need not ask the device
+    packing: Packing | None = None  # where the rows lie when the encoder runs them as one sequence
+
+    def map(self, change: Callable[[torch.Tensor], torch.Tensor]) -> "Batch":
+        """The same batch with every tensor changed."""
+        tensors: dict[str, Any] = {f.name: v for f in fields(self) if torch.is_tensor(v := getattr(self, f.name))}
+        changed = {name: change(tensor) for name, tensor in tensors.items()}
+        return replace(self, **changed, packing=self.packing and self.packing.map(change))
 
     def to(self, device: torch.device | str) -> "Batch":
         """The same batch on a device."""
-        tensors: dict[str, Any] = {f.name: v for f in fields(self) if torch.is_tensor(v := getattr(self, f.name))}
-        return replace(self, **{name: tensor.to(device, non_blocking=True) for name, tensor in tensors.items()})
+        return self.map(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pinned(self) -> "Batch":
+        """The same batch in memory that a GPU can copy from while the host goes on."""
+        return self.map(torch.Tensor.pin_memory)
 
 
 class Features(Protocol):
     """Numbered features of one data set, wherever they are kept."""
 
     name: str
+
+    @property
+    def lengths(self) -> np.ndarray: ...
 
     def __len__(self) -> int: ...
 
@@ -315,11 +330,17 @@ def _write_arrow(path: Path, schema: pa.Schema, rows: Iterable[dict[str, Any]]) 
             writer.write_batch(pa.RecordBatch.from_pylist(chunk, schema=schema))
 
 
-def collate(source: Features, rows: Sequence[int] | np.ndarray, pad_id: int) -> Batch:
-    """A batch of the given features, padded on the right to the longest, rounded up to a multiple of 8 tokens."""
+def collate(
+    source: Features, rows: Sequence[int] | np.ndarray, pad_id: int, *, width: int = 0, packed: bool = False
+) -> Batch:
+    """A batch of the given features, padded on the right to `width` tokens.
+
+    width: by default the longest row, rounded up to a multiple of 8; packed: the encoder shall run the rows as one
+    sequence without their padding.
+    """
     features = [source[i] for i in rows]
     lengths = np.array([len(f.input_ids) for f in features])
-    width = int(-(-lengths.max() // PAD_MULTIPLE) * PAD_MULTIPLE)
+    width = width or rounded_up(int(lengths.max()))
     ids = np.full((len(features), width), pad_id, dtype=np.int64)
     types = np.zeros_like(ids)
     for i, feature in enumerate(features):
@@ -334,4 +355,11 @@ def collate(source: Features, rows: Sequence[int] | np.ndarray, pad_id: int) -> 
         token_type_ids=torch.from_numpy(types),
         lengths=torch.from_numpy(lengths),
         labels=torch.from_numpy(labels.astype(np.float32 if labels.dtype.kind == "f" else np.int64)),
+        full=bool((lengths == width).all()),
+        packing=Packing.of(lengths, width) if packed else None,
     )
+
+
+def rounded_up(tokens: int, multiple: int = PAD_MULTIPLE) -> int:
+    """The next multiple of some tokens."""
+    return -(-tokens // multiple) * multiple

@@ -8,13 +8,14 @@ from typing import Any
 
 import torch
 
+from road_ds.batches import Padding, ahead, assemble
 from road_ds.config import RoadConfig
 from road_ds.errors import RankError, RoadError
-from road_ds.features import Batch, FeatureSet, collate
+from road_ds.features import Batch, FeatureSet
 from road_ds.log import RunFolder, progress
 from road_ds.meter import Meter
 from road_ds.objectives import Loss
-from road_ds.passes import Passes, micro_batches
+from road_ds.passes import Passes
 from road_ds.preemption import Preemption
 from road_ds.ranks import Ranks
 
@@ -31,7 +32,7 @@ def fit(
     *,
     steps: int,
     start: int,
-    pad_id: int,
+    padding: Padding,
     folder: RunFolder,
     evaluate: Callable[[int], Any],
     save: Callable[[int], bool],
@@ -42,23 +43,23 @@ def fit(
     are equally large: the mean over rows, then over passes (ROaD, Algorithm 1).
     """
     micro = engine.train_micro_batch_size_per_gpu()
-    meter = Meter(ranks, folder, sources, micro)
+    meter = Meter(ranks, folder, sources, micro, padding)
+    plan = ahead(assemble(passes, sources, padding, ranks, micro, range(start, steps)))
     bar = progress(steps, "training", "step", initial=start, leave=True)
     skipped = 0
     with Preemption() as preemption:
         for step in range(start, steps):
-            drawn = passes.draw(step)
-            record = meter.begin(step, drawn, max(group["lr"] for group in engine.optimizer.param_groups))
+            record = meter.begin(step, max(group["lr"] for group in engine.optimizer.param_groups))
             with watchdog(config.step_timeout):
-                for taken in drawn:
-                    for rows in micro_batches(taken.rows, micro, ranks.rank, ranks.world_size):
-                        batch = collate(sources[taken.dataset], rows, pad_id).to(ranks.device)
-                        with out_of_memory_named(batch):
-                            outputs = engine(batch, config.head_of(taken.dataset))
-                            loss = objective(outputs.logits, batch.labels, outputs.lengths)
-                            engine.backward(loss.total)
-                            record.losses.append(loss.total.detach())
-                            record.applied, record.gradient_norm = step_engine(engine)
+                record.drawn, batches = next(plan)
+                for batch in batches:
+                    batch = batch.to(ranks.device)
+                    with out_of_memory_named(batch):
+                        outputs = engine(batch, config.head_of(batch.dataset))
+                        loss = objective(outputs.logits, batch.labels, outputs.lengths)
+                        engine.backward(loss.total)
+                        record.losses.append(loss.total.detach())
+                        record.applied, record.gradient_norm = step_engine(engine)
             done = step + 1
             if done == steps or due(done, config.log_every):
                 bar.set_postfix_str(meter.flush())

@@ -21,9 +21,10 @@ import numpy as np
 import torch
 
 from road_ds import checkpoint, evaluation, export, optim, surroundings
+from road_ds.batches import BUCKET, Padding, choose_padding
 from road_ds.config import RoadConfig, fit_batch, fit_optimizer, fit_precision, load_config
 from road_ds.errors import RankError, RoadError
-from road_ds.features import FeatureSet, load_features
+from road_ds.features import PAD_MULTIPLE, FeatureSet, load_features
 from road_ds.log import RunFolder, counted, is_main, plot_curves, quiet_libraries, say, table, versions, warn
 from road_ds.loop import fit
 from road_ds.model import base_config, build_model, check_lengths, load_tokenizer, parameter_count
@@ -147,6 +148,13 @@ def run(
             warn(f"{name}: {len(skipped)} bad rows were skipped, the first: {skipped[0]}")
 
     model = build_model(config.model, tasks, tokenizer, dropout=config.dropout, seed=config.seed)
+    mode, note = choose_padding(
+        config.padding, model.use_packing(), ranks.device.type, capability, precision, config.compile
+    )
+    if note:
+        say(note)
+    limits = {name: tasks[config.head_of(name)].max_length for name in train}
+    padding = Padding(mode, tokenizer.pad_token_id, limits, BUCKET if config.compile else PAD_MULTIPLE)
     if overwrite:
         folder.clear()
     folder.write("config.json", resolved)
@@ -192,7 +200,7 @@ def run(
 
     step, reason = fit(
         engine, passes, train, supervised, ranks, config,
-        steps=steps, start=start, pad_id=tokenizer.pad_token_id, folder=folder, evaluate=evaluate, save=save,
+        steps=steps, start=start, padding=padding, folder=folder, evaluate=evaluate, save=save,
     )  # fmt: skip
     if reason:
         say(f"{reason} after step {step}; go on with --resume")

@@ -8,10 +8,10 @@ ROOT = Path(__file__).resolve().parent.parent / "road_ds"
 LAYERS = [
     {"errors"},
     {"strict_json", "deepspeed_keys"},
-    {"config", "log", "metrics", "preemption", "ranks", "surroundings"},
+    {"config", "log", "metrics", "packing", "preemption", "ranks", "surroundings"},
     {"hub", "readers"},
     {"features", "passes"},
-    {"spans", "objectives", "optim"},
+    {"batches", "spans", "objectives", "optim"},
     {"tasks"},
     {"model"},
     {"checkpoint", "evaluation", "meter"},
