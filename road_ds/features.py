@@ -253,7 +253,7 @@ EXAMPLE_SCHEMA = pa.schema(
 )
 
 
-def _feature_schema(label: pa.DataType) -> pa.Schema:
+def feature_schema(label: pa.DataType) -> pa.Schema:
     return pa.schema(
         {
             "input_ids": pa.list_(pa.int32()),
@@ -289,10 +289,10 @@ def _encode(name: str, part: Part, reading: Reading, task: Any, tokenizer: Any, 
                     yield {f.name: getattr(feature, f.name) for f in fields(feature)}
                 bar.update(len(chunk))
 
-        _write_arrow(staged / "examples.arrow", EXAMPLE_SCHEMA, map(_example_row, examples))
+        write_arrow(staged / "examples.arrow", EXAMPLE_SCHEMA, map(_example_row, examples))
         label = pa.float32() if task.continuous else pa.int32()
         with progress(len(examples), f"encoding {name} {part}", "row") as bar:
-            _write_arrow(staged / "features.arrow", _feature_schema(label), encoded(bar))
+            write_arrow(staged / "features.arrow", feature_schema(label), encoded(bar))
         np.save(staged / "lengths.npy", np.asarray(lengths, dtype=np.int32))
         write_json(
             staged / "manifest.json",
@@ -318,7 +318,7 @@ def _example_row(example: Example) -> dict[str, Any]:
     return row
 
 
-def _write_arrow(path: Path, schema: pa.Schema, rows: Iterable[dict[str, Any]]) -> None:
+def write_arrow(path: Path, schema: pa.Schema, rows: Iterable[dict[str, Any]]) -> None:
     with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
         chunk: list[dict[str, Any]] = []
         for row in rows:
