@@ -42,9 +42,9 @@ from measure import environment, folder, peak_flops, table
 from torch.nn import functional as F
 
 from road_ds import optim
-from road_ds.batches import Padding, ahead, assemble, choose_padding
+from road_ds.batches import Padding, assemble
 from road_ds.config import ModelSpec, RoadConfig, fit_batch, fit_optimizer, fit_precision
-from road_ds.features import PAD_MULTIPLE, Batch, FeatureSet
+from road_ds.features import Batch, FeatureSet
 from road_ds.hub import sample_path
 from road_ds.log import RunFolder, quiet_libraries, write_json
 from road_ds.loop import fit
@@ -52,6 +52,7 @@ from road_ds.model import build_model, load_tokenizer
 from road_ds.objectives import supervised
 from road_ds.passes import Passes
 from road_ds.ranks import Ranks
+from road_ds.speed import choose_padding
 from road_ds.tasks import heads
 
 LONGEST = 384
@@ -165,7 +166,7 @@ class Ours:
         if note:
             raise RuntimeError(note)
         limits = dict.fromkeys(rows.sources, LONGEST)
-        self.padding = Padding(mode, rows.pad_id, limits, PAD_MULTIPLE)
+        self.padding = Padding(mode, rows.pad_id, limits)
         ds: dict[str, Any] = {
             "train_batch_size": preset.rows,
             "train_micro_batch_size_per_gpu": preset.micro,

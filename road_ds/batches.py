@@ -8,14 +8,14 @@ from typing import Literal, TypeVar
 
 import numpy as np
 
-from road_ds.features import PAD_MULTIPLE, Batch, Features, collate, rounded_up
+from road_ds.features import Batch, Features, collate, rounded_up
 from road_ds.passes import Pass, Passes, micro_batches
 from road_ds.ranks import Ranks
 
 Item = TypeVar("Item")
 Mode = Literal["free", "grouped", "fixed"]
 
-BUCKET = 64  # tokens; the few widths for which a compiled encoder is built
+BUCKETS = (32, 48, 64, 96, 128, 192, 256, 384, 512)  # tokens; the few widths for which a compiled encoder is built
 END = object()
 
 
@@ -24,19 +24,21 @@ class Padding:
     """How rows of different lengths become one batch.
 
     free: the encoder runs them as one sequence without padding; grouped: padded to the longest row, rounded up to a
-    `multiple`; fixed: padded to the task's maximum. `limits` holds that maximum, in tokens, by data set.
+    multiple of 8, or to the next of `buckets`; fixed: padded to the task's maximum. `limits` holds that maximum, in
+    tokens, by data set.
     """
 
     mode: Mode
     pad_id: int
     limits: Mapping[str, int]
-    multiple: int = PAD_MULTIPLE
+    buckets: tuple[int, ...] = ()
 
     def width(self, dataset: str, longest: int) -> int:
         """The tokens of a padded row."""
         if self.mode == "fixed":
             return self.limits[dataset]
-        return min(rounded_up(longest, self.multiple), rounded_up(self.limits[dataset]))
+        width = next((bucket for bucket in self.buckets if bucket >= longest), rounded_up(longest))
+        return min(width, rounded_up(self.limits[dataset]))
 
     def collate(self, source: Features, rows: np.ndarray) -> Batch:
         """The batch of some rows of a data set."""
@@ -48,26 +50,6 @@ class Padding:
         if self.mode == "free":
             return int(lengths.sum())
         return sum(self.width(dataset, int(longest)) for longest in lengths.max(axis=1)) * lengths.shape[1]
-
-
-def choose_padding(
-    asked: str, obstacle: str, device: str, capability: tuple[int, int] | None, precision: str, compiled: bool
-) -> tuple[Mode, str]:
-    """The padding of a run, and why it is not the one asked for ("" when it is).
-
-    obstacle: why the encoder cannot run packed rows, "" when it can; capability: the GPU's compute capability.
-    """
-    if asked in ("grouped", "fixed"):
-        return asked, ""  # type: ignore[return-value]
-    if device == "cuda" and (capability is None or capability < (8, 0)):
-        obstacle = obstacle or "this GPU has no attention for packed rows (compute capability 8.0)"
-    elif device == "cuda" and precision == "fp32":
-        obstacle = obstacle or "a GPU's attention for packed rows takes bf16 or fp16, not fp32"
-    elif compiled:
-        obstacle = obstacle or "road.compile is built for batches of a few widths"
-    if obstacle:
-        return "grouped", f"road.padding is grouped, not free: {obstacle}"
-    return "free", ""
 
 
 def assemble(

@@ -73,7 +73,8 @@ def compute_logits(
     turns = -(-len(batches) // world_size)
     found: dict[int, np.ndarray] = {}
     bar = progress(turns, f"evaluating {source.name}", "batch")
-    with torch.no_grad():
+    # Nothing is compiled for the many widths and row counts that occur only here.
+    with torch.no_grad(), torch.compiler.set_stance("force_eager"):
         for turn in range(turns):
             rows = mine[turn] if turn < len(mine) else batches[-1]
             batch = collate(source, rows, pad_id).to(device)

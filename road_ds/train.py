@@ -20,11 +20,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from road_ds import checkpoint, evaluation, export, optim, surroundings
-from road_ds.batches import BUCKET, Padding, choose_padding
+from road_ds import checkpoint, evaluation, export, optim, speed, surroundings
+from road_ds.batches import BUCKETS, Padding
 from road_ds.config import RoadConfig, fit_batch, fit_optimizer, fit_precision, load_config
 from road_ds.errors import RankError, RoadError
-from road_ds.features import PAD_MULTIPLE, FeatureSet, load_features
+from road_ds.features import FeatureSet, load_features
 from road_ds.log import RunFolder, counted, is_main, plot_curves, quiet_libraries, say, table, versions, warn
 from road_ds.loop import fit
 from road_ds.model import base_config, build_model, check_lengths, load_tokenizer, parameter_count
@@ -41,6 +41,7 @@ OWN = {"road.cache", "road.output"}  # what each host may have its own of
 CHANGEABLE = {
     *("road." + key for key in ("evaluate_every", "evaluate_batch_size", "log_every", "save_every", "keep")),
     *("road." + key for key in ("output", "cache", "max_skipped_steps", "step_timeout")),
+    *("road." + key for key in ("padding", "compile", "activation_checkpointing")),
     *("train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "tensorboard", "wandb", "csv_monitor", "comet"),
     *("steps_per_print", "wall_clock_breakdown", "memory_breakdown", "flops_profiler", "comms_logger", "log_level"),
 }
@@ -148,13 +149,9 @@ def run(
             warn(f"{name}: {len(skipped)} bad rows were skipped, the first: {skipped[0]}")
 
     model = build_model(config.model, tasks, tokenizer, dropout=config.dropout, seed=config.seed)
-    mode, note = choose_padding(
-        config.padding, model.use_packing(), ranks.device.type, capability, precision, config.compile
-    )
-    if note:
-        say(note)
+    mode, notes = speed.prepare(model, config, ds, ranks.device.type, capability, precision)
     limits = {name: tasks[config.head_of(name)].max_length for name in train}
-    padding = Padding(mode, tokenizer.pad_token_id, limits, BUCKET if config.compile else PAD_MULTIPLE)
+    padding = Padding(mode, tokenizer.pad_token_id, limits, BUCKETS if config.compile else ())
     if overwrite:
         folder.clear()
     folder.write("config.json", resolved)
@@ -163,8 +160,9 @@ def run(
         f"{config.output}: {parameter_count(model) / 1e6:.1f} M parameters, {counted(len(tasks), 'head')}, "
         f"{counted(len(train), 'data set')}, {counted(steps, 'step')} of {counted(config.passes, 'pass', 'passes')} x "
         f"{ds['train_batch_size'] // config.passes} rows ({counted(pieces, 'micro-batch', 'micro-batches')} of {micro} on "
-        f"{counted(ranks.world_size, 'process', 'processes')}), {precision}, ZeRO {ds['zero_optimization']['stage']}",
+        f"{counted(ranks.world_size, 'process', 'processes')}), {precision}, {mode} padding, ZeRO {ds['zero_optimization']['stage']}",
         *(f"filled in: {note}" for note in filled),
+        *notes,
     )
     settings = ds["optimizer"]["params"]
     groups = optim.parameter_groups(
@@ -172,7 +170,12 @@ def run(
     )
     scheduler = optim.scheduler(steps, config.warmup, config.schedule)
     torch.manual_seed(config.seed + 1 + ranks.rank)  # dropout differs between ranks
-    engine, *_ = deepspeed.initialize(model=model, model_parameters=groups, config=ds, lr_scheduler=scheduler)
+    client = speed.optimizer(config, ds, ranks.device.type, groups)
+    if client is not None:
+        ds = {key: value for key, value in ds.items() if key != "optimizer"}
+    engine, *_ = deepspeed.initialize(
+        model=model, optimizer=client, model_parameters=groups, config=ds, lr_scheduler=scheduler
+    )
     start = 0
     if found is not None:
         checkpoint.restore(engine, ranks, found)
@@ -220,6 +223,7 @@ def run(
             "world_size": ranks.world_size,
             "device": torch.cuda.get_device_name() if capability else "cpu",
             "precision": precision,
+            "padding": mode,
             "seed": config.seed,
             "data": {"train": fingerprints(train), "dev": fingerprints(dev)},
             "versions": versions(),

@@ -7,7 +7,7 @@ ROOT = Path(__file__).resolve().parent.parent / "road_ds"
 
 LAYERS = [
     {"errors"},
-    {"strict_json", "deepspeed_keys"},
+    {"strict_json", "deepspeed_keys", "fused"},
     {"config", "log", "metrics", "packing", "preemption", "ranks", "surroundings"},
     {"hub", "readers"},
     {"features", "passes"},
@@ -15,7 +15,7 @@ LAYERS = [
     {"tasks"},
     {"model"},
     {"checkpoint", "evaluation", "meter"},
-    {"export", "loop"},
+    {"export", "loop", "speed"},
     {"predictor", "train"},
     {"check"},
     {"__main__"},
