@@ -180,9 +180,7 @@ class Ours:
         groups = optim.parameter_groups(model, lr=LR, weight_decay=DECAY, layer_lr_decay=LAYER_DECAY)
         schedule = optim.scheduler(10**6, 0.1, "linear")
         torch.manual_seed(1 + ranks.rank)
-        self.engine, *_ = deepspeed.initialize(
-            model=model, model_parameters=groups, config=ds, lr_scheduler=schedule
-        )
+        self.engine, *_ = deepspeed.initialize(model=model, model_parameters=groups, config=ds, lr_scheduler=schedule)
         self.folder = RunFolder(scratch / f"{padding}-{stage}")
         self.folder.path.mkdir(parents=True, exist_ok=True)
 
@@ -282,7 +280,9 @@ class Bare:
         if task != "mrc":
             return F.cross_entropy(output.logits.float(), batch.labels)
         start, end = batch.labels.view(-1, 2).T
-        return (F.cross_entropy(output.start_logits.float(), start) + F.cross_entropy(output.end_logits.float(), end)) / 2
+        return (
+            F.cross_entropy(output.start_logits.float(), start) + F.cross_entropy(output.end_logits.float(), end)
+        ) / 2
 
     def update(self) -> None:
         torch.nn.utils.clip_grad_norm_(self.every.parameters(), CLIP)
@@ -292,7 +292,12 @@ class Bare:
     def split(self, step: int) -> dict[str, float]:
         device = self.rows.ranks.device
         plan = assemble(
-            self.rows.passes, self.rows.sources, self.padding, self.rows.ranks, self.rows.preset.micro, range(step, step + 1)
+            self.rows.passes,
+            self.rows.sources,
+            self.padding,
+            self.rows.ranks,
+            self.rows.preset.micro,
+            range(step, step + 1),
         )
         ((_, batches),) = plan
         marks = []
@@ -427,7 +432,9 @@ class HuggingFace:
         return {}
 
 
-def providers(rows: Rows, modes: list[str], stages: list[int], scratch: Path) -> Iterator[tuple[str, Callable[[], Any]]]:
+def providers(
+    rows: Rows, modes: list[str], stages: list[int], scratch: Path
+) -> Iterator[tuple[str, Callable[[], Any]]]:
     """Every provider's name and how to make it."""
     for stage in stages:
         for mode in modes:
@@ -552,7 +559,9 @@ def summary(found: dict[str, dict[str, Any]]) -> str:
     """All ratios in one line: median, least and most over the turns."""
     return "; ".join(
         f"{preset}: "
-        + ", ".join(f"{name} {r['median']:.2f}x ({r['least']:.2f}-{r['most']:.2f})" for name, r in one["ratios"].items())
+        + ", ".join(
+            f"{name} {r['median']:.2f}x ({r['least']:.2f}-{r['most']:.2f})" for name, r in one["ratios"].items()
+        )
         for preset, one in found.items()
     )
 

@@ -34,7 +34,9 @@ class Meter:
     share of the tokens that the encoder computes and that are padding.
     """
 
-    def __init__(self, ranks: Ranks, folder: RunFolder, sources: Mapping[str, FeatureSet], micro: int, padding: Padding):
+    def __init__(
+        self, ranks: Ranks, folder: RunFolder, sources: Mapping[str, FeatureSet], micro: int, padding: Padding
+    ):
         self.ranks, self.folder, self.sources = ranks, folder, sources
         self.micro, self.padding = micro, padding
         self.records: list[StepRecord] = []

@@ -5,7 +5,6 @@ function registered here sees where the rows begin. Token ids go in packed, hidd
 """
 
 from dataclasses import dataclass, fields, replace
-from functools import partial
 from itertools import groupby
 from typing import Any
 
@@ -53,6 +52,11 @@ class Packing:
             runs=tuple(runs),
         )
 
+    @property
+    def sizes(self) -> list[int]:
+        """Tokens in each run."""
+        return [rows * length for rows, length in self.runs]
+
     def map(self, change: Any) -> "Packing":
         """The same packing with every tensor changed, for example moved."""
         tensors: dict[str, Any] = {f.name: v for f in fields(self) if torch.is_tensor(v := getattr(self, f.name))}
@@ -87,22 +91,36 @@ def attention(
     sliding_window: as transformers gives it, one more than the distance up to which a token attends.
     """
     reach = None if sliding_window is None else sliding_window - 1
-    attend = partial(_attend, reach=reach, dropout=dropout, scaling=scaling)
     if packing is None:
-        return attend(query, key, value, attention_mask).transpose(1, 2).contiguous(), None
+        found = _attend(query, key, value, attention_mask, reach=reach, dropout=dropout, scaling=scaling)
+        return found.transpose(1, 2).contiguous(), None
     parts = [tensor[0].transpose(0, 1) for tensor in (query, key, value)]  # [tokens, heads, head size]
-    if query.is_cuda:
-        # torch.nn.attention.varlen is this operator without its dropout.
-        return torch.ops.aten._flash_attention_forward(
-            *parts, packing.bounds, packing.bounds, packing.longest, packing.longest, dropout, False, False,
-            scale=scaling, window_size_left=reach, window_size_right=reach,
-        )[0][None], None  # fmt: skip
-    sizes = [rows * length for rows, length in packing.runs]
+    inside = _by_kernel if query.is_cuda else _by_runs
+    return inside(parts, packing, reach=reach, dropout=dropout, scaling=scaling)[None], None
+
+
+def _by_kernel(
+    parts: list[torch.Tensor], packing: Packing, *, reach: int | None, dropout: float, scaling: float | None
+) -> torch.Tensor:
+    """Attention inside rows of any length in one kernel, [tokens, heads, head size]; half precision on a GPU.
+
+    torch.nn.attention.varlen is this operator without its dropout.
+    """
+    return torch.ops.aten._flash_attention_forward(
+        *parts, packing.bounds, packing.bounds, packing.longest, packing.longest, dropout, False, False,
+        scale=scaling, window_size_left=reach, window_size_right=reach,
+    )[0]  # fmt: skip
+
+
+def _by_runs(
+    parts: list[torch.Tensor], packing: Packing, *, reach: int | None, dropout: float, scaling: float | None
+) -> torch.Tensor:
+    """The same on a CPU: one call for each run of rows of one length."""
     found = []
-    for (rows, length), *run in zip(packing.runs, *(part.split(sizes) for part in parts), strict=True):
+    for (rows, length), *run in zip(packing.runs, *(part.split(packing.sizes) for part in parts), strict=True):
         padded = (part.view(rows, length, *part.shape[1:]).transpose(1, 2) for part in run)
-        found.append(attend(*padded).transpose(1, 2).flatten(0, 1))
-    return torch.cat(found)[None], None
+        found.append(_attend(*padded, reach=reach, dropout=dropout, scaling=scaling).transpose(1, 2).flatten(0, 1))
+    return torch.cat(found)
 
 
 def _attend(

@@ -7,6 +7,7 @@ import pytest
 import torch
 from test_export import ARCHITECTURES, TASKS, fresh
 
+from road_ds import packing
 from road_ds.batches import Padding
 from road_ds.evaluation import MemorySet
 from road_ds.features import Feature
@@ -38,7 +39,7 @@ def loss_and_gradients(model, head, source, mode, micro=16):
     model.zero_grad()
     total = 0.0
     for first in range(0, len(source), micro):
-        batch = padding.collate(source, np.arange(first, first + micro))
+        batch = padding.collate(source, np.arange(first, first + micro)).to(next(model.parameters()).device)
         outputs = model(batch, head)
         loss = supervised(outputs.logits, batch.labels, outputs.lengths).total * micro / len(source)
         loss.backward()
@@ -71,12 +72,71 @@ def test_the_three_paddings_give_one_loss_and_gradient(architecture, head):
             assert torch.allclose(others[name], gradient, rtol=1e-4, atol=1e-5), f"{mode}: {name}"
 
 
-@pytest.mark.parametrize("architecture", ["deberta-v2"])
-def test_what_cannot_run_packed_says_so_and_stays_as_it_was(architecture):
-    model, source = without_dropout(architecture), rows(TASKS["nli"])
-    assert architecture in model.use_packing()
-    expected, _ = loss_and_gradients(model, "nli", source, "fixed")
-    assert loss_and_gradients(model, "nli", source, "grouped")[0] == pytest.approx(expected, abs=1e-5)
+def test_an_attention_of_its_own_cannot_run_packed():
+    model = without_dropout("deberta-v2")
+    before = model.encoder.config._attn_implementation
+    assert model.use_packing() == "the attention of deberta-v2 is its own and knows no rows inside a sequence"
+    assert model.encoder.config._attn_implementation == before and model.training
+
+
+def test_what_packed_rows_change_is_found_out_by_trying(monkeypatch):
+    """An encoder that does without the positions it is given: it stays as it was."""
+    model = without_dropout("electra")
+    forward = type(model.encoder).forward
+    monkeypatch.setattr(type(model.encoder), "forward", lambda self, *a, position_ids=None, **k: forward(self, *a, **k))
+    assert model.use_packing() == "electra computes something else when rows are packed"
+    assert model.encoder.config._attn_implementation == "sdpa" and model.training
+
+
+def flash(
+    query, key, value, bounds, other, longest, _, dropout, causal, debug, *, scale, window_size_left, window_size_right
+):
+    """What the GPU's kernel computes, by its signature: a row after the other."""
+    assert torch.equal(bounds, other) and bounds.dtype == torch.int32 and not (dropout or causal or debug)
+    assert longest == bounds.diff().max() and window_size_left == window_size_right
+    found = []
+    for first, end in zip(bounds[:-1].tolist(), bounds[1:].tolist(), strict=True):
+        scores = torch.einsum("qhd,khd->hqk", query[first:end], key[first:end]) * scale
+        if window_size_left is not None:
+            at = torch.arange(end - first)
+            scores = scores.masked_fill((at[:, None] - at).abs() > window_size_left, float("-inf"))
+        found.append(torch.einsum("hqk,khd->qhd", scores.softmax(-1), value[first:end]))
+    return torch.cat(found), None, None, None, None
+
+
+@pytest.mark.parametrize("architecture", ["electra", "modernbert"])
+def test_the_gpus_kernel_is_given_what_it_needs(architecture, monkeypatch):
+    """With a stand-in for the kernel: no GPU is needed."""
+    model, source = without_dropout(architecture), rows(TASKS["qa"])
+    model.use_packing()
+    expected, gradients = loss_and_gradients(model, "qa", source, "free")
+    monkeypatch.setattr(packing, "_by_runs", packing._by_kernel)
+    monkeypatch.setattr(torch.ops.aten, "_flash_attention_forward", flash)
+    found, others = loss_and_gradients(model, "qa", source, "free")
+    assert found == pytest.approx(expected, abs=1e-5)
+    assert all(torch.allclose(others[name], value, rtol=1e-4, atol=1e-5) for name, value in gradients.items())
+
+
+def test_torch_knows_the_kernel_and_its_gradient_by_this_call():
+    """Shapes only: tensors without memory go through the operator and its derivative."""
+    parts = [torch.empty(40, 4, 64, device="meta", dtype=torch.bfloat16, requires_grad=True) for _ in range(3)]
+    packed = Packing.of(np.array([10, 30]), 32).map(lambda tensor: tensor.to("meta"))
+    found = packing._by_kernel(parts, packed, reach=8, dropout=0.1, scaling=0.125)
+    found.sum().backward()
+    assert found.shape == (40, 4, 64) and all(part.grad.shape == part.shape for part in parts)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("architecture", PACKED)
+def test_packed_rows_on_a_gpu_compute_what_padded_ones_do(architecture):
+    """In bf16, against the same model in float32 on padded rows."""
+    model, source = without_dropout(architecture), rows(TASKS["qa"])
+    expected, gradients = loss_and_gradients(model, "qa", source, "fixed")
+    assert model.use_packing() == ""
+    found, others = loss_and_gradients(model.cuda().bfloat16(), "qa", source, "free")
+    assert found == pytest.approx(expected, rel=0.02)
+    for name, gradient in gradients.items():
+        assert (others[name].float().cpu() - gradient).norm() <= 0.1 * gradient.norm() + 1e-3, name
 
 
 def test_a_row_sees_nothing_of_its_neighbours():
@@ -94,14 +154,14 @@ def test_a_row_sees_nothing_of_its_neighbours():
 
 
 def test_a_packing_knows_where_the_rows_lie():
-    packing = Packing.of(np.array([2, 2, 3]), width=4)
-    assert packing.index.tolist() == [0, 1, 4, 5, 8, 9, 10]
-    assert packing.positions.tolist() == [[0, 1, 0, 1, 0, 1, 2]]
-    assert packing.bounds.tolist() == [0, 2, 4, 7] and packing.bounds.dtype == torch.int32
-    assert packing.runs == ((2, 2), (1, 3)) and packing.longest == 3
+    packed = Packing.of(np.array([2, 2, 3]), width=4)
+    assert packed.index.tolist() == [0, 1, 4, 5, 8, 9, 10]
+    assert packed.positions.tolist() == [[0, 1, 0, 1, 0, 1, 2]]
+    assert packed.bounds.tolist() == [0, 2, 4, 7] and packed.bounds.dtype == torch.int32
+    assert packed.runs == ((2, 2), (1, 3)) and packed.sizes == [4, 3] and packed.longest == 3
     ids = torch.tensor([[1, 2, 0, 0], [3, 4, 0, 0], [5, 6, 7, 0]])
-    assert packing.pack(ids).tolist() == [[1, 2, 3, 4, 5, 6, 7]]
-    assert torch.equal(packing.unpack(packing.pack(ids)[..., None].float())[..., 0], ids.float())
+    assert packed.pack(ids).tolist() == [[1, 2, 3, 4, 5, 6, 7]]
+    assert torch.equal(packed.unpack(packed.pack(ids)[..., None].float())[..., 0], ids.float())
 
 
 def test_long_rows_of_one_length_are_attended_to_in_turns():
