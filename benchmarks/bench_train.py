@@ -31,6 +31,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
@@ -45,7 +46,6 @@ from road_ds import optim
 from road_ds.batches import Padding, assemble
 from road_ds.config import ModelSpec, RoadConfig, fit_batch, fit_optimizer, fit_precision
 from road_ds.features import Batch, FeatureSet
-from road_ds.hub import sample_path
 from road_ds.log import RunFolder, quiet_libraries, write_json
 from road_ds.loop import fit
 from road_ds.model import build_model, load_tokenizer
@@ -582,6 +582,8 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 
 def main(arguments: list[str] | None = None) -> None:
     options = parse(arguments)
+    if find_spec("accelerate") is None:
+        raise SystemExit("Trainer needs accelerate: pip install -c constraints.txt -e '.[bench]'")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     quiet_libraries()
     ranks = Ranks.start()

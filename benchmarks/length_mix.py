@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
+
 from road_ds.features import Feature, FeatureSet, feature_schema, write_arrow
 from road_ds.log import write_json
 
@@ -41,7 +42,7 @@ CLASSES = {"nli": 3, "paraphrase": 2, "sentiment": 5}  # a span's classes are it
 
 
 def lengths(mixed: Mixed, rows: int, longest: int, generator: np.random.Generator) -> np.ndarray:
-    """Tokens per row, [rows]: log-normal around the mean, cut at `longest` or split into windows of it."""
+    """Tokens per row, [rows]: log-normal around the mean, cut at `longest` (above STRIDE) or split into windows of it."""
     drawn = generator.lognormal(np.log(mixed.mean) - SIGMA**2 / 2, SIGMA, rows).round().astype(int).clip(3)
     if not mixed.windows:
         return drawn.clip(max=longest)

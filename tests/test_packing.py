@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from test_export import ARCHITECTURES, TASKS, fresh
+from test_export import TASKS, fresh
 
 from road_ds import packing
 from road_ds.batches import Padding

@@ -3,12 +3,12 @@
 import pytest
 import torch
 from runs import TINY_ELECTRA, records, run_python, tiny_config
+from test_export import TASKS
 from test_packing import loss_and_gradients, rows, without_dropout
 
 from road_ds import fused
 from road_ds.errors import RoadError
 from road_ds.speed import choose_padding
-from test_export import TASKS
 
 AMPERE, VOLTA = (8, 0), (7, 0)
 
