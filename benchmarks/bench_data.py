@@ -188,7 +188,7 @@ def main(arguments: list[str] | None = None) -> None:
         for turn in range(turns):
             for name in list(providers)[:: 1 if turn % 2 else -1]:
                 found[name].append(providers[name](file, Path(temporary) / f"{name}-{turn}", tokenizer, batches))
-    rows = []
+    rows: list[dict[str, Any]] = []
     for name, taken in found.items():
         count = taken[0]["rows"]
         rows.append({

@@ -62,7 +62,7 @@ class Batch:
     def map(self, change: Callable[[torch.Tensor], torch.Tensor]) -> "Batch":
         """The same batch with every tensor changed."""
         tensors: dict[str, Any] = {f.name: v for f in fields(self) if torch.is_tensor(v := getattr(self, f.name))}
-        changed = {name: change(tensor) for name, tensor in tensors.items()}
+        changed: dict[str, Any] = {name: change(tensor) for name, tensor in tensors.items()}
         return replace(self, **changed, packing=self.packing and self.packing.map(change))
 
     def to(self, device: torch.device | str) -> "Batch":

@@ -138,6 +138,10 @@ def _attend(
     if mask is None and reach is not None and length > reach + 1:
         at = torch.arange(length, device=query.device)
         mask = (at[:, None] - at).abs() <= reach
+    if mask is None and dropout > 0 and query.device.type == "cpu" and query.dtype == torch.float32:
+        # Written out it takes a tenth less than the call below, which looks for rows that are masked as a whole.
+        scores = torch.matmul(query * (scaling or query.shape[-1] ** -0.5), key.transpose(2, 3))
+        return torch.matmul(F.dropout(scores.softmax(-1), dropout), value)
     return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout, scale=scaling)
 
 

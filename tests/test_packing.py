@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from test_export import TASKS, fresh
+from torch.nn import functional as F
 
 from road_ds import packing
 from road_ds.batches import Padding
@@ -102,6 +103,21 @@ def flash(
             scores = scores.masked_fill((at[:, None] - at).abs() > window_size_left, float("-inf"))
         found.append(torch.einsum("hqk,khd->qhd", scores.softmax(-1), value[first:end]))
     return torch.cat(found), None, None, None, None
+
+
+def test_dropout_falls_on_the_same_scores_as_torchs_own():
+    parts = [torch.randn(2, 4, 30, 8) for _ in range(3)]
+    found = []
+    for attend in (
+        packing._attend,
+        lambda *parts, reach, dropout, scaling: F.scaled_dot_product_attention(
+            *parts, dropout_p=dropout, scale=scaling
+        ),
+    ):
+        torch.manual_seed(0)
+        found.append(attend(*parts, reach=None, dropout=0.4, scaling=0.3))
+    assert torch.allclose(*found, atol=1e-6)
+    assert not torch.allclose(found[0], packing._attend(*parts, reach=None, dropout=0.0, scaling=0.3), atol=0.1)
 
 
 @pytest.mark.parametrize("architecture", ["electra", "modernbert"])
