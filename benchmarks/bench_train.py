@@ -520,7 +520,7 @@ def bench(name: str, options: argparse.Namespace, ranks: Ranks) -> dict[str, Any
             own[label] = torch.cuda.memory_allocated() - before if capability else 0
         works = measured(rows, made, options.turns, steps)
         span = range(1, 1 + options.turns * steps)
-        real, peak = rows.lengths(span), peak_flops(ranks.device, precision)
+        real, peak = rows.lengths(span), peak_flops(ranks.device, precision, rows.clock)
         table_rows = []
         for label, provider in made.items():
             seconds = [work.seconds for work in works[label]]
