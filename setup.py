@@ -25,6 +25,7 @@ setup(
     extras_require={
         "test": ["pytest", "hypothesis"],
         "dev": ["ruff", "mypy"],
+        "bench": ["accelerate"],
     },
     entry_points={"console_scripts": ["road-ds = road_ds.__main__:main"]},
 )

@@ -136,7 +136,11 @@ class RoadConfig(Strict):
     layer_lr_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
     sampling: Sampling = "uniform"
     length_window: Annotated[int, Field(ge=0)] = 2048
+    padding: Literal["auto", "free", "grouped", "fixed"] = "auto"
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
+    compile: bool = False
+    activation_checkpointing: bool = False
+    apex: Literal["auto", "on", "off"] = "auto"
     dropout: Annotated[float, Field(ge=0, lt=1)] | None = None
     distill: dict[str, Any] | None = None
     seed: Annotated[int, Field(ge=0)] = 0
@@ -343,10 +347,10 @@ def load_config(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -
     if road is None:
         raise RoadError(f'{path}: has no "road" block (model, tasks, datasets, steps ...){nearest("road", data)}')
     for key in data:
-        if key in RoadConfig.model_fields:
-            raise RoadError(f'{path}: {key}: belongs inside the "road" block')
         if key in deepspeed_keys.REFUSED:
             raise RoadError(f"{path}: {key}: {deepspeed_keys.REFUSED[key]}")
+        if key in RoadConfig.model_fields and key not in deepspeed_keys.Engine.model_fields:
+            raise RoadError(f'{path}: {key}: belongs inside the "road" block')
     config = validated(RoadConfig, road, f"{path}: road").narrowed()
     check_engine(data, str(path))
     output = config.output or f"runs/{Path(path).stem}"
@@ -480,7 +484,7 @@ def fit_optimizer(ds: dict[str, Any], device: str) -> list[str]:
     if adam and "offload_optimizer" not in ds["zero_optimization"]:
         # DeepSpeed's own Adam compiles a CUDA or CPU extension at the first start; torch's is as fast when fused.
         fill(params, "torch_adam", True, "optimizer.params.", f"{name} is torch's own: nothing is compiled")
-        if params["torch_adam"] and device == "cuda" and "foreach" not in params:
+        if params["torch_adam"] and "foreach" not in params:
             fill(params, "fused", True, "optimizer.params.")
     if not adam and ds["zero_optimization"]["stage"] > 0:
         fill(ds, "zero_allow_untested_optimizer", True, "", f"{name} under ZeRO")

@@ -17,7 +17,7 @@ REFUSED = {
     "amp": "DeepSpeed has removed its amp block: use road.precision (auto, bf16, fp16 or fp32)",
     "torch_autocast": "use road.precision (auto, bf16, fp16 or fp32)",
     "activation_checkpointing": "it acts only in models that call DeepSpeed's own checkpoint function, which these "
-    "encoders do not: to save memory, lower train_micro_batch_size_per_gpu or raise the ZeRO stage",
+    "encoders do not: use road.activation_checkpointing",
 }
 
 

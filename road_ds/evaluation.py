@@ -113,7 +113,8 @@ def batch_logits(
 ) -> list[np.ndarray]:
     """The logits of some features without padding, each [rows, classes] float32."""
     batch = collate(source, rows, pad_id).to(device)
-    with torch.no_grad():
+    # Nothing is compiled for the many widths and row counts that occur only here.
+    with torch.no_grad(), torch.compiler.set_stance("force_eager"):
         outputs = model(batch, head)
     values = outputs.logits.float().cpu().numpy().reshape(len(rows), task.rows_per_feature, -1)
     if outputs.lengths is None:

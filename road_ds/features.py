@@ -24,6 +24,7 @@ from road_ds.errors import RoadError
 from road_ds.hub import local_file
 from road_ds.log import progress, warn, write_json
 from road_ds.negatives import with_negatives
+from road_ds.packing import Packing
 from road_ds.readers import Answer, Example, Reading, choose, stream
 
 ENCODING = 2  # part of every cache key: raise it when the same rows encode to other features
@@ -60,17 +61,31 @@ class Batch:
     token_type_ids: torch.Tensor  # [features, tokens]
     lengths: torch.Tensor  # [features]
     labels: torch.Tensor  # [rows]
+    full: bool = False  # no row is padded: known to the host, which need not ask the device
+    packing: Packing | None = None  # where the rows lie when the encoder runs them as one sequence
+
+    def map(self, change: Callable[[torch.Tensor], torch.Tensor]) -> "Batch":
+        """The same batch with every tensor changed."""
+        tensors: dict[str, Any] = {f.name: v for f in fields(self) if torch.is_tensor(v := getattr(self, f.name))}
+        changed: dict[str, Any] = {name: change(tensor) for name, tensor in tensors.items()}
+        return replace(self, **changed, packing=self.packing and self.packing.map(change))
 
     def to(self, device: torch.device | str) -> "Batch":
         """The same batch on a device."""
-        tensors: dict[str, Any] = {f.name: v for f in fields(self) if torch.is_tensor(v := getattr(self, f.name))}
-        return replace(self, **{name: tensor.to(device, non_blocking=True) for name, tensor in tensors.items()})
+        return self.map(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pinned(self) -> "Batch":
+        """The same batch in memory that a GPU can copy from while the host goes on."""
+        return self.map(torch.Tensor.pin_memory)
 
 
 class Features(Protocol):
     """Numbered features of one data set, wherever they are kept."""
 
     name: str
+
+    @property
+    def lengths(self) -> np.ndarray: ...
 
     def __len__(self) -> int: ...
 
@@ -321,7 +336,7 @@ EXAMPLE_SCHEMA = pa.schema(
 )
 
 
-def _feature_schema(label: pa.DataType) -> pa.Schema:
+def feature_schema(label: pa.DataType) -> pa.Schema:
     return pa.schema(
         {
             "input_ids": pa.list_(pa.int32()),
@@ -343,8 +358,8 @@ def _encode(source: Source, task: Any, tokenizer: Any, folder: Path, key: str) -
         reading, digest, lengths, rows = Reading(), hashlib.sha256(), array("i"), 0
         label = pa.float32() if task.continuous else pa.int32()
         with (
-            ArrowWriter(staged / "examples.arrow", EXAMPLE_SCHEMA, _example_columns) as examples,
-            ArrowWriter(staged / "features.arrow", _feature_schema(label), _feature_columns) as features,
+            ArrowWriter(staged / "examples.arrow", EXAMPLE_SCHEMA, example_columns) as examples,
+            ArrowWriter(staged / "features.arrow", feature_schema(label), feature_columns) as features,
             progress(None, f"encoding {source.name} {source.part}", "row") as bar,
         ):
             rest = source.examples(reading)
@@ -387,7 +402,7 @@ def _check_labelled(example: Example, name: str, task: Any) -> None:
         )
 
 
-def _example_columns(examples: Sequence[Example], schema: pa.Schema) -> list[pa.Array]:
+def example_columns(examples: Sequence[Example], schema: pa.Schema) -> list[pa.Array]:
     columns = {
         **{name: [getattr(e, name) for e in examples] for name in ("id", "text_a", "text_b", "where")},
         "label": [None if e.label is None else str(e.label) for e in examples],
@@ -398,7 +413,7 @@ def _example_columns(examples: Sequence[Example], schema: pa.Schema) -> list[pa.
     return [pa.array(columns[column.name], column.type) for column in schema]
 
 
-def _feature_columns(features: Sequence[Feature], schema: pa.Schema) -> list[pa.Array]:
+def feature_columns(features: Sequence[Feature], schema: pa.Schema) -> list[pa.Array]:
     columns = []
     for column in schema:
         cells = [getattr(feature, column.name) for feature in features]
@@ -441,11 +456,17 @@ class ArrowWriter:
         self._sink.close()
 
 
-def collate(source: Features, rows: Sequence[int] | np.ndarray, pad_id: int) -> Batch:
-    """A batch of the given features, padded on the right to the longest, rounded up to a multiple of 8 tokens."""
+def collate(
+    source: Features, rows: Sequence[int] | np.ndarray, pad_id: int, *, width: int = 0, packed: bool = False
+) -> Batch:
+    """A batch of the given features, padded on the right to `width` tokens.
+
+    width: by default the longest row, rounded up to a multiple of 8; packed: the encoder shall run the rows as one
+    sequence without their padding.
+    """
     features = [source[i] for i in rows]
     lengths = np.array([len(f.input_ids) for f in features])
-    width = int(-(-lengths.max() // PAD_MULTIPLE) * PAD_MULTIPLE)
+    width = width or rounded_up(int(lengths.max()))
     ids = np.full((len(features), width), pad_id, dtype=np.int64)
     types = np.zeros_like(ids)
     for i, feature in enumerate(features):
@@ -460,4 +481,11 @@ def collate(source: Features, rows: Sequence[int] | np.ndarray, pad_id: int) -> 
         token_type_ids=torch.from_numpy(types),
         lengths=torch.from_numpy(lengths),
         labels=torch.from_numpy(labels.astype(np.float32 if labels.dtype.kind == "f" else np.int64)),
+        full=bool((lengths == width).all()),
+        packing=Packing.of(lengths, width) if packed else None,
     )
+
+
+def rounded_up(tokens: int, multiple: int = PAD_MULTIPLE) -> int:
+    """The next multiple of some tokens."""
+    return -(-tokens // multiple) * multiple

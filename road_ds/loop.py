@@ -8,15 +8,16 @@ from typing import Any
 
 import torch
 
+from road_ds.batches import Padding, ahead, assemble
 from road_ds.config import RoadConfig
 from road_ds.cosines import gradient_cosines
 from road_ds.errors import RankError, RoadError
-from road_ds.features import Batch, FeatureSet, collate
+from road_ds.features import Batch, FeatureSet
 from road_ds.guard import Guarded
 from road_ds.log import RunFolder, progress
 from road_ds.meter import Meter
 from road_ds.objectives import Objective, Teachers, gradient_share
-from road_ds.passes import Pass, Passes, micro_batches
+from road_ds.passes import Passes
 from road_ds.preemption import Preemption
 from road_ds.ranks import Ranks
 
@@ -32,7 +33,7 @@ def fit(
     *,
     steps: int,
     start: int,
-    pad_id: int,
+    padding: Padding,
     folder: RunFolder,
     evaluate: Callable[[int], Any],
     save: Callable[[int], bool],
@@ -43,41 +44,39 @@ def fit(
     are equally large: the mean over rows, then over passes (ROaD, Algorithm 1).
     """
     micro = engine.train_micro_batch_size_per_gpu()
+    meter = Meter(ranks, folder, sources, micro, padding)
+    plan = ahead(assemble(passes, sources, padding, ranks, micro, range(start, steps)))
     guarded = Guarded(objective)
-
-    def batches(taken: Pass) -> Iterator[Batch]:
-        for rows in micro_batches(taken.rows, micro, ranks.rank, ranks.world_size):
-            yield collate(sources[taken.dataset], rows, pad_id).to(ranks.device)
 
     def alone(batch: Batch) -> torch.Tensor:
         """The loss of a batch beside the engine."""
+        batch = batch.to(ranks.device)
         outputs = engine.module(batch, config.head_of(batch.dataset))
         return guarded(outputs, teachers(batch), batch, step / steps).total
 
-    meter = Meter(ranks, folder, sources, micro)
     bar = progress(steps, "training", "step", initial=start, leave=True)
     skipped = 0
     with Preemption() as preemption:
         for step in range(start, steps):
-            drawn = passes.draw(step)
-            record = meter.begin(step, drawn, max(group["lr"] for group in engine.optimizer.param_groups))
+            record = meter.begin(step, max(group["lr"] for group in engine.optimizer.param_groups))
             done = step + 1
             logging = done == steps or due(done, config.log_every)
             with watchdog(config.step_timeout):
+                record.drawn, batches = next(plan)
                 if due(done, config.gradient_cosine_every):
-                    record.cosines = gradient_cosines(engine, ((p.dataset, batches(p)) for p in drawn), alone, ranks)
-                for taken in drawn:
-                    for batch in batches(taken):
-                        with out_of_memory_named(batch):
-                            outputs = engine(batch, config.head_of(taken.dataset))
-                            teaching = teachers(batch)
-                            loss = guarded(outputs, teaching, batch, step / steps)
-                            share = None
-                            if logging and teaching is not None:
-                                share = gradient_share(guarded.objective, outputs, teaching, batch, step / steps)
-                            engine.backward(loss.total)
-                            record.add(loss, share)
-                            record.applied, record.gradient_norm = step_engine(engine)
+                    record.cosines = gradient_cosines(engine, batches, config.passes, alone, ranks)
+                for batch in batches:
+                    batch = batch.to(ranks.device)
+                    with out_of_memory_named(batch):
+                        outputs = engine(batch, config.head_of(batch.dataset))
+                        teaching = teachers(batch)
+                        loss = guarded(outputs, teaching, batch, step / steps)
+                        share = None
+                        if logging and teaching is not None:
+                            share = gradient_share(guarded.objective, outputs, teaching, batch, step / steps)
+                        engine.backward(loss.total)
+                        record.add(loss, share)
+                        record.applied, record.gradient_norm = step_engine(engine)
             if logging:
                 bar.set_postfix_str(meter.flush())
             bar.update()

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from road_ds.features import PAD_MULTIPLE, FeatureSet
+from road_ds.batches import Padding
+from road_ds.features import FeatureSet
 from road_ds.log import RunFolder, warn
 from road_ds.objectives import Loss
 from road_ds.passes import Pass, micro_batches
@@ -22,8 +23,8 @@ class StepRecord:
     """One step until it is written; the losses of this rank's micro-batches stay on the device."""
 
     step: int
-    drawn: list[Pass]
     lr: float
+    drawn: list[Pass] = field(default_factory=list)
     losses: list[torch.Tensor] = field(default_factory=list)
     parts: list[tuple[torch.Tensor | None, ...]] = field(default_factory=list)  # what PARTS names
     cosines: dict[str, float] = field(default_factory=dict)
@@ -40,19 +41,22 @@ class Meter:
     """Turns step records into lines of metrics.jsonl (rank 0).
 
     A loss is the mean over all ranks' rows. Rates are over the steps since the last line was written; `padding` is the
-    share of the computed tokens that is padding.
+    share of the tokens that the encoder computes and that are padding.
     """
 
-    def __init__(self, ranks: Ranks, folder: RunFolder, sources: Mapping[str, FeatureSet], micro: int):
-        self.ranks, self.folder, self.sources, self.micro = ranks, folder, sources, micro
+    def __init__(
+        self, ranks: Ranks, folder: RunFolder, sources: Mapping[str, FeatureSet], micro: int, padding: Padding
+    ):
+        self.ranks, self.folder, self.sources = ranks, folder, sources
+        self.micro, self.padding = micro, padding
         self.records: list[StepRecord] = []
         self.since = time.perf_counter()
 
-    def begin(self, step: int, drawn: list[Pass], lr: float) -> StepRecord:
+    def begin(self, step: int, lr: float) -> StepRecord:
         """Opens the record of a step."""
         if not self.records:
             self.since = time.perf_counter()
-        self.records.append(StepRecord(step, drawn, lr))
+        self.records.append(StepRecord(step, lr))
         return self.records[-1]
 
     def flush(self) -> str:
@@ -119,9 +123,9 @@ class Meter:
         real = computed = 0
         for taken in drawn:
             lengths = np.asarray(self.sources[taken.dataset].lengths[taken.rows])
-            widths = lengths.reshape(-1, self.micro, self.ranks.world_size).max(axis=1)
+            pieces = lengths.reshape(-1, self.micro, self.ranks.world_size).swapaxes(1, 2).reshape(-1, self.micro)
             real += int(lengths.sum())
-            computed += int((-(-widths // PAD_MULTIPLE) * PAD_MULTIPLE).sum()) * self.micro
+            computed += self.padding.computed(taken.dataset, pieces)
         return real, computed
 
     def _name_bad_rows(self, records: list[StepRecord], own: torch.Tensor) -> None:

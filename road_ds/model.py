@@ -6,6 +6,7 @@ import inspect
 import json
 import re
 from collections.abc import Collection, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,10 @@ from transformers.utils import logging
 
 from road_ds.config import ModelSpec, nearest
 from road_ds.errors import RoadError
-from road_ds.features import PAD_MULTIPLE, Batch
+from road_ds.features import Batch, rounded_up
 from road_ds.hub import model_folder, trained_heads
 from road_ds.objectives import Outputs
+from road_ds.packing import ATTENTION, Packing, unpack_output
 from road_ds.tasks import Task
 
 
@@ -51,6 +53,8 @@ class MultiTaskModel(nn.Module):
         self.heads = nn.ModuleDict()
         self.tasks, self.uses_token_types = dict(tasks), types
         self._shells = dict(shells)  # a plain dict: not part of the module tree
+        # Packed rows are padded again where the layers end, so that a pooler behind them sees rows.
+        getattr(encoder, "encoder", encoder).register_forward_hook(unpack_output, with_kwargs=True)
         for name, shell in shells.items():
             setattr(shell, shell.base_model_prefix, Replay())
             modules = {n: m for n, m in shell.named_children() if n != shell.base_model_prefix}
@@ -68,13 +72,8 @@ class MultiTaskModel(nn.Module):
         In training every other head runs on one row with weight 0: a head without a gradient in some micro-batch
         keeps an old one under ZeRO 3, and differs between ranks in what is reduced under ZeRO 2.
         """
-        inputs: dict[str, Any] = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
-        if self.uses_token_types:
-            inputs["token_type_ids"] = batch.token_type_ids
         comparing = self.training and bool(self.compared)
-        if comparing:
-            inputs["output_hidden_states"] = True
-        encoded = self.encoder(**inputs)
+        encoded = self.encode(batch, hidden_states=comparing)
         outputs = self.tasks[head].outputs(self._head(head, encoded, batch.attention_mask), batch)
         if not self.training:
             return outputs
@@ -89,6 +88,50 @@ class MultiTaskModel(nn.Module):
         for state in hidden:  # a data set without a teacher leaves the projection idle too
             idle = idle + state[:1].float().mean().to(idle.dtype)
         return Outputs(outputs.logits + 0.0 * idle, outputs.lengths, hidden)
+
+    def encode(self, batch: Batch, hidden_states: bool = False) -> Any:
+        """What the encoder computes of a batch, last_hidden_state [features, tokens, hidden]; all layers' if asked for."""
+        inputs = {"input_ids": batch.input_ids}
+        if self.uses_token_types:
+            inputs["token_type_ids"] = batch.token_type_ids
+        packing = batch.packing
+        if packing is None:
+            mask = None if batch.full else batch.attention_mask
+            more = {"output_hidden_states": True} if hidden_states else {}
+            return self.encoder(**inputs, attention_mask=mask, **more)
+        # RoBERTa and its kin count positions from behind the padding id.
+        first = getattr(self.encoder.embeddings, "padding_idx", -1) + 1
+        inputs = {name: packing.pack(tensor) for name, tensor in inputs.items()}
+        return self.encoder(**inputs, position_ids=packing.positions + first, packing=packing)
+
+    def use_packing(self) -> str:
+        """Makes the encoder ready for packed batches; why it cannot run them, or "" when it can.
+
+        Two rows are computed both ways, which speaks for every architecture, known here or not.
+        """
+        if self.compared:
+            return "hidden states are compared with a teacher's, row by row"
+        if not getattr(self.encoder, "_supports_attention_backend", False):
+            return f"the attention of {self.encoder.config.model_type} is its own and knows no rows inside a sequence"
+        lengths, training = np.array([5, 3]), self.training
+        ids = torch.arange(10).view(2, 5) + (self.encoder.config.pad_token_id or 0) + 1  # none is padding
+        real = torch.arange(5) < torch.tensor(lengths)[:, None]
+        padded = Batch("", np.zeros(2), ids, real.long(), torch.zeros_like(ids), torch.tensor(lengths), torch.zeros(2))
+        before = self.encoder.config._attn_implementation
+        self.eval()
+        with torch.no_grad():
+            expected = self.encode(padded).last_hidden_state[real]
+            self.encoder.set_attn_implementation(ATTENTION)
+            try:
+                found = self.encode(replace(padded, packing=Packing.of(lengths, 5))).last_hidden_state[real]
+                same = torch.allclose(found, expected, rtol=1e-3, atol=1e-4)
+            except (TypeError, RuntimeError, IndexError):  # no position ids, say
+                same = False
+        self.train(training)
+        if same:
+            return ""
+        self.encoder.set_attn_implementation(before)
+        return f"{self.encoder.config.model_type} computes something else when rows are packed"
 
     def _head(self, name: str, encoded: Any, attention_mask: torch.Tensor) -> Any:
         shell = self._shells[name]
@@ -187,7 +230,7 @@ def check_lengths(config: Any, tasks: Mapping[str, Task]) -> None:
     if config.model_type in ("roberta", "xlm-roberta", "camembert"):
         positions -= config.pad_token_id + 1  # their positions start behind the padding id
     for name, task in tasks.items():
-        padded = -(-task.max_length // PAD_MULTIPLE) * PAD_MULTIPLE  # what a batch of the longest rows has
+        padded = rounded_up(task.max_length)  # what a batch of the longest rows has
         if padded > positions:
             raise RoadError(
                 f"road.tasks.{name}.max_length {task.max_length} is above the encoder's {positions} positions"

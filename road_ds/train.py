@@ -21,7 +21,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from road_ds import checkpoint, evaluation, export, optim, surroundings
+from road_ds import checkpoint, evaluation, export, optim, speed, surroundings
+from road_ds.batches import BUCKETS, Padding
 from road_ds.config import RoadConfig, fit_batch, fit_optimizer, fit_precision, load_config
 from road_ds.errors import RankError, RoadError
 from road_ds.features import FeatureSet, load_features
@@ -44,6 +45,7 @@ OWN = {"road.cache", "road.output"}  # what each host may have its own of
 CHANGEABLE = {
     *("road." + key for key in ("evaluate_every", "evaluate_batch_size", "log_every", "save_every", "keep")),
     *("road." + key for key in ("output", "cache", "max_skipped_steps", "step_timeout")),
+    *("road." + key for key in ("padding", "compile", "activation_checkpointing")),
     *("train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "tensorboard", "wandb", "csv_monitor", "comet"),
     *("steps_per_print", "wall_clock_breakdown", "memory_breakdown", "flops_profiler", "comms_logger", "log_level"),
 }
@@ -159,6 +161,9 @@ def run(
     model = build_model(config.model, tasks, tokenizer, dropout=config.dropout, seed=config.seed)
     if isinstance(objective, Taught) and objective.hidden and isinstance(teachers, OnlineTeachers):
         model.project(*teachers.compare_hidden(objective.hidden, model.encoder.config.num_hidden_layers))
+    mode, notes = speed.prepare(model, config, ds, ranks.device.type, capability, precision)
+    limits = {name: tasks[config.head_of(name)].max_length for name in train}
+    padding = Padding(mode, tokenizer.pad_token_id, limits, BUCKETS if config.compile else ())
     if overwrite:
         folder.clear()
     folder.write("config.json", resolved)
@@ -167,8 +172,9 @@ def run(
         f"{config.output}: {parameter_count(model) / 1e6:.1f} M parameters, {counted(len(tasks), 'head')}, "
         f"{counted(len(train), 'data set')}, {counted(steps, 'step')} of {counted(config.passes, 'pass', 'passes')} x "
         f"{ds['train_batch_size'] // config.passes} rows ({counted(pieces, 'micro-batch', 'micro-batches')} of {micro} on "
-        f"{counted(ranks.world_size, 'process', 'processes')}), {precision}, ZeRO {ds['zero_optimization']['stage']}",
+        f"{counted(ranks.world_size, 'process', 'processes')}), {precision}, {mode} padding, ZeRO {ds['zero_optimization']['stage']}",
         *(f"filled in: {note}" for note in filled),
+        *notes,
     )
     settings = ds["optimizer"]["params"]
     groups = optim.parameter_groups(
@@ -176,7 +182,12 @@ def run(
     )
     scheduler = optim.scheduler(steps, config.warmup, config.schedule)
     torch.manual_seed(config.seed + 1 + ranks.rank)  # dropout differs between ranks
-    engine, *_ = deepspeed.initialize(model=model, model_parameters=groups, config=ds, lr_scheduler=scheduler)
+    client = speed.optimizer(config, ds, ranks.device.type, groups)
+    if client is not None:
+        ds = {key: value for key, value in ds.items() if key != "optimizer"}
+    engine, *_ = deepspeed.initialize(
+        model=model, optimizer=client, model_parameters=groups, config=ds, lr_scheduler=scheduler
+    )
     start = 0
     if found is not None:
         checkpoint.restore(engine, ranks, found)
@@ -208,7 +219,7 @@ def run(
 
     step, reason = fit(
         engine, passes, train, teachers, objective, ranks, config,
-        steps=steps, start=start, pad_id=tokenizer.pad_token_id, folder=folder, evaluate=evaluate, save=save,
+        steps=steps, start=start, padding=padding, folder=folder, evaluate=evaluate, save=save,
     )  # fmt: skip
     if reason:
         say(f"{reason} after step {step}; go on with --resume")
@@ -232,6 +243,7 @@ def run(
             "world_size": ranks.world_size,
             "device": torch.cuda.get_device_name() if capability else "cpu",
             "precision": precision,
+            "padding": mode,
             "seed": config.seed,
             "data": {"train": fingerprints(train), "dev": fingerprints(dev)},
             "versions": versions(),

@@ -330,7 +330,7 @@ def test_the_resolved_file_of_a_run_is_a_run(config_file, tmp_path):
     road, ds = load_config(written)
     before, _ = load_config(file)
     assert ds["train_batch_size"] == 24 and ds["gradient_accumulation_steps"] == 6
-    assert ds["optimizer"]["params"] == {"lr": 1e-4, "weight_decay": 0.01, "torch_adam": True}
+    assert ds["optimizer"]["params"] == {"lr": 1e-4, "weight_decay": 0.01, "torch_adam": True, "fused": True}
     assert fit_precision(ds, road.precision, "cpu", None) == "bf16"
     same = {"steps": road.steps, "epochs": None, "precision": road.precision}
     assert road.model_dump() == {**before.model_dump(), **same} and road.steps == 1

@@ -1,0 +1,618 @@
+"""Examples per second of a training step: ours, a bare PyTorch loop, Hugging Face's Trainer; on the same rows in turns.
+
+    python benchmarks/bench_train.py                                     # the presets that fit the device
+    python benchmarks/bench_train.py --preset electra-small --turns 5
+    python benchmarks/bench_train.py --quick                             # within 4 minutes on two CPU cores
+    deepspeed --num_gpus 8 benchmarks/bench_train.py --preset paper      # 8 x V100
+    DS_ACCELERATOR=cpu OMP_NUM_THREADS=1 deepspeed --num_gpus 2 benchmarks/bench_train.py --preset tiny --quick
+
+Fresh weights; rows of the nine data sets' assumed lengths (length_mix.py), at most 384 tokens. In every turn our data plan
+draws some steps, and each provider trains on just these rows, one after another in an order that changes with the turn:
+
+  ours free | grouped | fixed    the whole of road_ds.loop.fit under DeepSpeed, by padding (and ZeRO stage)
+  bare loop                      our grouped batches, assembled beforehand: forward, backward, clip, fused AdamW, no more
+  Trainer                        transformers.Trainer as in its question-answering example: rows padded to 384 tokens
+  Trainer by length              the same with its own grouping by length, padded to the longest of a batch
+
+All take as many rows per micro-batch and step, the same precision, dropout 0.1 and clipping. The Trainer trains one
+question-answering head on all rows, ours four heads. Its sampler sorts all rows of a turn, as it would sort those of 50
+steps. Rates are medians over turns; ratios are taken turn by turn. The time split is of one more step, waiting for the
+device after each part.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+from statistics import median
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from length_mix import CLASSES, MIX, write_mix
+from measure import environment, folder, peak_flops, table
+from torch.nn import functional as F
+
+from road_ds import optim
+from road_ds.batches import Padding, assemble
+from road_ds.config import ModelSpec, RoadConfig, fit_batch, fit_optimizer, fit_precision
+from road_ds.features import Batch, FeatureSet
+from road_ds.log import RunFolder, quiet_libraries, write_json
+from road_ds.loop import fit
+from road_ds.model import build_model, load_tokenizer
+from road_ds.objectives import Objective, Teachers
+from road_ds.passes import Passes
+from road_ds.ranks import Ranks
+from road_ds.speed import choose_padding
+from road_ds.tasks import heads
+from road_ds.teachers import no_teachers
+
+LONGEST = 384
+POOL = 2048  # rows per data set: what a window of the plan sorts
+LR, DECAY, LAYER_DECAY, DROPOUT, CLIP = 1e-4, 0.01, 0.75, 0.1, 1.0
+PASSES = 4
+CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
+COLUMNS = [
+    "provider", "examples/s", "tokens/s", "padding", "TFLOP/s", "of peak", "peak GB", "data ms", "forward ms",
+    "backward ms", "step ms",
+]  # fmt: skip
+
+
+class Preset(NamedTuple):
+    """A model and how its rows are cut: rows per step over all GPUs, rows per micro-batch, steps per turn."""
+
+    config: dict[str, Any]
+    rows: int
+    micro: int
+    steps: int
+    quick_steps: int
+
+
+def electra(embedding: int, hidden: int, layers: int, heads: int, vocabulary: int = 30522) -> dict[str, Any]:
+    return {
+        "embedding_size": embedding,
+        "hidden_size": hidden,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "intermediate_size": 4 * hidden,
+        "vocab_size": vocabulary,
+        "max_position_embeddings": 512,
+    }
+
+
+LARGE = electra(1024, 1024, 24, 16)
+PRESETS = {
+    "tiny": Preset(electra(128, 128, 2, 4, 1066), rows=64, micro=16, steps=50, quick_steps=20),
+    "electra-small": Preset(electra(128, 256, 12, 4), rows=64, micro=16, steps=8, quick_steps=1),
+    "electra-base": Preset(electra(768, 768, 12, 12), rows=512, micro=128, steps=10, quick_steps=2),
+    "electra-large": Preset(LARGE, rows=512, micro=128, steps=5, quick_steps=1),
+    "paper": Preset(LARGE, rows=512, micro=16, steps=10, quick_steps=2),
+}
+
+
+class Work(NamedTuple):
+    """What a provider did in a turn. computed: tokens that went through its encoder, padding included."""
+
+    seconds: float
+    computed: int
+
+
+class Rows(NamedTuple):
+    """What all providers share: the sources, the plan over them, and the run's sizes and device."""
+
+    sources: dict[str, FeatureSet]
+    passes: Passes
+    config: RoadConfig
+    preset: Preset
+    ranks: Ranks
+    precision: str
+    tokenizer: Any
+    clock: Callable[[], float] = time.perf_counter
+
+    def drawn(self, steps: range) -> list[tuple[str, int]]:
+        """The rows of some steps, over all ranks: data set and number."""
+        passes = (taken for step in steps for taken in self.passes.draw(step))
+        return [(taken.dataset, int(row)) for taken in passes for row in taken.rows]
+
+    def lengths(self, steps: range) -> np.ndarray:
+        """Tokens of each row of some steps."""
+        return np.array([self.sources[name].lengths[row] for name, row in self.drawn(steps)])
+
+    @property
+    def pieces(self) -> int:
+        """Micro-batches per step on one rank."""
+        return self.preset.rows // (self.preset.micro * self.ranks.world_size)
+
+
+def wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def bench_config(preset: Preset) -> RoadConfig:
+    """The road block of the runs: the four tasks of the paper over the nine sets."""
+    tasks: dict[str, dict[str, Any]] = {"mrc": {"type": "span_qa", "max_length": LONGEST}}
+    for name, classes in CLASSES.items():
+        labels = [str(label) for label in range(classes)]
+        tasks[name] = {"type": "classification", "labels": labels, "max_length": LONGEST}
+    model = {"architecture": "electra", "tokenizer": "sample:tokenizer", "config": preset.config}
+    datasets = {name: {"task": mixed.task, "train": "unused"} for name, mixed in MIX.items()}
+    return RoadConfig.model_validate(
+        {"model": model, "tasks": tasks, "datasets": datasets, "steps": 10**6, "passes": PASSES, "dropout": DROPOUT}
+    )
+
+
+class Ours:
+    """road_ds under DeepSpeed: the loop of a run, metrics written, nothing saved."""
+
+    objective = Objective()
+    teachers: Teachers = staticmethod(no_teachers)
+
+    def __init__(self, rows: Rows, padding: str, stage: int, scratch: Path):
+        import deepspeed
+
+        self.rows = rows
+        preset, ranks = rows.preset, rows.ranks
+        tasks = heads(rows.config)
+        model = build_model(ModelSpec(**rows.config.model.model_dump()), tasks, rows.tokenizer, dropout=DROPOUT, seed=0)
+        capability = torch.cuda.get_device_capability() if ranks.device.type == "cuda" else None
+        mode, note = choose_padding(
+            padding, model.use_packing(), ranks.device.type, capability, rows.precision, compiled=False
+        )
+        if note:
+            raise RuntimeError(note)
+        limits = dict.fromkeys(rows.sources, LONGEST)
+        self.padding = Padding(mode, rows.tokenizer.pad_token_id, limits)
+        ds: dict[str, Any] = {
+            "train_batch_size": preset.rows,
+            "train_micro_batch_size_per_gpu": preset.micro,
+            "optimizer": {"type": "AdamW", "params": {"lr": LR, "weight_decay": DECAY}},
+            "gradient_clipping": CLIP,
+            "zero_optimization": {"stage": stage},
+        }
+        ds |= fit_batch(ds, PASSES, ranks.world_size)
+        fit_precision(ds, rows.precision, ranks.device.type, capability)
+        fit_optimizer(ds, ranks.device.type)
+        groups = optim.parameter_groups(model, lr=LR, weight_decay=DECAY, layer_lr_decay=LAYER_DECAY)
+        schedule = optim.scheduler(10**6, 0.1, "linear")
+        torch.manual_seed(1 + ranks.rank)
+        self.engine, *_ = deepspeed.initialize(model=model, model_parameters=groups, config=ds, lr_scheduler=schedule)
+        self.folder = RunFolder(scratch / f"{padding}-{stage}")
+        self.folder.path.mkdir(parents=True, exist_ok=True)
+
+    def turn(self, steps: range) -> Work:
+        self.run(self.engine, steps)
+        lines = self.folder.records()[-len(steps) :]
+        real = [int(self.rows.lengths(range(step, step + 1)).sum()) for step in steps]
+        computed = sum(tokens / (1 - line["padding"]) for tokens, line in zip(real, lines, strict=True))
+        return Work(self.seconds, round(computed))
+
+    def run(self, engine: Any, steps: range) -> None:
+        rows = self.rows
+        began = rows.clock()
+        fit(
+            engine, rows.passes, rows.sources, self.teachers, self.objective, rows.ranks, rows.config,
+            steps=steps.stop, start=steps.start, padding=self.padding, folder=self.folder,
+            evaluate=lambda step: None, save=lambda step: True,
+        )  # fmt: skip
+        wait(rows.ranks.device)
+        self.seconds = rows.clock() - began
+
+    def split(self, step: int) -> dict[str, float]:
+        """Milliseconds of the parts of one step; what is left is the data and the loop itself."""
+        watch = Stopwatch(self.engine, self.rows)
+        self.run(watch, range(step, step + 1))
+        parts = dict(watch.milliseconds)
+        return {**parts, "data": 1e3 * self.seconds - sum(parts.values())}
+
+
+class Stopwatch:
+    """An engine whose parts are timed, each until the device is done with it."""
+
+    def __init__(self, engine: Any, rows: Rows):
+        self._engine, self._device, self._clock = engine, rows.ranks.device, rows.clock
+        self.milliseconds = {"forward": 0.0, "backward": 0.0, "step": 0.0}
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._engine, name)
+
+    def _timed(self, part: str, work: Callable[..., Any], *arguments: Any) -> Any:
+        wait(self._device)
+        began = self._clock()
+        result = work(*arguments)
+        wait(self._device)
+        self.milliseconds[part] += 1e3 * (self._clock() - began)
+        return result
+
+    def __call__(self, *arguments: Any) -> Any:
+        return self._timed("forward", self._engine, *arguments)
+
+    def backward(self, loss: torch.Tensor) -> None:
+        self._timed("backward", self._engine.backward, loss)
+
+    def step(self) -> None:
+        self._timed("step", self._engine.step)
+
+
+class Bare:
+    """Plain PyTorch on batches that lie ready: what no training loop can be faster than on these batches."""
+
+    def __init__(self, rows: Rows):
+        self.rows = rows
+        device = rows.ranks.device
+        tasks = heads(rows.config)
+        built = build_model(ModelSpec(**rows.config.model.model_dump()), tasks, rows.tokenizer, dropout=DROPOUT, seed=0)
+        state = built.state_dict()
+        self.models = {name: built.head_model(name, state).train() for name in tasks}
+        encoder = self.models["mrc"].base_model
+        for model in self.models.values():
+            setattr(model, model.base_model_prefix, encoder)
+        self.every = torch.nn.ModuleList(self.models.values()).to(device)
+        self.dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[rows.precision]
+        self.optimizer = torch.optim.AdamW(self.every.parameters(), lr=LR, weight_decay=DECAY, fused=True)
+        self.padding = Padding("grouped", rows.tokenizer.pad_token_id, dict.fromkeys(rows.sources, LONGEST))
+
+    def turn(self, steps: range) -> Work:
+        rows, device = self.rows, self.rows.ranks.device
+        plan = assemble(rows.passes, rows.sources, self.padding, rows.ranks, rows.preset.micro, steps)
+        ready = [[batch.to(device) for batch in batches] for _, batches in plan]
+        wait(device)
+        began = rows.clock()
+        for batches in ready:
+            for batch in batches:
+                (self.loss(batch) / len(batches)).backward()
+            self.update()
+        wait(device)
+        seconds = rows.clock() - began
+        return Work(seconds, sum(batch.input_ids.numel() for batches in ready for batch in batches))
+
+    def loss(self, batch: Batch) -> torch.Tensor:
+        task = self.rows.config.head_of(batch.dataset)
+        half = self.dtype != torch.float32
+        with torch.autocast(batch.input_ids.device.type, self.dtype) if half else nullcontext():
+            output = self.models[task](
+                input_ids=batch.input_ids, attention_mask=batch.attention_mask, token_type_ids=batch.token_type_ids
+            )
+        if task != "mrc":
+            return F.cross_entropy(output.logits.float(), batch.labels)
+        start, end = batch.labels.view(-1, 2).T
+        return (
+            F.cross_entropy(output.start_logits.float(), start) + F.cross_entropy(output.end_logits.float(), end)
+        ) / 2
+
+    def update(self) -> None:
+        torch.nn.utils.clip_grad_norm_(self.every.parameters(), CLIP)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+    def split(self, step: int) -> dict[str, float]:
+        device = self.rows.ranks.device
+        plan = assemble(
+            self.rows.passes,
+            self.rows.sources,
+            self.padding,
+            self.rows.ranks,
+            self.rows.preset.micro,
+            range(step, step + 1),
+        )
+        ((_, batches),) = plan
+        marks = []
+        for batch in [batch.to(device) for batch in batches]:
+            marks.append(self.mark(device))
+            loss = self.loss(batch) / len(batches)
+            marks.append(self.mark(device))
+            loss.backward()
+            marks.append(self.mark(device))
+        self.update()
+        end = self.mark(device)
+        parts = np.array(marks).reshape(-1, 3)
+        return {
+            "forward": 1e3 * float((parts[:, 1] - parts[:, 0]).sum()),
+            "backward": 1e3 * float((parts[:, 2] - parts[:, 1]).sum()),
+            "step": 1e3 * (end - marks[-1]),
+            "data": 0.0,
+        }
+
+    def mark(self, device: torch.device) -> float:
+        wait(device)
+        return self.rows.clock()
+
+
+class HuggingFace:
+    """transformers.Trainer, set as its question-answering example sets it."""
+
+    def __init__(self, rows: Rows, by_length: bool, scratch: Path):
+        from transformers import (
+            AutoConfig,
+            AutoModelForQuestionAnswering,
+            DataCollatorWithPadding,
+            PrinterCallback,
+            Trainer,
+            TrainerCallback,
+            TrainingArguments,
+            default_data_collator,
+        )
+        from transformers.trainer_pt_utils import get_length_grouped_indices
+
+        self.rows, self.by_length = rows, by_length
+        preset = rows.preset
+        torch.manual_seed(0)
+        settings = {"hidden_dropout_prob": DROPOUT, "attention_probs_dropout_prob": DROPOUT, **preset.config}
+        model = AutoModelForQuestionAnswering.from_config(AutoConfig.for_model("electra", **settings))
+        if rows.ranks.world_size == 1:  # without the launcher's variables it does not wrap the model for several GPUs
+            for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+                os.environ.pop(name, None)
+        arguments = TrainingArguments(
+            output_dir=str(scratch / f"trainer-{by_length}"),
+            per_device_train_batch_size=preset.micro,
+            gradient_accumulation_steps=rows.pieces,
+            learning_rate=LR,
+            weight_decay=DECAY,
+            max_grad_norm=CLIP,
+            num_train_epochs=1,
+            save_strategy="no",
+            report_to="none",
+            disable_tqdm=True,
+            bf16=rows.precision == "bf16",
+            fp16=rows.precision == "fp16",
+            use_cpu=rows.ranks.device.type == "cpu",
+            train_sampling_strategy="group_by_length" if by_length else "random",
+        )
+
+        class Clock(TrainerCallback):
+            """From the first step's begin to the last step's end: without what Trainer prepares before."""
+
+            began: float | None = None
+            ended = 0.0
+
+            def on_train_begin(self, *_: Any, **__: Any) -> None:
+                self.began = None
+
+            def on_step_begin(self, *_: Any, **__: Any) -> None:
+                if self.began is None:
+                    wait(rows.ranks.device)
+                    self.began = rows.clock()
+
+            def on_train_end(self, *_: Any, **__: Any) -> None:
+                wait(rows.ranks.device)
+                self.ended = rows.clock()
+
+        class Grouped(Trainer):
+            """Sorts all rows of a turn: on a whole data set the sampler sorts those of 50 steps."""
+
+            train_dataset: Any
+
+            def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+                if not by_length:
+                    return super()._get_train_sampler(train_dataset)
+                return get_length_grouped_indices(self.train_dataset["length"], preset.rows, mega_batch_mult=50)
+
+        self.clock = Clock()
+        collator: Any = DataCollatorWithPadding(rows.tokenizer) if by_length else default_data_collator
+        self.trainer = Grouped(
+            model=model,
+            args=arguments,
+            data_collator=collator,
+            callbacks=[self.clock],
+        )
+        self.trainer.remove_callback(PrinterCallback)
+        self.computed = 0
+        model.register_forward_pre_hook(self._count, with_kwargs=True)
+
+    def _count(self, model: Any, inputs: Any, settings: dict[str, Any]) -> None:
+        self.computed += settings["input_ids"].numel()
+
+    def turn(self, steps: range) -> Work:
+        from datasets import Dataset
+
+        columns: dict[str, list] = {}
+        for name, number in self.rows.drawn(steps):
+            row = self.rows.sources[name][number]
+            ids, types = np.asarray(row.input_ids), np.asarray(row.token_type_ids)
+            length = len(ids)
+            padding = 0 if self.by_length else LONGEST - length
+            for key, value in {
+                "input_ids": [*ids.tolist(), *[self.rows.tokenizer.pad_token_id] * padding],
+                "token_type_ids": [*types.tolist(), *[0] * padding],
+                "attention_mask": [1] * length + [0] * padding,
+                "start_positions": int(row.labels[0]),
+                "end_positions": int(row.labels[-1]),
+                "length": length,
+            }.items():
+                columns.setdefault(key, []).append(value)
+        self.trainer.train_dataset = Dataset.from_dict(columns)
+        self.computed = 0
+        self.trainer.train()
+        assert self.clock.began is not None
+        return Work(self.clock.ended - self.clock.began, self.computed * self.rows.ranks.world_size)
+
+    def split(self, step: int) -> dict[str, float]:
+        return {}
+
+
+def providers(
+    rows: Rows, modes: list[str], stages: list[int], scratch: Path
+) -> Iterator[tuple[str, Callable[[], Any]]]:
+    """Every provider's name and how to make it."""
+    for stage in stages:
+        for mode in modes:
+            name = f"ours {mode}" + (f", ZeRO {stage}" if len(stages) > 1 else "")
+            yield name, lambda mode=mode, stage=stage: Ours(rows, mode, stage, scratch)  # type: ignore[misc]
+    if rows.ranks.world_size == 1:
+        yield "bare loop", lambda: Bare(rows)
+    yield "Trainer", lambda: HuggingFace(rows, False, scratch)
+    yield "Trainer by length", lambda: HuggingFace(rows, True, scratch)
+
+
+def flops(config: dict[str, Any], lengths: np.ndarray) -> float:
+    """Floating-point operations of forward and backward on real tokens: 6 per matrix weight, and the attention."""
+    hidden, layers = config["hidden_size"], config["num_hidden_layers"]
+    weights = layers * (4 * hidden**2 + 2 * hidden * config["intermediate_size"])
+    if config["embedding_size"] != hidden:
+        weights += config["embedding_size"] * hidden
+    tokens = lengths.astype(float)
+    return float(6 * weights * tokens.sum() + 12 * layers * hidden * (tokens**2).sum())
+
+
+def measured(rows: Rows, made: dict[str, Any], turns: int, steps: int) -> dict[str, list[Work]]:
+    """Each provider's work in each turn, after a turn of one step that is not counted."""
+    works: dict[str, list[Work]] = {name: [] for name in made}
+    for provider in made.values():
+        provider.turn(range(1))
+    names = list(made)
+    for turn in range(turns):
+        span = range(1 + turn * steps, 1 + (turn + 1) * steps)
+        for name in names[turn % len(names) :] + names[: turn % len(names)]:
+            rows.ranks.barrier()
+            works[name].append(made[name].turn(span))
+            print(f"turn {turn + 1}/{turns}: {name}: {works[name][-1].seconds:.2f} s", file=sys.stderr, flush=True)
+    return works
+
+
+def ratio(above: list[Work], below: list[Work]) -> dict[str, float]:
+    """How many times as long `above` took as `below`, turn by turn."""
+    values = [a.seconds / b.seconds for a, b in zip(above, below, strict=True)]
+    return {"median": median(values), "least": min(values), "most": max(values)}
+
+
+def ratios(works: dict[str, list[Work]]) -> dict[str, dict[str, float]]:
+    """The comparisons that matter: the fastest of ours with either Trainer, ours grouped with the bare loop."""
+    ours = [name for name in works if name.startswith("ours")]
+    best = min(ours, key=lambda name: median(work.seconds for work in works[name]))
+    found = {f"{best} against {name}": ratio(works[name], works[best]) for name in works if name.startswith("Trainer")}
+    if "bare loop" in works:
+        for name in ours:
+            if "grouped" in name:
+                found[f"time of {name} / bare loop"] = ratio(works[name], works["bare loop"])
+    return found
+
+
+def bench(name: str, options: argparse.Namespace, ranks: Ranks) -> dict[str, Any]:
+    """The table and ratios of one preset."""
+    preset = PRESETS[name]
+    if options.micro:
+        preset = preset._replace(micro=options.micro)
+    steps = options.steps or (preset.quick_steps if options.quick else preset.steps)
+    config = bench_config(preset)
+    capability = torch.cuda.get_device_capability() if ranks.device.type == "cuda" else None
+    precision = fit_precision({}, "auto", ranks.device.type, capability)
+    modes = options.padding or (["grouped"] if capability and capability < (8, 0) else ["free", "grouped", "fixed"])
+    stages = options.zero or [0 if precision == "fp32" else 1]
+    with tempfile.TemporaryDirectory() as temporary:
+        scratch = Path(temporary)
+        sources = write_mix(scratch / "mix", POOL, LONGEST, preset.config["vocab_size"])
+        tokenizer = load_tokenizer(config.model)
+        lengths = {name: np.asarray(source.lengths) for name, source in sources.items()}
+        passes = Passes(
+            lengths, np.full(len(MIX), 1 / len(MIX)),
+            passes=PASSES, rows=preset.rows // PASSES, seed=0, window=config.length_window,
+        )  # fmt: skip
+        rows = Rows(sources, passes, config, preset, ranks, precision, tokenizer, CLOCKS[options.clock])
+        made, own = {}, {}
+        for label, make in providers(rows, modes, stages, scratch):
+            before = torch.cuda.memory_allocated() if capability else 0
+            made[label] = make()
+            own[label] = torch.cuda.memory_allocated() - before if capability else 0
+        works = measured(rows, made, options.turns, steps)
+        span = range(1, 1 + options.turns * steps)
+        real, peak = rows.lengths(span), peak_flops(ranks.device, precision, rows.clock)
+        table_rows = []
+        for label, provider in made.items():
+            seconds = [work.seconds for work in works[label]]
+            rate = preset.rows * steps / median(seconds)
+            rate_of_flops = rate * flops(preset.config, real) / len(real) / ranks.world_size
+            computed = sum(work.computed for work in works[label])
+            if capability:
+                torch.cuda.reset_peak_memory_stats()
+                before = torch.cuda.memory_allocated()
+            split = provider.split(span.stop)
+            table_rows.append({
+                "provider": label,
+                "examples/s": rate,
+                "tokens/s": rate * float(real.mean()),
+                "padding": 1 - float(real.sum()) / computed,
+                "TFLOP/s": rate_of_flops / 1e12,
+                "of peak": rate_of_flops / peak,
+                "peak GB": (torch.cuda.max_memory_allocated() - before + own[label]) / 1e9 if capability else None,
+                **{f"{part} ms": value for part, value in split.items()},
+                "seconds per turn": seconds,
+            })  # fmt: skip
+        return {
+            "environment": environment(ranks.device)
+            | {package: version(package) for package in ("transformers", "deepspeed", "accelerate")}
+            | {"gpus" if capability else "processes": ranks.world_size},
+            "precision": precision,
+            "clock": options.clock,
+            "rows per step": preset.rows,
+            "micro-batch": preset.micro,
+            "turns": options.turns,
+            "steps per turn": steps,
+            "mean tokens": float(real.mean()),
+            "peak TFLOP/s": peak / 1e12,
+            "rows": table_rows,
+            "ratios": ratios(works),
+        }
+
+
+def summary(found: dict[str, dict[str, Any]]) -> str:
+    """All ratios in one line: median, least and most over the turns."""
+    return "; ".join(
+        f"{preset}: "
+        + ", ".join(
+            f"{name} {r['median']:.2f}x ({r['least']:.2f}-{r['most']:.2f})" for name, r in one["ratios"].items()
+        )
+        for preset, one in found.items()
+    )
+
+
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--preset", choices=PRESETS, action="append", help="may be given more than once")
+    parser.add_argument("--padding", choices=("free", "grouped", "fixed"), action="append", help="ours, by padding")
+    parser.add_argument("--zero", type=int, choices=range(4), action="append", help="ours, by ZeRO stage")
+    parser.add_argument("--turns", type=int, default=5)
+    parser.add_argument("--steps", type=int, help="steps per turn")
+    parser.add_argument("--micro", type=int, help="rows per micro-batch and GPU")
+    parser.add_argument("--quick", action="store_true", help="fewer steps per turn: within 4 minutes on two CPU cores")
+    parser.add_argument(
+        "--clock", choices=CLOCKS, default="wall", help="cpu: this process's CPU time, where others use the cores too"
+    )
+    parser.add_argument("--json", type=Path, help="where to write, instead of results/<device>/bench_train.json")
+    parser.add_argument("--local_rank", type=int, default=0, help=argparse.SUPPRESS)  # the launcher passes it
+    return parser.parse_args(arguments)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    options = parse(arguments)
+    if find_spec("accelerate") is None:
+        raise SystemExit("Trainer needs accelerate: pip install -c constraints.txt -e '.[bench]'")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    quiet_libraries()
+    ranks = Ranks.start()
+    on_gpu = ranks.device.type == "cuda"
+    found: dict[str, dict[str, Any]] = {}
+    for name in options.preset or (["electra-base", "electra-large"] if on_gpu else ["tiny", "electra-small"]):
+        found[name] = bench(name, options, ranks)
+        if ranks.rank == 0:
+            one = found[name]
+            print(json.dumps({key: value for key, value in one.items() if key not in ("rows", "ratios")}))
+            print(f"\n{name}\n\n{table(one['rows'], COLUMNS)}\n", flush=True)
+    if ranks.rank == 0:
+        path = options.json or folder(ranks.device) / "bench_train.json"
+        earlier = json.loads(path.read_text()) if path.exists() else {}
+        write_json(path, earlier | found)
+        print(f"written to {path}")
+        print(summary(found))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,80 @@
+"""The micro-batches of a run: how their rows are padded, and their assembly ahead of the step that needs them."""
+
+from collections import deque
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Literal, TypeVar
+
+import numpy as np
+
+from road_ds.features import Batch, Features, collate, rounded_up
+from road_ds.passes import Pass, Passes, micro_batches
+from road_ds.ranks import Ranks
+
+Item = TypeVar("Item")
+Mode = Literal["free", "grouped", "fixed"]
+
+BUCKETS = (32, 48, 64, 96, 128, 192, 256, 384, 512)  # tokens; the few widths for which a compiled encoder is built
+END = object()
+
+
+@dataclass(frozen=True)
+class Padding:
+    """How rows of different lengths become one batch.
+
+    free: the encoder runs them as one sequence without padding; grouped: padded to the longest row, rounded up to a
+    multiple of 8, or to the next of `buckets`; fixed: padded to the task's maximum. `limits` holds that maximum, in
+    tokens, by data set.
+    """
+
+    mode: Mode
+    pad_id: int
+    limits: Mapping[str, int]
+    buckets: tuple[int, ...] = ()
+
+    def width(self, dataset: str, longest: int) -> int:
+        """The tokens of a padded row."""
+        if self.mode == "fixed":
+            return self.limits[dataset]
+        width = next((bucket for bucket in self.buckets if bucket >= longest), rounded_up(longest))
+        return min(width, rounded_up(self.limits[dataset]))
+
+    def collate(self, source: Features, rows: np.ndarray) -> Batch:
+        """The batch of some rows of a data set."""
+        width = self.width(source.name, int(source.lengths[rows].max()))
+        return collate(source, rows, self.pad_id, width=width, packed=self.mode == "free")
+
+    def computed(self, dataset: str, lengths: np.ndarray) -> int:
+        """The tokens that the encoder computes for micro-batches of rows of these lengths, [micro-batches, rows]."""
+        if self.mode == "free":
+            return int(lengths.sum())
+        return sum(self.width(dataset, int(longest)) for longest in lengths.max(axis=1)) * lengths.shape[1]
+
+
+def assemble(
+    passes: Passes,
+    sources: Mapping[str, Features],
+    padding: Padding,
+    ranks: Ranks,
+    micro: int,
+    steps: range,
+) -> Iterator[tuple[list[Pass], list[Batch]]]:
+    """For every step what was drawn, and this rank's micro-batches in the order of the draws, on the host."""
+    for step in steps:
+        drawn = passes.draw(step)
+        batches = [
+            padding.collate(sources[taken.dataset], rows)
+            for taken in drawn
+            for rows in micro_batches(taken.rows, micro, ranks.rank, ranks.world_size)
+        ]
+        yield drawn, [batch.pinned() for batch in batches] if ranks.device.type == "cuda" else batches
+
+
+def ahead(items: Iterator[Item], count: int = 2) -> Iterator[Item]:
+    """The same items in the same order, up to `count` of them made in a thread before they are asked for."""
+    with ThreadPoolExecutor(1, "batches") as thread:  # one thread: the order is that of the calls
+        waiting = deque(thread.submit(next, items, END) for _ in range(count))
+        while (item := waiting.popleft().result()) is not END:
+            waiting.append(thread.submit(next, items, END))
+            yield item  # type: ignore[misc]

@@ -1,0 +1,119 @@
+"""The training benchmark: its rows, its counts and its ratios are right, and its loops train on the same rows."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from runs import ROOT, run_python
+from test_bench import load as load
+
+from road_ds.objectives import supervised
+from road_ds.passes import Passes
+
+
+@pytest.fixture
+def mix(load):
+    load("measure")
+    return load("length_mix")
+
+
+@pytest.fixture
+def bench(load, mix):
+    return load("bench_train")
+
+
+def test_rows_are_as_long_as_stated(mix):
+    generator = np.random.default_rng(0)
+    for mixed in mix.MIX.values():
+        drawn = mix.lengths(mixed, 4000, 10**6, generator)  # neither cut nor split
+        assert drawn.mean() == pytest.approx(mixed.mean, rel=0.05)
+    assert np.mean([mixed.mean for mixed in mix.MIX.values()]) == pytest.approx(234, rel=0.01)
+
+
+def test_long_rows_become_windows_of_the_maximum_and_one_rest(mix):
+    long = mix.Mixed("mrc", 1050, windows=True)
+    windows = mix.lengths(long, 3000, 384, np.random.default_rng(0))
+    assert len(windows) == 3000 and windows.max() == 384 and windows.min() > 0
+    rests = windows[windows < 384]
+    assert 0.05 < len(rests) / 3000 < 0.3 and (rests > 384 - mix.STRIDE).mean() > 0.9
+    assert mix.lengths(mix.Mixed("nli", 1050), 100, 384, np.random.default_rng(0)).max() == 384
+
+
+def test_the_files_hold_what_a_run_reads(mix, tmp_path):
+    sources = mix.write_mix(tmp_path / "mix", 40, 160, 1000)
+    again = mix.write_mix(tmp_path / "again", 40, 160, 1000)
+    assert list(sources) == list(mix.MIX)
+    for name, source in sources.items():
+        assert len(source) == 40 and source.lengths.max() <= 160
+        assert [len(source[i].input_ids) for i in range(40)] == source.lengths.tolist()
+        assert np.array_equal(source[7].input_ids, again[name][7].input_ids)
+        spans = mix.MIX[name].task == "mrc"
+        assert all(len(source[i].labels) == (2 if spans else 1) for i in range(40))
+        assert all(max(source[i].labels) < (source.lengths[i] if spans else 5) for i in range(40))
+
+
+def test_operations_by_hand(bench):
+    config = bench.electra(8, 8, 1, 1)  # 4 x 8 x 8 + 2 x 8 x 32 = 768 weights
+    assert bench.flops(config, np.array([10, 20])) == 6 * 768 * 30 + 12 * 8 * (100 + 400)
+    assert bench.flops(bench.electra(4, 8, 1, 1), np.array([10])) == 6 * (768 + 32) * 10 + 12 * 8 * 100
+
+
+def test_ratios_are_taken_turn_by_turn(bench):
+    works = {
+        "ours free": [bench.Work(1.0, 1), bench.Work(2.0, 1), bench.Work(4.0, 1)],
+        "ours grouped": [bench.Work(2.0, 1), bench.Work(3.0, 1), bench.Work(5.0, 1)],
+        "bare loop": [bench.Work(2.0, 1), bench.Work(2.0, 1), bench.Work(5.0, 1)],
+        "Trainer": [bench.Work(3.0, 1), bench.Work(4.0, 1), bench.Work(16.0, 1)],
+    }
+    assert bench.ratios(works) == {
+        "ours free against Trainer": {"median": 3.0, "least": 2.0, "most": 4.0},
+        "time of ours grouped / bare loop": {"median": 1.0, "least": 1.0, "most": 1.5},
+    }
+    assert "ours free against Trainer 3.00x (2.00-4.00)" in bench.summary({"tiny": {"ratios": bench.ratios(works)}})
+
+
+def test_the_bare_loop_computes_our_losses(bench, mix, tmp_path, monkeypatch):
+    """The same weights, rows and losses; without dropout and without our idle heads."""
+    monkeypatch.setattr(bench, "DROPOUT", 0.0)
+    config = bench.electra(16, 16, 2, 2, 1066)
+    preset = bench.Preset(config, rows=8, micro=2, steps=1, quick_steps=1)
+    road = bench.bench_config(preset)
+    sources = mix.write_mix(tmp_path / "mix", 20, 384, 1066)
+    tokenizer = bench.load_tokenizer(road.model)
+    ranks = bench.Ranks(rank=0, world_size=1, local_rank=0, device=torch.device("cpu"), control=None)
+    lengths = {name: source.lengths for name, source in sources.items()}
+    passes = Passes(lengths, np.full(9, 1 / 9), passes=4, rows=2, seed=0, window=16)
+    rows = bench.Rows(sources, passes, road, preset, ranks, "fp32", tokenizer)
+    bare = bench.Bare(rows)
+    model = bench.build_model(road.model, bench.heads(road), tokenizer, dropout=0.0, seed=0)
+    compared = set()
+    for _, batches in bench.assemble(passes, sources, bare.padding, ranks, 2, range(4)):
+        for batch in batches:
+            outputs = model(batch, road.head_of(batch.dataset))
+            ours = supervised(outputs, batch.labels).total
+            # A plain loop lets the softmax of a span see the padding: it is no part of the comparison.
+            if road.head_of(batch.dataset) != "mrc" or batch.full:
+                assert bare.loss(batch).item() == pytest.approx(ours.item(), abs=1e-5)
+                compared.add(road.head_of(batch.dataset))
+    assert compared == {"mrc", "nli", "paraphrase", "sentiment"}
+    assert bare.turn(range(2)).computed > rows.lengths(range(2)).sum()
+
+
+def test_a_run_tells_and_writes_every_provider(tmp_path):
+    pytest.importorskip("accelerate")
+    file = tmp_path / "found.json"
+    done = run_python(
+        ROOT / "benchmarks" / "bench_train.py", "--preset", "tiny", "--turns", "2", "--steps", "1", "--json", file
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = json.loads(file.read_text())["tiny"]
+    rows = {row["provider"]: row for row in found["rows"]}
+    assert list(rows) == ["ours free", "ours grouped", "ours fixed", "bare loop", "Trainer", "Trainer by length"]
+    assert rows["ours free"]["padding"] == 0 < rows["ours grouped"]["padding"] < rows["ours fixed"]["padding"]
+    assert rows["bare loop"]["padding"] == pytest.approx(rows["ours grouped"]["padding"], abs=1e-3)
+    assert rows["Trainer"]["padding"] == pytest.approx(rows["ours fixed"]["padding"], abs=1e-3)
+    assert all(row["examples/s"] > 0 and len(row["seconds per turn"]) == 2 for row in rows.values())
+    split = rows["ours free"]
+    assert all(split[f"{part} ms"] > 0 for part in ("forward", "backward", "step"))
+    assert done.stdout.strip().splitlines()[-1].startswith("tiny: ours ")

@@ -1,0 +1,161 @@
+"""What makes a step cheaper leaves what it computes as it was, or says that it cannot."""
+
+import pytest
+import torch
+from runs import TINY_ELECTRA, records, run_python, tiny_config
+from test_export import TASKS
+from test_packing import loss_and_gradients, rows, without_dropout
+
+from road_ds import fused
+from road_ds.errors import RoadError
+from road_ds.speed import choose_padding
+
+AMPERE, VOLTA = (8, 0), (7, 0)
+
+
+@pytest.mark.parametrize(("arguments", "mode", "why"), [
+    (("auto", "", "cuda", AMPERE, "bf16", False), "free", ""),
+    (("free", "", "cuda", AMPERE, "fp16", False), "free", ""),
+    (("auto", "", "cuda", AMPERE, "fp32", False), "grouped", "bf16 or fp16"),
+    (("auto", "", "cuda", VOLTA, "fp16", False), "grouped", "compute capability 8.0"),
+    (("free", "", "cuda", VOLTA, "fp16", False), "grouped", "compute capability 8.0"),
+    (("auto", "", "cpu", None, "fp32", False), "free", ""),
+    (("auto", "deberta-v2 is relative", "cpu", None, "fp32", False), "grouped", "deberta-v2 is relative"),
+    (("free", "", "cpu", None, "fp32", True), "grouped", "road.compile"),
+    (("fixed", "deberta-v2 is relative", "cuda", VOLTA, "fp16", True), "fixed", ""),
+    (("grouped", "", "cuda", AMPERE, "bf16", False), "grouped", ""),
+])  # fmt: skip
+def test_the_padding_follows_device_precision_and_encoder(arguments, mode, why):
+    chosen, note = choose_padding(*arguments)
+    assert chosen == mode and (why in note if why else note == "")
+
+
+@pytest.mark.parametrize("mode", ["free", "grouped"])
+@pytest.mark.parametrize("architecture", ["electra", "bert", "roberta", "modernbert", "deberta-v2"])
+def test_activation_checkpointing_changes_no_gradient(architecture, mode):
+    model, source = without_dropout(architecture), rows(TASKS["qa"])
+    mode = "grouped" if model.use_packing() else mode
+    expected, gradients = loss_and_gradients(model, "qa", source, mode)
+    model.encoder.gradient_checkpointing_enable({"use_reentrant": False})
+    found, others = loss_and_gradients(model, "qa", source, mode)
+    assert found == expected
+    assert all(torch.allclose(others[name], value, atol=1e-7) for name, value in gradients.items())
+
+
+def test_activation_checkpointing_says_where_there_is_none(config_file):
+    model = {"architecture": "albert", "tokenizer": "sample:tokenizer", "config": TINY_ELECTRA}
+    path = config_file(tiny_config(model=model, activation_checkpointing=True))
+    done = run_python("road_ds/train.py", "--deepspeed_config", path)
+    assert done.returncode == 2 and "transformers has none for albert" in done.stderr
+
+
+def run(config_file, name, **road):
+    """The step lines of a tiny run with dropout off."""
+    ds = {key: road.pop(key) for key in ("zero_optimization",) if key in road}
+    path = config_file(tiny_config(steps=4, log_every=2, **road) | ds, name)
+    done = run_python("road_ds/train.py", "--deepspeed_config", path)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return [line for line in records(path.parent / name) if "loss" in line], done.stdout
+
+
+def test_paddings_train_alike_and_tell_what_they_compute(config_file):
+    """The whole loop under DeepSpeed: same rows, same losses, each with its own share of padding."""
+    runs = {mode: run(config_file, mode, padding=mode)[0] for mode in ("free", "grouped", "fixed")}
+    for mode, lines in runs.items():
+        assert [line["datasets"] for line in lines] == [line["datasets"] for line in runs["fixed"]]
+        assert [line["loss"] for line in lines] == pytest.approx([line["loss"] for line in runs["fixed"]], abs=1e-5)
+        assert [line["grad_norm"] for line in lines] == pytest.approx(
+            [line["grad_norm"] for line in runs["fixed"]], rel=1e-4
+        ), mode
+    for free, grouped, fixed in zip(runs["free"], runs["grouped"], runs["fixed"], strict=True):
+        assert free["padding"] == 0 < grouped["padding"] < fixed["padding"] < 1
+
+
+def test_a_compiled_encoder_trains_alike(config_file):
+    """Really compiled, so on few rows: one data set, batches of one or two widths."""
+    few = {"passes": 1, "datasets": {"inference": tiny_config()["road"]["datasets"]["inference"]}}
+    few["tasks"] = {"inference": tiny_config()["road"]["tasks"]["inference"]}
+    plain, _ = run(config_file, "plain", **few)
+    compiled, told = run(config_file, "compiled", compile=True, padding="free", **few)
+    assert "road.padding is grouped, not free: road.compile" in told
+    assert [line["loss"] for line in compiled] == pytest.approx([line["loss"] for line in plain], abs=1e-5)
+
+
+def test_compile_is_refused_under_zero_3(config_file):
+    path = config_file(tiny_config(compile=True) | {"zero_optimization": {"stage": 3}})
+    done = run_python("road_ds/train.py", "--deepspeed_config", path)
+    assert done.returncode == 2 and "road.compile: ZeRO 3 gathers weights" in done.stderr
+
+
+def test_an_encoder_that_cannot_run_packed_falls_back_in_one_line(config_file):
+    small = {key: TINY_ELECTRA[key] for key in TINY_ELECTRA if key != "embedding_size"}
+    model = {"architecture": "deberta-v2", "tokenizer": "sample:tokenizer", "config": small}
+    lines, told = run(config_file, "deberta", model=model)
+    assert told.count("road.padding is grouped, not free: ") == 1 and all(line["padding"] > 0 for line in lines)
+
+
+@pytest.fixture
+def apex(tmp_path, monkeypatch):
+    """Puts a package called apex on the path, NVIDIA's or the other one."""
+
+    def install(*parts: str):
+        root = tmp_path / "packages" / "apex"
+        for name in ("", *parts):
+            (root / name).mkdir(parents=True, exist_ok=True)
+            (root / name / "__init__.py").write_text("raise RuntimeError('imported')\n" if not parts else "")
+        monkeypatch.syspath_prepend(str(root.parent))
+        return root
+
+    return install
+
+
+def test_the_other_package_called_apex_is_told_apart(apex):
+    assert fused.installed() == "none" and fused.use_apex("auto", "cuda") == (False, "")
+    apex()
+    assert fused.installed() == "other"
+    used, told = fused.use_apex("auto", "cuda")
+    assert not used and "another project, not NVIDIA Apex" in told
+    with pytest.raises(RoadError, match=r'road.apex is "on".*another project'):
+        fused.use_apex("on", "cuda")
+    assert fused.use_apex("off", "cuda") == (False, "")
+
+
+def test_nvidias_apex_is_used_on_a_gpu_only(apex):
+    apex("normalization", "optimizers")
+    assert fused.use_apex("auto", "cuda") == (True, "") and fused.use_apex("auto", "cpu") == (False, "")
+    with pytest.raises(RoadError, match="run on a GPU, this run is on CPU"):
+        fused.use_apex("on", "cpu")
+
+
+def test_apex_asked_for_and_missing_is_an_error():
+    with pytest.raises(RoadError, match="NVIDIA Apex is not installed"):
+        fused.use_apex("on", "cuda")
+
+
+def test_apex_parts_take_over_the_same_weights(apex, monkeypatch):
+    """With stand-ins for Apex's two classes, whose signatures they have."""
+    import sys
+
+    for name in [name for name in sys.modules if name.partition(".")[0] == "apex"]:
+        monkeypatch.delitem(sys.modules, name)
+    root = apex("normalization", "optimizers")
+    (root / "normalization" / "__init__.py").write_text(
+        "import torch\n\nclass FusedLayerNorm(torch.nn.LayerNorm):\n    def __init__(self, normalized_shape, eps=1e-5, "
+        "elementwise_affine=True, memory_efficient=False):\n        super().__init__(normalized_shape, eps)\n"
+    )
+    (root / "optimizers" / "__init__.py").write_text(
+        "import torch\n\nclass FusedAdam(torch.optim.AdamW):\n    def __init__(self, params, lr=1e-3, "
+        "bias_correction=True, betas=(0.9, 0.999), eps=1e-8, adam_w_mode=True, weight_decay=0.0, amsgrad=False):\n"
+        "        assert adam_w_mode\n        super().__init__(params, lr, betas, eps, weight_decay)\n"
+    )
+    model, source = without_dropout("bert"), rows(TASKS["nli"])
+    model.use_packing()
+    expected, _ = loss_and_gradients(model, "nli", source, "free")
+    names = list(model.state_dict())
+    assert fused.fuse_norms(model.encoder) == 5  # the embeddings', and two in each of two layers
+    assert list(model.state_dict()) == names
+    assert loss_and_gradients(model, "nli", source, "free")[0] == expected
+    params = {"lr": 0.01, "betas": [0.8, 0.9], "eps": 1e-6, "weight_decay": 0.1, "torch_adam": True, "fused": True}
+    adam = fused.fused_adam([{"params": list(model.parameters()), "lr": 0.02}], params)
+    (group,) = adam.param_groups
+    assert (group["lr"], list(group["betas"]), group["eps"], group["weight_decay"]) == (0.02, [0.8, 0.9], 1e-6, 0.1)
