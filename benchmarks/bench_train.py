@@ -10,6 +10,7 @@ Fresh weights; rows of the nine data sets' assumed lengths (length_mix.py), at m
 draws some steps, and each provider trains on just these rows, one after another in an order that changes with the turn:
 
   ours free | grouped | fixed    the whole of road_ds.loop.fit under DeepSpeed, by padding (and ZeRO stage)
+  ..., N teachers                the same with N cached teachers for every data set and Weighted KD (--teachers N)
   bare loop                      our grouped batches, assembled beforehand: forward, backward, clip, fused AdamW, no more
   Trainer                        transformers.Trainer as in its question-answering example: rows padded to 384 tokens
   Trainer by length              the same with its own grouping by length, padded to the longest of a batch
@@ -49,12 +50,13 @@ from road_ds.features import Batch, FeatureSet
 from road_ds.log import RunFolder, quiet_libraries, write_json
 from road_ds.loop import fit
 from road_ds.model import build_model, load_tokenizer
-from road_ds.objectives import Objective, Teachers
+from road_ds.objectives import Objective, Teachers, WeightedKD
 from road_ds.passes import Passes
 from road_ds.ranks import Ranks
+from road_ds.soft_targets import Origin, SoftTargets, begin, finish, is_whole, shard_rows, write_shard
 from road_ds.speed import choose_padding
 from road_ds.tasks import heads
-from road_ds.teachers import no_teachers
+from road_ds.teachers import CachedTeachers, no_teachers
 
 LONGEST = 384
 POOL = 2048  # rows per data set: what a window of the plan sorts
@@ -154,7 +156,7 @@ def bench_config(preset: Preset) -> RoadConfig:
 class Ours:
     """road_ds under DeepSpeed: the loop of a run, metrics written, nothing saved."""
 
-    objective = Objective()
+    objective: Objective = Objective()
     teachers: Teachers = staticmethod(no_teachers)
 
     def __init__(self, rows: Rows, padding: str, stage: int, scratch: Path):
@@ -186,7 +188,7 @@ class Ours:
         schedule = optim.scheduler(10**6, 0.1, "linear")
         torch.manual_seed(1 + ranks.rank)
         self.engine, *_ = deepspeed.initialize(model=model, model_parameters=groups, config=ds, lr_scheduler=schedule)
-        self.folder = RunFolder(scratch / f"{padding}-{stage}")
+        self.folder = RunFolder(scratch / f"{type(self).__name__}-{padding}-{stage}")
         self.folder.path.mkdir(parents=True, exist_ok=True)
 
     def turn(self, steps: range) -> Work:
@@ -213,6 +215,35 @@ class Ours:
         self.run(watch, range(step, step + 1))
         parts = dict(watch.milliseconds)
         return {**parts, "data": 1e3 * self.seconds - sum(parts.values())}
+
+
+class OursTaught(Ours):
+    """The same with cached teachers, whose logits are drawn at random, for every data set."""
+
+    def __init__(self, rows: Rows, padding: str, stage: int, scratch: Path, teachers: int):
+        super().__init__(rows, padding, stage, scratch)
+        names = [f"teacher-{number}" for number in range(teachers)]
+        self.objective = WeightedKD(objective="weighted_kd", teachers=dict.fromkeys(rows.sources, names))
+        tasks = {name: heads(rows.config)[rows.config.head_of(name)] for name in rows.sources}
+        targets = {
+            name: [soft_targets(scratch / "targets" / name / teacher, tasks[name], source) for teacher in names]
+            for name, source in rows.sources.items()
+        }
+        self.teachers = CachedTeachers(targets, tasks, rows.ranks.device)
+
+
+def soft_targets(folder: Path, task: Any, source: FeatureSet) -> SoftTargets:
+    """Random logits of the right shape for every row, in the files that `teach` writes."""
+    generator = np.random.default_rng(0)
+    origin = Origin(source.name, folder.name, "", len(source), "", {}, None, "float16")
+    if not is_whole(folder, origin):
+        begin(folder, origin)
+        for number, part in enumerate(shard_rows(origin)):
+            classes = source.lengths[part] if task.rows_per_feature > 1 else [len(task.labels)] * len(part)
+            logits = [generator.normal(size=task.rows_per_feature * int(count)) for count in classes]
+            write_shard(folder, number, logits, np.zeros(len(part)), origin)
+        finish(folder, origin, folder.name)
+    return SoftTargets(folder, origin, folder.name)
 
 
 class Stopwatch:
@@ -440,13 +471,18 @@ class HuggingFace:
 
 
 def providers(
-    rows: Rows, modes: list[str], stages: list[int], scratch: Path
+    rows: Rows, modes: list[str], stages: list[int], teachers: int, scratch: Path
 ) -> Iterator[tuple[str, Callable[[], Any]]]:
     """Every provider's name and how to make it."""
     for stage in stages:
         for mode in modes:
             name = f"ours {mode}" + (f", ZeRO {stage}" if len(stages) > 1 else "")
             yield name, lambda mode=mode, stage=stage: Ours(rows, mode, stage, scratch)  # type: ignore[misc]
+            if teachers:
+                yield (
+                    f"{name}, {teachers} teachers",
+                    lambda mode=mode, stage=stage: OursTaught(rows, mode, stage, scratch, teachers),  # type: ignore[misc]
+                )
     if rows.ranks.world_size == 1:
         yield "bare loop", lambda: Bare(rows)
     yield "Trainer", lambda: HuggingFace(rows, False, scratch)
@@ -486,9 +522,12 @@ def ratio(above: list[Work], below: list[Work]) -> dict[str, float]:
 
 def ratios(works: dict[str, list[Work]]) -> dict[str, dict[str, float]]:
     """The comparisons that matter: the fastest of ours with either Trainer, ours grouped with the bare loop."""
-    ours = [name for name in works if name.startswith("ours")]
+    ours = [name for name in works if name.startswith("ours") and not name.endswith("teachers")]
     best = min(ours, key=lambda name: median(work.seconds for work in works[name]))
     found = {f"{best} against {name}": ratio(works[name], works[best]) for name in works if name.startswith("Trainer")}
+    for name in works:
+        if name.endswith("teachers"):
+            found[f"time of {name} / without"] = ratio(works[name], works[name.rpartition(",")[0]])
     if "bare loop" in works:
         for name in ours:
             if "grouped" in name:
@@ -518,7 +557,7 @@ def bench(name: str, options: argparse.Namespace, ranks: Ranks) -> dict[str, Any
         )  # fmt: skip
         rows = Rows(sources, passes, config, preset, ranks, precision, tokenizer, CLOCKS[options.clock])
         made, own = {}, {}
-        for label, make in providers(rows, modes, stages, scratch):
+        for label, make in providers(rows, modes, stages, options.teachers, scratch):
             before = torch.cuda.memory_allocated() if capability else 0
             made[label] = make()
             own[label] = torch.cuda.memory_allocated() - before if capability else 0
@@ -579,6 +618,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--preset", choices=PRESETS, action="append", help="may be given more than once")
     parser.add_argument("--padding", choices=("free", "grouped", "fixed"), action="append", help="ours, by padding")
     parser.add_argument("--zero", type=int, choices=range(4), action="append", help="ours, by ZeRO stage")
+    parser.add_argument("--teachers", type=int, default=0, help="ours with so many cached teachers, too")
     parser.add_argument("--turns", type=int, default=5)
     parser.add_argument("--steps", type=int, help="steps per turn")
     parser.add_argument("--micro", type=int, help="rows per micro-batch and GPU")
