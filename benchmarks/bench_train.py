@@ -187,8 +187,10 @@ class Ours:
 
     def turn(self, steps: range) -> Work:
         self.run(self.engine, steps)
-        lines = self.folder.records()[-len(steps) :]
         real = [int(self.rows.lengths(range(step, step + 1)).sum()) for step in steps]
+        if self.rows.ranks.rank > 0:  # the metrics are written, and the table is made, by rank 0
+            return Work(self.seconds, sum(real))
+        lines = self.folder.records()[-len(steps) :]
         computed = sum(tokens / (1 - line["padding"]) for tokens, line in zip(real, lines, strict=True))
         return Work(self.seconds, round(computed))
 
@@ -495,8 +497,8 @@ def ratios(works: dict[str, list[Work]]) -> dict[str, dict[str, float]]:
 def bench(name: str, options: argparse.Namespace, ranks: Ranks) -> dict[str, Any]:
     """The table and ratios of one preset."""
     preset = PRESETS[name]
-    if options.micro:
-        preset = preset._replace(micro=options.micro)
+    most = preset.rows // (PASSES * ranks.world_size)  # a pass over all GPUs at once
+    preset = preset._replace(micro=min(options.micro or preset.micro, most))
     steps = options.steps or (preset.quick_steps if options.quick else preset.steps)
     config = bench_config(preset)
     turns = options.turns or (3 if options.quick else 5)
