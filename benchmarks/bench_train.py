@@ -93,7 +93,7 @@ def electra(embedding: int, hidden: int, layers: int, heads: int, vocabulary: in
 
 LARGE = electra(1024, 1024, 24, 16)
 PRESETS = {
-    "tiny": Preset(electra(128, 128, 2, 4, 1066), rows=64, micro=16, steps=50, quick_steps=20),
+    "tiny": Preset(electra(128, 128, 2, 4, 1066), rows=64, micro=16, steps=20, quick_steps=3),
     "electra-small": Preset(electra(128, 256, 12, 4), rows=64, micro=16, steps=8, quick_steps=1),
     "electra-base": Preset(electra(768, 768, 12, 12), rows=512, micro=128, steps=10, quick_steps=2),
     "electra-large": Preset(LARGE, rows=512, micro=128, steps=5, quick_steps=1),
@@ -193,8 +193,10 @@ class Ours:
 
     def turn(self, steps: range) -> Work:
         self.run(self.engine, steps)
-        lines = self.folder.records()[-len(steps) :]
         real = [int(self.rows.lengths(range(step, step + 1)).sum()) for step in steps]
+        if self.rows.ranks.rank > 0:  # the metrics are written, and the table is made, by rank 0
+            return Work(self.seconds, sum(real))
+        lines = self.folder.records()[-len(steps) :]
         computed = sum(tokens / (1 - line["padding"]) for tokens, line in zip(real, lines, strict=True))
         return Work(self.seconds, round(computed))
 
@@ -538,13 +540,15 @@ def ratios(works: dict[str, list[Work]]) -> dict[str, dict[str, float]]:
 def bench(name: str, options: argparse.Namespace, ranks: Ranks) -> dict[str, Any]:
     """The table and ratios of one preset."""
     preset = PRESETS[name]
-    if options.micro:
-        preset = preset._replace(micro=options.micro)
+    most = preset.rows // (PASSES * ranks.world_size)  # a pass over all GPUs at once
+    preset = preset._replace(micro=min(options.micro or preset.micro, most))
     steps = options.steps or (preset.quick_steps if options.quick else preset.steps)
     config = bench_config(preset)
+    turns = options.turns or (3 if options.quick else 5)
     capability = torch.cuda.get_device_capability() if ranks.device.type == "cuda" else None
     precision = fit_precision({}, "auto", ranks.device.type, capability)
-    modes = options.padding or (["grouped"] if capability and capability < (8, 0) else ["free", "grouped", "fixed"])
+    packs = capability is None or capability >= (8, 0)
+    modes = options.padding or ["free"] * packs + ["grouped"] + ["fixed"] * (not options.quick)
     stages = options.zero or [0 if precision == "fp32" else 1]
     with tempfile.TemporaryDirectory() as temporary:
         scratch = Path(temporary)
@@ -561,8 +565,8 @@ def bench(name: str, options: argparse.Namespace, ranks: Ranks) -> dict[str, Any
             before = torch.cuda.memory_allocated() if capability else 0
             made[label] = make()
             own[label] = torch.cuda.memory_allocated() - before if capability else 0
-        works = measured(rows, made, options.turns, steps)
-        span = range(1, 1 + options.turns * steps)
+        works = measured(rows, made, turns, steps)
+        span = range(1, 1 + turns * steps)
         real, peak = rows.lengths(span), peak_flops(ranks.device, precision, rows.clock)
         table_rows = []
         for label, provider in made.items():
@@ -593,7 +597,7 @@ def bench(name: str, options: argparse.Namespace, ranks: Ranks) -> dict[str, Any
             "clock": options.clock,
             "rows per step": preset.rows,
             "micro-batch": preset.micro,
-            "turns": options.turns,
+            "turns": turns,
             "steps per turn": steps,
             "mean tokens": float(real.mean()),
             "peak TFLOP/s": peak / 1e12,
@@ -619,10 +623,12 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--padding", choices=("free", "grouped", "fixed"), action="append", help="ours, by padding")
     parser.add_argument("--zero", type=int, choices=range(4), action="append", help="ours, by ZeRO stage")
     parser.add_argument("--teachers", type=int, default=0, help="ours with so many cached teachers, too")
-    parser.add_argument("--turns", type=int, default=5)
+    parser.add_argument("--turns", type=int, help="default 5; 3 with --quick")
     parser.add_argument("--steps", type=int, help="steps per turn")
     parser.add_argument("--micro", type=int, help="rows per micro-batch and GPU")
-    parser.add_argument("--quick", action="store_true", help="fewer steps per turn: within 4 minutes on two CPU cores")
+    parser.add_argument(
+        "--quick", action="store_true", help="fewer turns and steps, not fixed padding: within 4 minutes"
+    )
     parser.add_argument(
         "--clock", choices=CLOCKS, default="wall", help="cpu: this process's CPU time, where others use the cores too"
     )
