@@ -11,6 +11,7 @@ from road_ds.config import RoadConfig, fit_batch, fit_optimizer, fit_precision
 from road_ds.features import FeatureSet
 from road_ds.log import counted, table
 from road_ds.model import base_config, check_lengths, head_config, load_tokenizer
+from road_ds.objectives import objective_from, teachers_of
 from road_ds.tasks import Task, heads
 from road_ds.train import load_data, plan
 
@@ -35,7 +36,7 @@ def report(config: RoadConfig, ds: dict[str, Any], world_size: int) -> str:
     ds = ds | fit_batch(ds, config.passes, world_size)
     precision = fit_precision(ds, config.precision, "cuda", capability)  # the plan may be for another machine
     fit_optimizer(ds, "cuda" if capability else "cpu")
-    tasks = heads(config)
+    tasks, objective = heads(config), objective_from(config)
     tokenizer = load_tokenizer(config.model)
     settings = base_config(config.model, tokenizer, config.dropout)
     check_lengths(settings, tasks)
@@ -68,6 +69,10 @@ def report(config: RoadConfig, ds: dict[str, Any], world_size: int) -> str:
         f"{steps * ds['train_batch_size']:,} in all",
         f"each pass: {counted(pieces, 'micro-batch', 'micro-batches')} of "
         f"{ds['train_micro_batch_size_per_gpu']} rows on {counted(world_size, 'process', 'processes')}, {precision}",
+        *(
+            f"{objective.objective}: {counted(len(names), 'teacher')} of {name}"
+            for name, names in teachers_of(objective).items()
+        ),
         f"{settings.model_type}: {encoder / 1e6:.1f} M parameters in the encoder, "
         + ", ".join(f"{count:,} in the head {name}" for name, count in own.items()),
         "",

@@ -46,6 +46,7 @@ CHANGEABLE = {
     *("road." + key for key in ("evaluate_every", "evaluate_batch_size", "log_every", "save_every", "keep")),
     *("road." + key for key in ("output", "cache", "max_skipped_steps", "step_timeout")),
     *("road." + key for key in ("padding", "compile", "activation_checkpointing")),
+    *("road." + key for key in ("gradient_cosine_every", "distill.cache", "distill.on_mismatch")),
     *("train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "tensorboard", "wandb", "csv_monitor", "comet"),
     *("steps_per_print", "wall_clock_breakdown", "memory_breakdown", "flops_profiler", "comms_logger", "log_level"),
 }
