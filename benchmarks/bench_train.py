@@ -30,7 +30,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -360,6 +360,17 @@ class Bare:
         return self.rows.clock()
 
 
+@contextmanager
+def alone(ranks: Ranks) -> Iterator[None]:
+    """Hides the launcher's variables of a run on one process: Trainer would wrap its model for several GPUs."""
+    names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT") if ranks.world_size == 1 else ()
+    hidden = {name: os.environ.pop(name) for name in names}
+    try:
+        yield
+    finally:
+        os.environ.update(hidden)
+
+
 class HuggingFace:
     """transformers.Trainer, set as its question-answering example sets it."""
 
@@ -381,9 +392,6 @@ class HuggingFace:
         torch.manual_seed(0)
         settings = {"hidden_dropout_prob": DROPOUT, "attention_probs_dropout_prob": DROPOUT, **preset.config}
         model = AutoModelForQuestionAnswering.from_config(AutoConfig.for_model("electra", **settings))
-        if rows.ranks.world_size == 1:  # without the launcher's variables it does not wrap the model for several GPUs
-            for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
-                os.environ.pop(name, None)
         arguments = TrainingArguments(
             output_dir=str(scratch / f"trainer-{by_length}"),
             per_device_train_batch_size=preset.micro,
@@ -487,8 +495,8 @@ def providers(
                 )
     if rows.ranks.world_size == 1:
         yield "bare loop", lambda: Bare(rows)
-    yield "Trainer", lambda: HuggingFace(rows, False, scratch)
-    yield "Trainer by length", lambda: HuggingFace(rows, True, scratch)
+    for name, by_length in (("Trainer", False), ("Trainer by length", True)):
+        yield name, lambda by_length=by_length: alone(rows.ranks)(HuggingFace)(rows, by_length, scratch)  # type: ignore[misc]
 
 
 def flops(config: dict[str, Any], lengths: np.ndarray) -> float:

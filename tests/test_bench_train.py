@@ -104,7 +104,17 @@ def test_a_run_tells_and_writes_every_provider(tmp_path):
     pytest.importorskip("accelerate")
     file = tmp_path / "found.json"
     done = run_python(
-        ROOT / "benchmarks" / "bench_train.py", "--preset", "tiny", "--turns", "2", "--steps", "1", "--json", file
+        ROOT / "benchmarks" / "bench_train.py",
+        "--preset",
+        "tiny",
+        "--preset",
+        "tiny",
+        "--turns",
+        "2",
+        "--steps",
+        "1",
+        "--json",
+        file,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     found = json.loads(file.read_text())["tiny"]
