@@ -456,6 +456,11 @@ def expand(road: Settings) -> Settings:
             continue
         known = block.get("catalog", name if name in CATALOG and not {"train", "format"} & block.keys() else None)
         if not isinstance(known, str):
+            if not {"task", "train", "format", "catalog"} & block.keys():
+                raise RoadError(
+                    f"datasets.{name}: no data set of the catalog has this name{nearest(name, CATALOG)} (one of your own "
+                    'needs "task" and "train")'
+                )
             continue
         found = entry(known)
         expanded[name] = {"catalog": known, "task": found.task, "train": found.train, "dev": found.dev, **block}

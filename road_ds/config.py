@@ -156,14 +156,6 @@ class RoadConfig(Strict):
     output: str | None = None
     cache: str = "~/.cache/road_ds"
 
-    @model_validator(mode="before")
-    @classmethod
-    def names_of_the_catalog(cls, data: Any) -> Any:
-        try:
-            return catalog.expand(data) if isinstance(data, dict) else data
-        except RoadError as error:
-            raise ValueError(str(error)) from None
-
     @field_validator("model", mode="before")
     @classmethod
     def model_by_name(cls, value: Any) -> Any:
@@ -351,6 +343,10 @@ def load_config(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -
             raise RoadError(f"{path}: {key}: {deepspeed_keys.REFUSED[key]}")
         if key in RoadConfig.model_fields and key not in deepspeed_keys.Engine.model_fields:
             raise RoadError(f'{path}: {key}: belongs inside the "road" block')
+    try:
+        road = catalog.expand(road) if isinstance(road, dict) else road
+    except RoadError as error:
+        raise RoadError(f"{path}: road.{error}") from None
     config = validated(RoadConfig, road, f"{path}: road").narrowed()
     check_engine(data, str(path))
     output = config.output or f"runs/{Path(path).stem}"

@@ -12,7 +12,7 @@ from test_glue import GLUE_FILES
 from test_publishers import CONTEXT, SECTION
 
 from road_ds.__main__ import main
-from road_ds.catalog import CATALOG, GLUE, TASKS, sources
+from road_ds.catalog import CATALOG, GLUE, TASKS, expand, sources
 from road_ds.config import DatasetSpec, RoadConfig, validated
 from road_ds.ensemble import Ensemble
 from road_ds.errors import RoadError
@@ -27,7 +27,7 @@ SAMPLE = {"architecture": "electra", "tokenizer": "sample:tokenizer", "config": 
 
 
 def road(datasets, **more) -> RoadConfig:
-    return validated(RoadConfig, {"model": SAMPLE, "steps": 1, "datasets": datasets, **more}, "road")
+    return validated(RoadConfig, expand({"model": SAMPLE, "steps": 1, "datasets": datasets, **more}), "road")
 
 
 # ---------------------------------------------------------------------------------------------------- configuration
@@ -57,10 +57,12 @@ def test_names_stand_beside_own_data_sets_and_own_settings_win():
 @pytest.mark.parametrize(
     ("datasets", "message"),
     [
-        (["snlii"], r"road: the catalog has no data set 'snlii'; did you mean 'snli'\?; it has squad, squad2"),
+        (["snlii"], r"the catalog has no data set 'snlii'; did you mean 'snli'\?; it has squad, squad2"),
         (["snli", "snli"], r"datasets names 'snli' twice; give one of them another name"),
         ([3], r"datasets: expected names of the catalog"),
         ({"x": {"catalog": "mrcp"}}, r"no data set 'mrcp'; did you mean 'mrpc'\?"),
+        ([{"snlii": {}}], r"datasets.snlii: no data set of the catalog has this name; did you mean 'snli'\?"),
+        ([{"snli": {"pth": "f"}}], r"road.datasets.snli.pth: unknown key; did you mean 'path'\?"),
         ({"snli": {"pth": "f"}}, r"road.datasets.snli.pth: unknown key; did you mean 'path'\?"),
         ({"snli": {"max_rows": 0}}, r"road.datasets.snli.max_rows: got 0"),
     ],
@@ -200,7 +202,7 @@ EXPECTED = {  # label and answers of each row
 }  # fmt: skip
 CLIENT = """
 import json, sys
-from road_ds.catalog import CATALOG
+from road_ds.catalog import CATALOG, expand
 from road_ds.config import DatasetSpec
 from road_ds.features import read_part
 from road_ds.errors import RoadError
