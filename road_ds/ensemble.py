@@ -13,7 +13,8 @@ from road_ds.features import Feature, Source, read_part, tokenizer_hash
 from road_ds.hub import head_folder, model_folder
 from road_ds.predictor import Predictor
 from road_ds.readers import Example
-from road_ds.tasks import Task, heads
+from road_ds.soft_targets import order_of
+from road_ds.tasks import Task, heads, label_names
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ class Ensemble:
             member = Predictor.load(name)
             own = tokenizer_hash(member.tokenizer)
             encoded, logits = member.logits(examples, batch_size)
-            order = _label_order(member.task, self.task)
+            order = order_of(label_names(member.task), label_names(self.task))
             if not total:
                 features, total, tokenizer = encoded, [value.astype(np.float64) for value in logits], own
                 continue
@@ -87,11 +88,9 @@ def evaluate_run(names: Sequence[str], config: RoadConfig, batch_size: int = 64)
 def _check_alike(first: str, task: Task, name: str, other: Task) -> None:
     if task.type != other.type:
         raise RoadError(f"{name} is a model for {other.type}, {first} one for {task.type}: they do not go together")
-    if sorted(getattr(task, "labels", ())) != sorted(getattr(other, "labels", ())):
-        raise RoadError(
-            f"{name} tells apart {getattr(other, 'labels', None)}, {first} {getattr(task, 'labels', None)}: "
-            "they must have the same label names"
-        )
+    own, theirs = label_names(task), label_names(other)
+    if sorted(own or ()) != sorted(theirs or ()):
+        raise RoadError(f"{name} tells apart {theirs}, {first} {own}: they must have the same label names")
 
 
 def _check_windows(first: str, task: Task, name: str, other: Task) -> None:
@@ -101,8 +100,3 @@ def _check_windows(first: str, task: Task, name: str, other: Task) -> None:
                 f"{name} cuts contexts with {key} {getattr(other, key)}, {first} with {getattr(task, key)}: "
                 "their windows, and so their logits, do not match"
             )
-
-
-def _label_order(of: Task, wanted: Task) -> list[int]:
-    """Where each wanted label stands in a task's own order; empty when it has no labels."""
-    return [getattr(of, "labels").index(label) for label in getattr(wanted, "labels", ())]  # noqa: B009

@@ -344,6 +344,11 @@ def task_from(settings: Any, where: str) -> Task:
     return validated(TASKS[kind], settings, where)
 
 
+def label_names(task: Task) -> list[str] | None:
+    """The names of a task's classes, in the order of its logits; None where they have none."""
+    return getattr(task, "labels", None)
+
+
 def heads(config: RoadConfig) -> dict[str, Task]:
     """The heads of a run, by name: one per task, or one per data set."""
     tasks = {name: task_from(settings, f"road.tasks.{name}") for name, settings in config.tasks.items()}

@@ -26,8 +26,8 @@ from road_ds.soft_targets import (
     shard_rows,
     write_shard,
 )  # fmt: skip
-from road_ds.tasks import Task, heads
-from road_ds.teachers import Pupil, label_names, pupil, targets_folder
+from road_ds.tasks import Task, heads, label_names
+from road_ds.teachers import Pupil, pupil, targets_folder
 
 
 def teach(path: str, overrides: list[str], batch_size: int = 64) -> None:

@@ -20,7 +20,7 @@ from road_ds.objectives import HiddenKD, Objective, Taught, Teachers, Teaching, 
 from road_ds.predictor import Predictor
 from road_ds.ranks import Ranks
 from road_ds.soft_targets import Origin, SoftTargets, order_of, sha256
-from road_ds.tasks import Task
+from road_ds.tasks import Task, label_names
 
 
 def no_teachers(batch: Batch) -> None:
@@ -32,11 +32,6 @@ def targets_folder(config: RoadConfig, objective: Taught, dataset: str, name: st
     root = Path(objective.cache).expanduser() if objective.cache else Path(config.cache).expanduser() / "soft_targets"
     place = str(Path(name).resolve()) if Path(name).exists() else name
     return root / dataset / f"{Path(name).name[:60]}-{hashlib.sha256(place.encode()).hexdigest()[:12]}"
-
-
-def label_names(task: Task) -> list[str] | None:
-    """The names of a task's classes, in the order of its logits; None where they have none."""
-    return getattr(task, "labels", None)
 
 
 @dataclass(frozen=True)
@@ -181,7 +176,8 @@ def open_teachers(
                         'batches: set road.distill.source to "cached"'
                     )
                 place = head_folder(name, own.head)
-                loaded.setdefault(place, Predictor.load(place))
+                if place not in loaded:
+                    loaded[place] = Predictor.load(place)
         return OnlineTeachers(
             {d: [loaded[head_folder(name, own.head)] for name in names[d]] for d, own in pupils.items()}, of
         )
