@@ -554,7 +554,7 @@ def bench(name: str, options: argparse.Namespace, ranks: Ranks) -> dict[str, Any
     config = bench_config(preset)
     turns = options.turns or (3 if options.quick else 5)
     capability = torch.cuda.get_device_capability() if ranks.device.type == "cuda" else None
-    precision = fit_precision({}, "auto", ranks.device.type, capability)
+    precision = fit_precision({}, options.precision, ranks.device.type, capability)
     packs = capability is None or capability >= (8, 0)
     modes = options.padding or ["free"] * packs + ["grouped"] + ["fixed"] * (not options.quick)
     stages = options.zero or [0 if precision == "fp32" else 1]
@@ -630,6 +630,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--preset", choices=PRESETS, action="append", help="may be given more than once")
     parser.add_argument("--padding", choices=("free", "grouped", "fixed"), action="append", help="ours, by padding")
     parser.add_argument("--zero", type=int, choices=range(4), action="append", help="ours, by ZeRO stage")
+    parser.add_argument("--precision", choices=("auto", "fp32", "bf16", "fp16"), default="auto", help="of all")
     parser.add_argument("--teachers", type=int, default=0, help="ours with so many cached teachers, too")
     parser.add_argument("--turns", type=int, help="default 5; 3 with --quick")
     parser.add_argument("--steps", type=int, help="steps per turn")
@@ -655,9 +656,9 @@ def main(arguments: list[str] | None = None) -> None:
     on_gpu = ranks.device.type == "cuda"
     found: dict[str, dict[str, Any]] = {}
     for name in options.preset or (["electra-base", "electra-large"] if on_gpu else ["tiny", "electra-small"]):
-        found[name] = bench(name, options, ranks)
+        one = bench(name, options, ranks)
+        found[name if options.precision == "auto" else f"{name} {options.precision}"] = one
         if ranks.rank == 0:
-            one = found[name]
             print(json.dumps({key: value for key, value in one.items() if key not in ("rows", "ratios")}))
             print(f"\n{name}\n\n{table(one['rows'], COLUMNS)}\n", flush=True)
     if ranks.rank == 0:
