@@ -5,7 +5,7 @@ setup(
     version="0.1.0",
     description="Multi-task pretraining and distillation of NLU encoders under DeepSpeed (ROaD)",
     python_requires=">=3.11",
-    packages=["road_ds", "road_kernels"],
+    packages=["road_ds", "road_ds.data", "road_ds.recipes", "road_kernels"],
     package_dir={"road_kernels": "kernels/road_kernels"},
     package_data={"road_ds": ["sample_data/*", "sample_data/*/*"]},
     install_requires=[

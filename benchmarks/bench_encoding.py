@@ -45,7 +45,7 @@ def tokenizer() -> Any:
 def load(file: str, cache: str, task: dict, **settings: Any) -> Any:
     """The features of one file by road_ds."""
     from road_ds.config import DatasetSpec
-    from road_ds.features import load_features
+    from road_ds.data.features import load_features
     from road_ds.tasks import task_from
 
     spec = DatasetSpec(task="t", train=file, **settings)
@@ -164,7 +164,8 @@ def turn(kind: str, *arguments: str) -> dict:
     """Seconds (libraries already imported), features and peak memory in MiB of one way on one file."""
     import datasets  # noqa: F401
 
-    from road_ds import features, tasks  # noqa: F401
+    from road_ds import tasks  # noqa: F401
+    from road_ds.data import features  # noqa: F401
 
     kinds: dict[str, Callable[..., Way]] = {"ours": ours, "mapped": mapped, "reviews": reviews}
     way = kinds[kind](*arguments)

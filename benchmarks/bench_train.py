@@ -44,14 +44,14 @@ from measure import environment, folder, peak_flops, table
 from torch.nn import functional as F
 
 from road_ds import optim
-from road_ds.batches import Padding, assemble
 from road_ds.config import ModelSpec, RoadConfig, fit_batch, fit_optimizer, fit_precision
-from road_ds.features import Batch, FeatureSet
+from road_ds.data.batches import Padding, assemble
+from road_ds.data.features import Batch, FeatureSet
+from road_ds.data.passes import Passes
 from road_ds.log import RunFolder, quiet_libraries, write_json
 from road_ds.loop import fit
 from road_ds.model import build_model, load_tokenizer
 from road_ds.objectives import Objective, Teachers, WeightedKD
-from road_ds.passes import Passes
 from road_ds.ranks import Ranks
 from road_ds.soft_targets import Origin, SoftTargets, begin, finish, is_whole, shard_rows, write_shard
 from road_ds.speed import choose_padding

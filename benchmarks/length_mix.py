@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from road_ds.features import ArrowWriter, Feature, FeatureSet, feature_columns, feature_schema
+from road_ds.data.features import ArrowWriter, Feature, FeatureSet, feature_columns, feature_schema
 from road_ds.log import write_json
 
 SIGMA = 0.5  # of the logarithm of a length, assumed for every set

@@ -74,8 +74,8 @@ def glue_table(options: argparse.Namespace) -> None:
 
 def predict(options: argparse.Namespace) -> None:
     """Prints a model's predictions: as lines for one text, as JSON lines for a file or standard input."""
+    from road_ds.data.readers import Example
     from road_ds.predictor import Predictor
-    from road_ds.readers import Example
 
     if options.text is not None:
         examples = [Example("text", options.text, options.pair, None, None, "--text")]
@@ -95,7 +95,7 @@ def predict(options: argparse.Namespace) -> None:
 
 def read_lines(data: bytes) -> list[Any]:
     """The examples of standard input, one a line; their ids are the lines' numbers."""
-    from road_ds.readers import Example
+    from road_ds.data.readers import Example
 
     examples = []
     for number, line in enumerate(data.split(b"\n"), 1):
@@ -115,7 +115,7 @@ def read_lines(data: bytes) -> list[Any]:
 
 def read_rows(source: str, settings: list[str]) -> list[Any]:
     """The examples of a file or split, with the settings of `road.datasets` given as KEY=VALUE."""
-    from road_ds.features import read_part
+    from road_ds.data.features import read_part
 
     block: dict[str, Any] = {"task": "given", "dev": source}
     for assignment in settings:
@@ -125,7 +125,7 @@ def read_rows(source: str, settings: list[str]) -> list[Any]:
 
 def datasets(options: argparse.Namespace) -> None:
     """Lists the data sets known by name, or shows one: its entry, where its rows are, and three of them."""
-    from road_ds import catalog
+    from road_ds.data import catalog
     from road_ds.log import table
 
     if options.name is None:
@@ -166,8 +166,8 @@ def show_rows(name: str, part: str, path: str) -> None:
     """Prints the first three examples of a part."""
     from itertools import islice
 
-    from road_ds.features import Source
-    from road_ds.readers import Reading
+    from road_ds.data.features import Source
+    from road_ds.data.readers import Reading
 
     spec = validated(DatasetSpec, {"task": "shown", "catalog": name, "train": part, "path": path, "max_rows": 3}, name)
     source = Source.of(name, "train", spec)
@@ -193,10 +193,10 @@ def export(options: argparse.Namespace) -> None:
 
 def recipe(options: argparse.Namespace) -> None:
     """Makes the runs of a recipe, each through the deepspeed launcher; what is done already stays."""
-    from road_ds.comparison import Finished
-    from road_ds.launcher import Launcher
-    from road_ds.recipe import load_recipe, plan
-    from road_ds.stages import carry_out, commands, describe, locked, look, results
+    from road_ds.recipes.comparison import Finished
+    from road_ds.recipes.launcher import Launcher
+    from road_ds.recipes.recipe import load_recipe, plan
+    from road_ds.recipes.stages import carry_out, commands, describe, locked, look, results
 
     path = Path(options.recipe)
     recipe = load_recipe(path)
@@ -228,7 +228,7 @@ def recipe(options: argparse.Namespace) -> None:
 
 def compare(options: argparse.Namespace) -> None:
     """Prints runs side by side: mean and spread over seeds, and how sure each difference to a baseline is."""
-    from road_ds.comparison import grouped
+    from road_ds.recipes.comparison import grouped
 
     json_file, html_file = (name and Path(name) for name in (options.json, options.html))
     say_comparison(grouped(options.runs), options.baseline, json_file, html_file)
@@ -236,8 +236,8 @@ def compare(options: argparse.Namespace) -> None:
 
 def say_comparison(groups: Any, baseline: str | None, json_file: Path | None, html_file: Path | None) -> None:
     """Prints a comparison and writes the files that are asked for."""
-    from road_ds.comparison import compare, text
-    from road_ds.page import page
+    from road_ds.recipes.comparison import compare, text
+    from road_ds.recipes.page import page
 
     report = compare(groups, baseline)
     print(text(report))

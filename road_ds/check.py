@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from road_ds.config import RoadConfig, fit_batch, fit_optimizer, fit_precision
-from road_ds.features import FeatureSet
+from road_ds.data.features import FeatureSet
 from road_ds.log import counted, table
 from road_ds.model import base_config, check_lengths, head_config, load_tokenizer
 from road_ds.objectives import objective_from, teachers_of

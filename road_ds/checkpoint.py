@@ -1,6 +1,5 @@
 """Checkpoints that are committed, not just written: staged, hashed, renamed in one move; and found again."""
 
-import hashlib
 import json
 import os
 import random
@@ -17,6 +16,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from road_ds.digest import file_sha256
 from road_ds.errors import RoadError
 from road_ds.log import warn
 from road_ds.ranks import Ranks
@@ -252,5 +252,4 @@ def _files(folder: Path) -> Iterator[Path]:
 
 
 def _fingerprint(path: Path) -> dict[str, Any]:
-    with path.open("rb") as file:
-        return {"size": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+    return {"size": path.stat().st_size, "sha256": file_sha256(path)}

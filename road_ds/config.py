@@ -18,7 +18,8 @@ from pydantic import (
     model_validator,
 )
 
-from road_ds import catalog, deepspeed_keys
+from road_ds import deepspeed_keys
+from road_ds.data import catalog
 from road_ds.errors import RoadError, nearest
 from road_ds.strict_json import load_json, parse_json, quote
 

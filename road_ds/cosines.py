@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from road_ds.features import Batch
+from road_ds.data.features import Batch
 from road_ds.ranks import Ranks
 
 

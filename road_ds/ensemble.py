@@ -6,13 +6,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from road_ds.config import RoadConfig
+from road_ds.data.features import Feature, Source, read_part, tokenizer_hash
+from road_ds.data.readers import Example
 from road_ds.errors import RoadError
 from road_ds.evaluation import Evaluated, score
 from road_ds.export import read_task
-from road_ds.features import Feature, Source, read_part, tokenizer_hash
 from road_ds.hub import head_folder, model_folder
 from road_ds.predictor import Predictor
-from road_ds.readers import Example
 from road_ds.soft_targets import order_of
 from road_ds.tasks import Task, heads, label_names
 

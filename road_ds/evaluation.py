@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import torch
 
+from road_ds.data.features import Feature, FeatureSet, collate
+from road_ds.data.readers import Example
 from road_ds.errors import RoadError
-from road_ds.features import Feature, FeatureSet, collate
 from road_ds.log import progress, table, write_json
 from road_ds.ranks import Ranks
-from road_ds.readers import Example
 from road_ds.tasks import Scores, Task
 
 

@@ -5,15 +5,15 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from road_ds.catalog import CATALOG, GLUE, TASKS
 from road_ds.config import DatasetSpec
+from road_ds.data.catalog import CATALOG, GLUE, TASKS
+from road_ds.data.features import read_part
+from road_ds.data.readers import Example
 from road_ds.ensemble import Ensemble
 from road_ds.errors import RoadError
 from road_ds.evaluation import Evaluated
-from road_ds.features import read_part
 from road_ds.log import table, warn
 from road_ds.predictor import Predictor
-from road_ds.readers import Example
 
 # (data set, part) -> the leaderboard's file
 FILES = {

@@ -2,8 +2,8 @@
 
 from road_kernels import KernelMismatch
 
+from road_ds.data.features import Batch
 from road_ds.errors import RankError
-from road_ds.features import Batch
 from road_ds.log import warn
 from road_ds.objectives import Fused, Loss, Objective, Outputs, Teaching
 

@@ -8,16 +8,16 @@ from typing import Any
 
 import torch
 
-from road_ds.batches import Padding, ahead, assemble
 from road_ds.config import RoadConfig
 from road_ds.cosines import gradient_cosines
+from road_ds.data.batches import Padding, ahead, assemble
+from road_ds.data.features import Batch, FeatureSet
+from road_ds.data.passes import Passes
 from road_ds.errors import RankError, RoadError
-from road_ds.features import Batch, FeatureSet
 from road_ds.guard import Guarded
 from road_ds.log import RunFolder, progress
 from road_ds.meter import Meter
 from road_ds.objectives import Objective, Teachers, gradient_share
-from road_ds.passes import Passes
 from road_ds.preemption import Preemption
 from road_ds.ranks import Ranks
 

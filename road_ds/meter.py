@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from road_ds.batches import Padding
-from road_ds.features import FeatureSet
+from road_ds.data.batches import Padding
+from road_ds.data.features import FeatureSet
+from road_ds.data.passes import Pass, micro_batches
 from road_ds.log import RunFolder, warn
 from road_ds.objectives import Loss
-from road_ds.passes import Pass, micro_batches
 from road_ds.ranks import Ranks
 
 PARTS = ("hard", "soft", "soft_share")  # of the loss and its gradient, where there are teachers

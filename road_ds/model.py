@@ -18,8 +18,8 @@ from transformers import CONFIG_MAPPING, AutoConfig, AutoModel, AutoTokenizer, P
 from transformers.utils import logging
 
 from road_ds.config import ModelSpec, nearest
+from road_ds.data.features import Batch, rounded_up
 from road_ds.errors import RoadError
-from road_ds.features import Batch, rounded_up
 from road_ds.hub import model_folder, trained_heads
 from road_ds.objectives import Outputs
 from road_ds.packing import ATTENTION, Packing, unpack_output

@@ -15,8 +15,8 @@ from road_kernels import check_against_reference, combine_teachers, kd_loss, wei
 from torch.nn import functional as F
 
 from road_ds.config import RoadConfig, Strict, nearest, validated
+from road_ds.data.features import IGNORED, Batch
 from road_ds.errors import RoadError
-from road_ds.features import IGNORED, Batch
 from road_ds.strict_json import quote
 
 

@@ -8,14 +8,14 @@ import numpy as np
 import torch
 from safetensors import SafetensorError
 
+from road_ds.data.features import Batch, Feature
+from road_ds.data.readers import Example
 from road_ds.errors import RoadError
 from road_ds.evaluation import MemorySet, compute_logits
 from road_ds.export import read_task
-from road_ds.features import Batch, Feature
 from road_ds.hub import head_folder, model_folder
 from road_ds.model import uses_token_types
 from road_ds.objectives import Outputs
-from road_ds.readers import Example
 from road_ds.tasks import Task
 
 

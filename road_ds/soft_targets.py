@@ -4,7 +4,6 @@ A folder holds shards of rows (Arrow, each hashed) and, once all are there, a ma
 temperature, weights and the choice of teachers can change without asking a teacher again.
 """
 
-import hashlib
 import json
 import os
 import shutil
@@ -16,8 +15,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from road_ds.data.features import CHUNK, ArrowRows
+from road_ds.digest import file_sha256
 from road_ds.errors import RoadError
-from road_ds.features import CHUNK, ArrowRows
 from road_ds.log import write_json
 
 SHARD = 4 * CHUNK  # features per file, the unit of work of a rank
@@ -166,7 +166,9 @@ def write_shard(folder: Path, number: int, logits: Sequence[np.ndarray], scores:
             writer.write_batch(pa.record_batch([rows], schema=schema))
     np.save(folder / f"{number:05}.scores.npy", scores.astype(np.float32))
     os.replace(staged, path)
-    write_json(folder / f"{number:05}.json", {"file": path.name, "size": path.stat().st_size, "sha256": sha256(path)})
+    write_json(
+        folder / f"{number:05}.json", {"file": path.name, "size": path.stat().st_size, "sha256": file_sha256(path)}
+    )
 
 
 def finish(folder: Path, origin: Origin, name: str) -> None:
@@ -185,7 +187,7 @@ def damage(path: Path, shard: dict[str, Any], verify: bool) -> str:
         return "the file is missing"
     if path.stat().st_size != shard["size"]:
         return f"the file has {path.stat().st_size} bytes, expected {shard['size']}"
-    if verify and sha256(path) != shard["sha256"]:
+    if verify and file_sha256(path) != shard["sha256"]:
         return "the file's bytes have changed (sha256)"
     if verify:
         with pa.memory_map(str(path)) as source:
@@ -193,12 +195,6 @@ def damage(path: Path, shard: dict[str, Any], verify: bool) -> str:
                 if not np.isfinite(batch.column(0).values.to_numpy()).all():
                     return "a logit is not finite"
     return ""
-
-
-def sha256(path: Path) -> str:
-    """The hash of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_json(path: Path) -> dict[str, Any] | None:

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from road_ds.data.features import Feature
 from road_ds.errors import RoadError
-from road_ds.features import Feature
 
 
 @dataclass(frozen=True)

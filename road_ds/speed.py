@@ -8,8 +8,8 @@ from typing import Any, get_args
 from torch.optim import Optimizer
 
 from road_ds import fused
-from road_ds.batches import Mode
 from road_ds.config import RoadConfig
+from road_ds.data.batches import Mode
 from road_ds.errors import RoadError
 from road_ds.model import MultiTaskModel
 

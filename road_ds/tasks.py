@@ -14,10 +14,10 @@ from transformers import AutoModelForQuestionAnswering, AutoModelForSequenceClas
 
 from road_ds import metrics
 from road_ds.config import RoadConfig, Strict, nearest, validated
+from road_ds.data.features import IGNORED, Batch, Feature
+from road_ds.data.readers import Example
 from road_ds.errors import RoadError
-from road_ds.features import IGNORED, Batch, Feature
 from road_ds.objectives import Outputs
-from road_ds.readers import Example
 from road_ds.spans import Answered, PairTemplate, answer, token_range, windows
 from road_ds.strict_json import quote
 

@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 
 from road_ds.config import RoadConfig, load_config
+from road_ds.data.features import IGNORED, FeatureSet, load_features
 from road_ds.errors import RoadError
 from road_ds.evaluation import batch_logits
-from road_ds.features import IGNORED, FeatureSet, load_features
 from road_ds.hub import head_folder
 from road_ds.log import is_main, progress, say, table
 from road_ds.model import base_config, check_lengths, load_tokenizer

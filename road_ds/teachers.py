@@ -1,6 +1,5 @@
 """Teachers: whose logits a batch is trained towards, read from soft targets on disk or computed beside the student."""
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,15 +10,16 @@ import torch
 from transformers import AutoConfig, AutoTokenizer
 
 from road_ds.config import RoadConfig
+from road_ds.data.features import Batch, FeatureSet, load_features, tokenizer_hash
+from road_ds.digest import file_sha256, text_sha256
 from road_ds.errors import RoadError
 from road_ds.export import read_task
-from road_ds.features import Batch, FeatureSet, load_features, tokenizer_hash
 from road_ds.hub import head_folder, model_folder
 from road_ds.model import check_lengths
 from road_ds.objectives import HiddenKD, Objective, Taught, Teachers, Teaching, teachers_of
 from road_ds.predictor import Predictor
 from road_ds.ranks import Ranks
-from road_ds.soft_targets import Origin, SoftTargets, order_of, sha256
+from road_ds.soft_targets import Origin, SoftTargets, order_of
 from road_ds.tasks import Task, label_names
 
 
@@ -31,7 +31,7 @@ def targets_folder(config: RoadConfig, objective: Taught, dataset: str, name: st
     """Where the soft targets of a teacher for a data set are kept."""
     root = Path(objective.cache).expanduser() if objective.cache else Path(config.cache).expanduser() / "soft_targets"
     place = str(Path(name).resolve()) if Path(name).exists() else name
-    return root / dataset / f"{Path(name).name[:60]}-{hashlib.sha256(place.encode()).hexdigest()[:12]}"
+    return root / dataset / f"{Path(name).name[:60]}-{text_sha256(place)[:12]}"
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ def read_tokenizer(folder: Path) -> Any:
 def weights_hash(folder: Path) -> str:
     """The hash of a model folder's configuration and weights."""
     files = [folder / "config.json", *sorted(folder.glob("*.safetensors"))]
-    return hashlib.sha256("".join(sha256(path) for path in files).encode()).hexdigest()
+    return text_sha256("".join(file_sha256(path) for path in files))
 
 
 class CachedTeachers:

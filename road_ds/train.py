@@ -22,15 +22,15 @@ import numpy as np
 import torch
 
 from road_ds import checkpoint, evaluation, export, optim, speed, surroundings
-from road_ds.batches import BUCKETS, Padding
 from road_ds.config import RoadConfig, fit_batch, fit_optimizer, fit_precision, load_config
+from road_ds.data.batches import BUCKETS, Padding
+from road_ds.data.features import FeatureSet, load_features
+from road_ds.data.passes import Passes, draw_weights
 from road_ds.errors import RankError, RoadError
-from road_ds.features import FeatureSet, load_features
 from road_ds.log import RunFolder, counted, is_main, plot_curves, quiet_libraries, say, table, versions, warn
 from road_ds.loop import fit
 from road_ds.model import base_config, build_model, check_lengths, load_tokenizer, parameter_count
 from road_ds.objectives import Taught, objective_from
-from road_ds.passes import Passes, draw_weights
 from road_ds.ranks import Ranks
 from road_ds.selection import Best
 from road_ds.strict_json import flat_keys

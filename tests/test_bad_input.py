@@ -9,8 +9,8 @@ from runs import launch, run_python, tiny_config
 from transformers import AutoTokenizer
 
 from road_ds.config import DatasetSpec
+from road_ds.data.features import load_features
 from road_ds.errors import RoadError
-from road_ds.features import load_features
 from road_ds.hub import sample_path
 from road_ds.tasks import Classification, Regression, SpanQA
 

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import torch
 
-from road_ds.batches import BUCKETS, Padding, ahead, assemble
+from road_ds.data.batches import BUCKETS, Padding, ahead, assemble
+from road_ds.data.features import Feature
+from road_ds.data.passes import Passes, micro_batches
 from road_ds.evaluation import MemorySet
-from road_ds.features import Feature
-from road_ds.passes import Passes, micro_batches
 from road_ds.ranks import Ranks
 
 

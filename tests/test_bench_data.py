@@ -8,7 +8,7 @@ from test_bench import load as load
 from transformers import AutoTokenizer
 
 from road_ds.config import DatasetSpec
-from road_ds.features import load_features
+from road_ds.data.features import load_features
 from road_ds.hub import sample_path
 from road_ds.tasks import task_from
 

@@ -8,8 +8,8 @@ import torch
 from runs import ROOT, run_python
 from test_bench import load as load
 
+from road_ds.data.passes import Passes
 from road_ds.objectives import supervised
-from road_ds.passes import Passes
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from road_ds.bootstrap import paired
+from road_ds.recipes.bootstrap import paired
 
 
 def every_resample(group: np.ndarray, baseline: np.ndarray) -> np.ndarray:

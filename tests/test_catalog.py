@@ -12,11 +12,11 @@ from test_glue import GLUE_FILES
 from test_publishers import CONTEXT, SECTION
 
 from road_ds.__main__ import main
-from road_ds.catalog import CATALOG, GLUE, TASKS, expand, sources
 from road_ds.config import DatasetSpec, RoadConfig, validated
+from road_ds.data.catalog import CATALOG, GLUE, TASKS, expand, sources
+from road_ds.data.features import collate, load_features, read_part
 from road_ds.ensemble import Ensemble
 from road_ds.errors import RoadError
-from road_ds.features import collate, load_features, read_part
 from road_ds.metrics import quac_scores
 from road_ds.model import build_model, load_tokenizer
 from road_ds.objectives import supervised
@@ -202,9 +202,9 @@ EXPECTED = {  # label and answers of each row
 }  # fmt: skip
 CLIENT = """
 import json, sys
-from road_ds.catalog import CATALOG, expand
+from road_ds.data.catalog import CATALOG, expand
 from road_ds.config import DatasetSpec
-from road_ds.features import read_part
+from road_ds.data.features import read_part
 from road_ds.errors import RoadError
 for name in json.loads(sys.argv[1]):
     try:

@@ -11,9 +11,9 @@ from transformers import AutoModelForQuestionAnswering, ElectraConfig
 
 from road_ds.check import memory, parameters, report, shared_texts
 from road_ds.config import load_config
+from road_ds.data.passes import Passes
+from road_ds.data.readers import Example
 from road_ds.model import base_config, load_tokenizer
-from road_ds.passes import Passes
-from road_ds.readers import Example
 from road_ds.tasks import heads
 
 

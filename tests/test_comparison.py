@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from runs import error_of
 
-from road_ds.bootstrap import paired
-from road_ds.comparison import compare, grouped, text
 from road_ds.errors import RoadError
-from road_ds.page import page
+from road_ds.recipes.bootstrap import paired
+from road_ds.recipes.comparison import compare, grouped, text
+from road_ds.recipes.page import page
 
 
 def made(folder: Path, rows: dict[str, float], seed: int | None = None, dataset: str = "rte", **result) -> Path:

@@ -234,7 +234,7 @@ def test_cosines_are_those_of_the_gradients(config_file, tmp_path, cache):
     rows, _ = load_data(config, tasks, tokenizer)
     passes, _ = plan(config, {"train_batch_size": 24}, rows)
     model = build_model(config.model, tasks, tokenizer, dropout=0.0, seed=config.seed).train()
-    from road_ds.features import collate
+    from road_ds.data.features import collate
     from road_ds.objectives import supervised
 
     gradients = []
@@ -455,7 +455,7 @@ def test_cosines_are_refused_under_zero_3(config_file, capsys):
 def test_a_teacher_with_another_tokenizer_teaches_classes(teachers, config_file, tmp_path, capsys):
     """Each reads the rows in its own way: soft targets are those of the teacher reading its own tokens."""
     from road_ds.config import load_config
-    from road_ds.features import read_part
+    from road_ds.data.features import read_part
     from road_ds.predictor import Predictor
 
     teacher = tmp_path / "teacher"

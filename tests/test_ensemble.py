@@ -11,10 +11,10 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
 from road_ds.config import ModelSpec, load_config
+from road_ds.data.features import read_part
 from road_ds.ensemble import Ensemble
 from road_ds.errors import RoadError
 from road_ds.export import export
-from road_ds.features import read_part
 from road_ds.hub import model_folder
 from road_ds.model import build_model, load_tokenizer
 from road_ds.predictor import Predictor

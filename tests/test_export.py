@@ -8,14 +8,14 @@ import torch
 from transformers import AutoConfig, AutoTokenizer
 
 from road_ds.config import ModelSpec
+from road_ds.data.features import collate
+from road_ds.data.readers import Answer, Example
 from road_ds.errors import RoadError
 from road_ds.evaluation import MemorySet
 from road_ds.export import export, read_task
-from road_ds.features import collate
 from road_ds.hub import sample_path
 from road_ds.model import build_model, check_lengths, load_tokenizer
 from road_ds.predictor import Predictor
-from road_ds.readers import Answer, Example
 from road_ds.tasks import task_from
 
 SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}

@@ -7,8 +7,8 @@ import pytest
 from transformers import AutoTokenizer
 
 from road_ds.config import DatasetSpec
+from road_ds.data.features import IGNORED, PAD_MULTIPLE, collate, load_features, read_part, tokenizer_hash
 from road_ds.errors import RoadError
-from road_ds.features import IGNORED, PAD_MULTIPLE, collate, load_features, read_part, tokenizer_hash
 from road_ds.hub import sample_path
 from road_ds.tasks import task_from
 

@@ -6,9 +6,9 @@ import pytest
 from runs import TINY_ELECTRA
 
 from road_ds.__main__ import main
-from road_ds.catalog import TASKS
 from road_ds.config import DatasetSpec, ModelSpec
-from road_ds.features import read_part
+from road_ds.data.catalog import TASKS
+from road_ds.data.features import read_part
 from road_ds.model import load_tokenizer
 
 GLUE_FILES = {  # name -> (train.tsv, test.tsv, label of the row)

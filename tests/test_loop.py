@@ -10,11 +10,11 @@ from runs import records, run_python, tiny_config
 from safetensors.torch import load_file
 
 from road_ds import train
+from road_ds.data.features import Batch
+from road_ds.data.passes import micro_batches
 from road_ds.errors import RankError, RoadError
-from road_ds.features import Batch
 from road_ds.loop import out_of_memory_named
 from road_ds.objectives import Loss, Objective, supervised
-from road_ds.passes import micro_batches
 from road_ds.ranks import Ranks
 
 

@@ -4,8 +4,8 @@ import pytest
 from runs import ROOT, SHARED, tiny_config
 
 from road_ds.config import DatasetSpec
-from road_ds.negatives import entities, with_negatives
-from road_ds.readers import Answer, Example, Reading, read
+from road_ds.data.negatives import entities, with_negatives
+from road_ds.data.readers import Answer, Example, Reading, read
 
 
 def example(question: str, context: str, answer: str | None = None) -> Example:

@@ -7,8 +7,8 @@ import torch
 from runs import tiny_config
 
 from road_ds.config import RoadConfig
+from road_ds.data.features import Batch
 from road_ds.errors import RankError, RoadError
-from road_ds.features import Batch
 from road_ds.guard import Guarded
 from road_ds.objectives import (
     HiddenKD,

@@ -9,9 +9,9 @@ from test_export import TASKS, fresh
 from torch.nn import functional as F
 
 from road_ds import packing
-from road_ds.batches import Padding
+from road_ds.data.batches import Padding
+from road_ds.data.features import Feature
 from road_ds.evaluation import MemorySet
-from road_ds.features import Feature
 from road_ds.objectives import supervised
 from road_ds.packing import ATTENTION, Packing
 

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from road_ds.config import Power, RoadConfig, Weights
-from road_ds.passes import BLOCK, Passes, draw_weights, micro_batches
+from road_ds.data.passes import BLOCK, Passes, draw_weights, micro_batches
 
 
 def plan(sizes=(50, 130, 17), passes=4, rows=8, seed=3, window=64, weights=None) -> Passes:

@@ -9,10 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from road_ds.config import DatasetSpec
+from road_ds.data.features import read_part
+from road_ds.data.publishers import SHAPES, slots_question
+from road_ds.data.readers import Reading, read, stream
 from road_ds.errors import RoadError
-from road_ds.features import read_part
-from road_ds.publishers import SHAPES, slots_question
-from road_ds.readers import Reading, read, stream
 
 
 def rows_of(name: str, path, part="train", **more) -> Reading:

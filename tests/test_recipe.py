@@ -16,9 +16,9 @@ from safetensors.torch import load_file
 
 from road_ds.config import load_config
 from road_ds.errors import RoadError
-from road_ds.launcher import Launcher, wait_for_ranks
-from road_ds.recipe import load_recipe, plan
-from road_ds.stages import StageError, carry_out, commands, look
+from road_ds.recipes.launcher import Launcher, wait_for_ranks
+from road_ds.recipes.recipe import load_recipe, plan
+from road_ds.recipes.stages import StageError, carry_out, commands, look
 
 LABELS = ["entailment", "neutral", "contradiction"]
 
@@ -240,7 +240,7 @@ def test_other_inputs_are_refused_by_name(tmp_path, base, rows):
     base(log_every=3, save_every=4, evaluate_batch_size=8)  # what decides on no number
     assert set(states(runs).values()) == {"done"}
     rows.write_text(rows.read_text().replace("text 7", "text seven"))
-    from road_ds.inputs import content
+    from road_ds.recipes.inputs import content
 
     content.cache_clear()
     with pytest.raises(RoadError, match=rf"rows of rows, train: {rows}: [0-9a-f]{{12}} -> [0-9a-f]{{12}}\n"):
@@ -257,7 +257,7 @@ def test_a_teacher_that_was_made_anew_is_another_input(tmp_path, base):
 
 
 def test_a_model_on_disk_counts_by_content(tmp_path, base):
-    from road_ds.inputs import content
+    from road_ds.recipes.inputs import content
 
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "model.safetensors").write_bytes(b"1")

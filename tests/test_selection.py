@@ -12,12 +12,12 @@ from safetensors.torch import load_file
 
 from road_ds import checkpoint
 from road_ds.config import load_config
+from road_ds.data.readers import read
 from road_ds.ensemble import Ensemble
 from road_ds.errors import RoadError
 from road_ds.evaluation import Evaluated
 from road_ds.log import RunFolder
 from road_ds.objectives import objective_from
-from road_ds.readers import read
 from road_ds.selection import Best
 
 

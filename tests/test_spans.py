@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from runs import SHARED
 from transformers import AutoTokenizer
 
-from road_ds.features import Feature
+from road_ds.data.features import Feature
+from road_ds.data.readers import Answer, Example
 from road_ds.hub import sample_path
 from road_ds.metrics import exact_match
-from road_ds.readers import Answer, Example
 from road_ds.spans import answer, best_context, window_starts
 from road_ds.tasks import SpanQA
 
@@ -145,7 +145,7 @@ def test_a_context_without_tokens_and_a_long_question(tokenizer):
 def test_gold_spans_of_squad_decode_to_gold_text(tokenizer, capsys):
     """Every answerable question: the labels of its windows, decoded, score exact 100 for at least 99 %."""
     from road_ds.config import DatasetSpec
-    from road_ds.readers import read
+    from road_ds.data.readers import read
 
     examples = read(str(SHARED / "squad2" / "dev.json"), DatasetSpec(task="qa")).examples
     # the sample's tokenizer spells unknown words letter by letter: answers are long in tokens

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from html import escape
 from typing import Any
 
-from road_ds.comparison import HEADER, Groups, lines, notes
+from road_ds.recipes.comparison import HEADER, Groups, lines, notes
 
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; margin: 2em auto; max-width: 75em; padding: 0 1em; color: #222 }

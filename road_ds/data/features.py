@@ -18,14 +18,15 @@ import pyarrow as pa
 import torch
 from filelock import FileLock
 
-from road_ds import catalog
 from road_ds.config import DatasetSpec, validated
+from road_ds.data import catalog
+from road_ds.data.negatives import with_negatives
+from road_ds.data.readers import Answer, Example, Reading, choose, stream
+from road_ds.digest import file_sha256, text_sha256
 from road_ds.errors import RoadError
 from road_ds.hub import local_file
 from road_ds.log import progress, warn, write_json
-from road_ds.negatives import with_negatives
 from road_ds.packing import Packing
-from road_ds.readers import Answer, Example, Reading, choose, stream
 
 ENCODING = 2  # part of every cache key: raise it when the same rows encode to other features
 CHUNK = 1000  # rows per Arrow record batch
@@ -162,7 +163,7 @@ def tokenizer_hash(tokenizer: Any) -> str:
     """
     own = json.loads(tokenizer.backend_tokenizer.to_str()) | {"truncation": None, "padding": None}
     text = json.dumps([own, tokenizer.special_tokens_map], default=str, sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()
+    return text_sha256(text)
 
 
 @dataclass(frozen=True)
@@ -268,7 +269,7 @@ def load_features(name: str, part: Part, spec: DatasetSpec, task: Any, tokenizer
         whole.add("path")  # the content says what is there
     settings = source.spec.model_dump(exclude=whole)
     key = [ENCODING, part, content, settings, task.model_dump(), tokenizer_hash(tokenizer)]
-    digest = hashlib.sha256(json.dumps(key, sort_keys=True, default=str).encode()).hexdigest()
+    digest = text_sha256(json.dumps(key, sort_keys=True, default=str))
     folder = Path(cache).expanduser() / "features" / f"{name}-{part}-{digest[:24]}"
     if not (folder / "manifest.json").exists():
         try:
@@ -284,8 +285,7 @@ def load_features(name: str, part: Part, spec: DatasetSpec, task: Any, tokenizer
 
 def _file_hash(path: Path) -> str:
     try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return file_sha256(path)
     except FileNotFoundError:
         raise RoadError(f"{path}: no such file") from None
     except OSError as error:

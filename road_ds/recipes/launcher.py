@@ -19,7 +19,7 @@ import psutil
 from road_ds.errors import Terminated
 from road_ds.ranks import free_port
 
-TRAIN = Path(__file__).resolve().parent / "train.py"
+TRAIN = Path(__file__).resolve().parents[1] / "train.py"
 CHATTER = re.compile(rb"\[\d{4}-\d\d-\d\d [\d:,]+\] \[\w+\] \[")  # DeepSpeed's own lines
 PATIENCE = 120  # seconds for the processes of a stopped run to save and end
 

@@ -14,10 +14,10 @@ from json import JSONDecodeError
 from pathlib import Path
 from typing import Any
 
-from road_ds import catalog
 from road_ds.config import DatasetSpec
+from road_ds.data import catalog
+from road_ds.data.publishers import Bad, Dropped, Row, Rows
 from road_ds.errors import RoadError
-from road_ds.publishers import Bad, Dropped, Row, Rows
 from road_ds.strict_json import load_json, parse_json, quote
 
 LIMIT = 16 * 2**20  # characters a line, or a quoted field

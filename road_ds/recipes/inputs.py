@@ -1,6 +1,5 @@
 """What a run is made from: settings, rows, models, the runs before it and the code, so that a change is seen and named."""
 
-import hashlib
 import json
 from collections.abc import Mapping
 from functools import cache
@@ -8,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from road_ds.config import RoadConfig
+from road_ds.data.features import Part, Source
+from road_ds.digest import file_sha256, text_sha256
 from road_ds.errors import RoadError
-from road_ds.features import Part, Source
 from road_ds.hub import local_file
 from road_ds.log import versions, write_json
 from road_ds.strict_json import flat_keys, quote
@@ -80,9 +80,8 @@ def content(path: Path) -> str:
         if path.is_dir():
             files = sorted(file for file in path.rglob("*") if file.is_file() and not file.name.startswith("."))
             names = "".join(f"{file.relative_to(path)} {content(file)}\n" for file in files)
-            return hashlib.sha256(names.encode()).hexdigest()
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+            return text_sha256(names)
+        return file_sha256(path)
     except OSError as error:
         raise RoadError(f"{path}: cannot be read: {error.strerror}: expected a data file") from None
 
@@ -100,12 +99,7 @@ def is_finished(folder: Path) -> bool:
 
 def result_of(folder: Path) -> str:
     """The identity of a finished run: another execution of the same settings is another one."""
-    return content_now(folder / "results.json") if is_finished(folder) else TO_BE_MADE
-
-
-def content_now(path: Path) -> str:
-    """`content` of a file that this program itself may have changed."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    return file_sha256(folder / "results.json") if is_finished(folder) else TO_BE_MADE
 
 
 def kept_inputs(folder: Path) -> Inputs | None:

@@ -8,8 +8,8 @@ from typing import Literal, TypeVar
 
 import numpy as np
 
-from road_ds.features import Batch, Features, collate, rounded_up
-from road_ds.passes import Pass, Passes, micro_batches
+from road_ds.data.features import Batch, Features, collate, rounded_up
+from road_ds.data.passes import Pass, Passes, micro_batches
 from road_ds.ranks import Ranks
 
 Item = TypeVar("Item")

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 
 from road_ds.config import Columns, DatasetSpec
+from road_ds.data.formats import FORMATS, SUFFIXES, SURROGATE, plain, quote_all
+from road_ds.data.publishers import SHAPES, Bad, Dropped, Row, Rows
 from road_ds.errors import RoadError, nearest
-from road_ds.formats import FORMATS, SUFFIXES, SURROGATE, plain, quote_all
-from road_ds.publishers import SHAPES, Bad, Dropped, Row, Rows
 from road_ds.strict_json import quote
 
 # Where `columns` names no text, the first pair whose columns the row has:

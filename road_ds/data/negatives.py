@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from road_ds.readers import Example, Reading
+from road_ds.data.readers import Example, Reading
 
 POOL = 50_000  # entities kept of each kind
 TRIES = 20

@@ -1,0 +1,15 @@
+"""The identity of what is on disk and in memory: sha256 in hexadecimal digits."""
+
+import hashlib
+from pathlib import Path
+
+
+def file_sha256(path: Path) -> str:
+    """The hash of a file's bytes. OSError when it cannot be read."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def text_sha256(text: str) -> str:
+    """The hash of a text in UTF-8."""
+    return hashlib.sha256(text.encode()).hexdigest()
