@@ -33,6 +33,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from importlib.metadata import version
 from importlib.util import find_spec
+from itertools import product
 from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
@@ -545,8 +546,8 @@ def ratios(works: dict[str, list[Work]]) -> dict[str, dict[str, float]]:
     return found
 
 
-def bench(name: str, options: argparse.Namespace, ranks: Ranks) -> dict[str, Any]:
-    """The table and ratios of one preset."""
+def bench(name: str, asked: str, options: argparse.Namespace, ranks: Ranks) -> dict[str, Any]:
+    """The table and ratios of one preset in one precision."""
     preset = PRESETS[name]
     most = preset.rows // (PASSES * ranks.world_size)  # a pass over all GPUs at once
     preset = preset._replace(micro=min(options.micro or preset.micro, most))
@@ -554,7 +555,7 @@ def bench(name: str, options: argparse.Namespace, ranks: Ranks) -> dict[str, Any
     config = bench_config(preset)
     turns = options.turns or (3 if options.quick else 5)
     capability = torch.cuda.get_device_capability() if ranks.device.type == "cuda" else None
-    precision = fit_precision({}, options.precision, ranks.device.type, capability)
+    precision = fit_precision({}, asked, ranks.device.type, capability)
     packs = capability is None or capability >= (8, 0)
     modes = options.padding or ["free"] * packs + ["grouped"] + ["fixed"] * (not options.quick)
     stages = options.zero or [0 if precision == "fp32" else 1]
@@ -630,7 +631,12 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--preset", choices=PRESETS, action="append", help="may be given more than once")
     parser.add_argument("--padding", choices=("free", "grouped", "fixed"), action="append", help="ours, by padding")
     parser.add_argument("--zero", type=int, choices=range(4), action="append", help="ours, by ZeRO stage")
-    parser.add_argument("--precision", choices=("auto", "fp32", "bf16", "fp16"), default="auto", help="of all")
+    parser.add_argument(
+        "--precision",
+        choices=("auto", "fp32", "bf16", "fp16"),
+        action="append",
+        help="of all; may be given more than once",
+    )
     parser.add_argument("--teachers", type=int, default=0, help="ours with so many cached teachers, too")
     parser.add_argument("--turns", type=int, help="default 5; 3 with --quick")
     parser.add_argument("--steps", type=int, help="steps per turn")
@@ -655,12 +661,13 @@ def main(arguments: list[str] | None = None) -> None:
     ranks = Ranks.start()
     on_gpu = ranks.device.type == "cuda"
     found: dict[str, dict[str, Any]] = {}
-    for name in options.preset or (["electra-base", "electra-large"] if on_gpu else ["tiny", "electra-small"]):
-        one = bench(name, options, ranks)
-        found[name if options.precision == "auto" else f"{name} {options.precision}"] = one
+    presets = options.preset or (["electra-base", "electra-large"] if on_gpu else ["tiny", "electra-small"])
+    for name, precision in product(presets, options.precision or ["auto"]):
+        title = name if precision == "auto" else f"{name} {precision}"
+        one = found[title] = bench(name, precision, options, ranks)
         if ranks.rank == 0:
             print(json.dumps({key: value for key, value in one.items() if key not in ("rows", "ratios")}))
-            print(f"\n{name}\n\n{table(one['rows'], COLUMNS)}\n", flush=True)
+            print(f"\n{title}\n\n{table(one['rows'], COLUMNS)}\n", flush=True)
     if ranks.rank == 0:
         path = options.json or folder(ranks.device) / "bench_train.json"
         earlier = json.loads(path.read_text()) if path.exists() else {}

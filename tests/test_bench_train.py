@@ -107,8 +107,10 @@ def test_a_run_tells_and_writes_every_provider(tmp_path):
         ROOT / "benchmarks" / "bench_train.py",
         "--preset",
         "tiny",
-        "--preset",
-        "tiny",
+        "--precision",
+        "auto",
+        "--precision",
+        "bf16",
         "--turns",
         "2",
         "--steps",
@@ -117,7 +119,9 @@ def test_a_run_tells_and_writes_every_provider(tmp_path):
         file,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    found = json.loads(file.read_text())["tiny"]
+    both = json.loads(file.read_text())
+    assert {name: one["precision"] for name, one in both.items()} == {"tiny": "fp32", "tiny bf16": "bf16"}
+    found = both["tiny"]
     rows = {row["provider"]: row for row in found["rows"]}
     assert list(rows) == ["ours free", "ours grouped", "ours fixed", "bare loop", "Trainer", "Trainer by length"]
     assert rows["ours free"]["padding"] == 0 < rows["ours grouped"]["padding"] < rows["ours fixed"]["padding"]
