@@ -30,7 +30,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from importlib.metadata import version
 from importlib.util import find_spec
 from itertools import product
@@ -53,6 +53,7 @@ from road_ds.log import RunFolder, quiet_libraries, write_json
 from road_ds.loop import fit
 from road_ds.model import build_model, load_tokenizer
 from road_ds.objectives import Objective, Teachers, WeightedKD
+from road_ds.packing import ATTENTION
 from road_ds.ranks import Ranks
 from road_ds.soft_targets import Origin, SoftTargets, begin, finish, is_whole, shard_rows, write_shard
 from road_ds.speed import choose_padding
@@ -97,7 +98,7 @@ PRESETS = {
     "tiny": Preset(electra(128, 128, 2, 4, 1066), rows=64, micro=16, steps=20, quick_steps=3),
     "electra-small": Preset(electra(128, 256, 12, 4), rows=64, micro=16, steps=8, quick_steps=1),
     "electra-base": Preset(electra(768, 768, 12, 12), rows=512, micro=128, steps=10, quick_steps=2),
-    "electra-large": Preset(LARGE, rows=512, micro=128, steps=5, quick_steps=1),
+    "electra-large": Preset(LARGE, rows=512, micro=32, steps=5, quick_steps=1),
     "paper": Preset(LARGE, rows=512, micro=16, steps=10, quick_steps=2),
 }
 
@@ -290,9 +291,13 @@ class Bare:
         encoder = self.models["mrc"].base_model
         for model in self.models.values():
             setattr(model, model.base_model_prefix, encoder)
-        self.every = torch.nn.ModuleList(self.models.values()).to(device)
-        self.dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[rows.precision]
-        self.optimizer = torch.optim.AdamW(self.every.parameters(), lr=LR, weight_decay=DECAY, fused=True)
+        encoder.set_attn_implementation(ATTENTION)  # transformers' own asks the device whether anything is padded
+        dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[rows.precision]
+        every = torch.nn.ModuleList(self.models.values()).to(device, dtype)
+        self.parameters: list[torch.Tensor] = list(every.parameters())
+        self.half = dtype != torch.float32
+        self.masters = [p.detach().float() for p in self.parameters] if self.half else self.parameters
+        self.optimizer = torch.optim.AdamW(self.masters, lr=LR, weight_decay=DECAY, fused=True)
         self.padding = Padding("grouped", rows.tokenizer.pad_token_id, dict.fromkeys(rows.sources, LONGEST))
 
     def turn(self, steps: range) -> Work:
@@ -311,11 +316,8 @@ class Bare:
 
     def loss(self, batch: Batch) -> torch.Tensor:
         task = self.rows.config.head_of(batch.dataset)
-        half = self.dtype != torch.float32
-        with torch.autocast(batch.input_ids.device.type, self.dtype) if half else nullcontext():
-            output = self.models[task](
-                input_ids=batch.input_ids, attention_mask=batch.attention_mask, token_type_ids=batch.token_type_ids
-            )
+        mask = None if batch.full else batch.attention_mask
+        output = self.models[task](input_ids=batch.input_ids, attention_mask=mask, token_type_ids=batch.token_type_ids)
         if task != "mrc":
             return F.cross_entropy(output.logits.float(), batch.labels)
         start, end = batch.labels.view(-1, 2).T
@@ -324,9 +326,15 @@ class Bare:
         ) / 2
 
     def update(self) -> None:
-        torch.nn.utils.clip_grad_norm_(self.every.parameters(), CLIP)
+        if self.half:
+            for master, parameter in zip(self.masters, self.parameters, strict=True):
+                master.grad = None if parameter.grad is None else parameter.grad.float()
+        torch.nn.utils.clip_grad_norm_(self.masters, CLIP)
         self.optimizer.step()
-        self.optimizer.zero_grad()
+        if self.half:
+            torch._foreach_copy_(self.parameters, self.masters)
+        for parameter in self.parameters:
+            parameter.grad = None
 
     def split(self, step: int) -> dict[str, float]:
         device = self.rows.ranks.device
@@ -409,6 +417,9 @@ class HuggingFace:
             use_cpu=rows.ranks.device.type == "cpu",
             train_sampling_strategy="group_by_length" if by_length else "random",
         )
+
+        if rows.ranks.world_size == 1:
+            arguments._n_gpu = min(1, arguments.n_gpu)  # or it would take all of the host's, with larger batches
 
         class Clock(TrainerCallback):
             """From the first step's begin to the last step's end: without what Trainer prepares before."""
@@ -556,7 +567,7 @@ def bench(name: str, asked: str, options: argparse.Namespace, ranks: Ranks) -> d
     turns = options.turns or (3 if options.quick else 5)
     capability = torch.cuda.get_device_capability() if ranks.device.type == "cuda" else None
     precision = fit_precision({}, asked, ranks.device.type, capability)
-    packs = capability is None or capability >= (8, 0)
+    packs = capability is None or (capability >= (8, 0) and precision != "fp32")
     modes = options.padding or ["free"] * packs + ["grouped"] + ["fixed"] * (not options.quick)
     stages = options.zero or [0 if precision == "fp32" else 1]
     with tempfile.TemporaryDirectory() as temporary:
@@ -573,6 +584,8 @@ def bench(name: str, asked: str, options: argparse.Namespace, ranks: Ranks) -> d
         for label, make in providers(rows, modes, stages, options.teachers, scratch):
             before = torch.cuda.memory_allocated() if capability else 0
             made[label] = make()
+            if capability:
+                made[label].turn(range(1))  # an optimizer makes its moments in its first step
             own[label] = torch.cuda.memory_allocated() - before if capability else 0
         works = measured(rows, made, turns, steps)
         span = range(1, 1 + turns * steps)
@@ -586,6 +599,8 @@ def bench(name: str, asked: str, options: argparse.Namespace, ranks: Ranks) -> d
             if capability:
                 torch.cuda.reset_peak_memory_stats()
                 before = torch.cuda.memory_allocated()
+                provider.turn(range(span.stop, span.stop + 1))
+                own[label] += torch.cuda.max_memory_allocated() - before
             split = provider.split(span.stop)
             table_rows.append({
                 "provider": label,
@@ -594,7 +609,7 @@ def bench(name: str, asked: str, options: argparse.Namespace, ranks: Ranks) -> d
                 "padding": 1 - float(real.sum()) / computed,
                 "TFLOP/s": rate_of_flops / 1e12,
                 "of peak": rate_of_flops / peak,
-                "peak GB": (torch.cuda.max_memory_allocated() - before + own[label]) / 1e9 if capability else None,
+                "peak GB": own[label] / 1e9 if capability else None,
                 **{f"{part} ms": value for part, value in split.items()},
                 "seconds per turn": seconds,
             })  # fmt: skip
@@ -660,6 +675,7 @@ def main(arguments: list[str] | None = None) -> None:
     quiet_libraries()
     ranks = Ranks.start()
     on_gpu = ranks.device.type == "cuda"
+    path = options.json or folder(ranks.device) / "bench_train.json"
     found: dict[str, dict[str, Any]] = {}
     presets = options.preset or (["electra-base", "electra-large"] if on_gpu else ["tiny", "electra-small"])
     for name, precision in product(presets, options.precision or ["auto"]):
@@ -668,10 +684,8 @@ def main(arguments: list[str] | None = None) -> None:
         if ranks.rank == 0:
             print(json.dumps({key: value for key, value in one.items() if key not in ("rows", "ratios")}))
             print(f"\n{title}\n\n{table(one['rows'], COLUMNS)}\n", flush=True)
+            write_json(path, (json.loads(path.read_text()) if path.exists() else {}) | found)  # the next may fail
     if ranks.rank == 0:
-        path = options.json or folder(ranks.device) / "bench_train.json"
-        earlier = json.loads(path.read_text()) if path.exists() else {}
-        write_json(path, earlier | found)
         print(f"written to {path}")
         print(summary(found))
 

@@ -5,10 +5,10 @@
 
 The model, of one optimizer step:
   compute      the rows of a step over GPUs, at the measured rate of one GPU
-  gradients    a ring moves 2 (n - 1) / n of the gradients past the slowest link. ZeRO 0 and 1: once a step, hidden behind
-               the backward pass of the last micro-batch (two thirds of its time); ZeRO 2: half as much, but with every
-               micro-batch, hidden likewise; ZeRO 3: the same, and the weights twice more with every micro-batch
-  weights      ZeRO 1 and 2 gather the updated weights once a step, hidden behind nothing
+  gradients    a ring moves 2 (n - 1) / n of the gradients past the slowest link. ZeRO 0 and 1: once a step; ZeRO 2: as much
+               with every micro-batch (DeepSpeed reduces whole buckets there too). Hidden behind nothing: overlap_comm is off
+  weights      ZeRO 1 and 2 gather the updated weights once a step, hidden behind nothing; ZeRO 3 scatters gradients and
+               gathers weights twice with every micro-batch, hidden behind its computation
   optimizer    Adam reads and writes 28 bytes per parameter (half of it more in half precision), over GPUs from ZeRO 1
   what is hidden never costs less than nothing; hosts, launches and stragglers cost nothing: the true rate is below
 
@@ -99,14 +99,12 @@ def project(
     """One step on `gpus` GPUs over `hosts` hosts, from the rows per second of one."""
     pieces = rows / (micro * gpus)
     compute = rows / (gpus * rate)
-    hidden = 2 / 3 * compute / pieces  # a micro-batch's backward pass
     link = machine.between if hosts > 1 else machine.inside
     size = parameters * (2 if half else 4)
     once = (gpus - 1) / gpus * size / link  # a scatter or a gather; a reduction is both
-    gradients = pieces * max(0.0, once - hidden) if stage >= 2 else max(0.0, 2 * once - hidden)
-    weights = {0: 0.0, 1: once, 2: once, 3: pieces * max(0.0, 2 * once - 1.5 * hidden)}[stage]
-    if stage == 1:  # the reduction stops at the scatter; the gather moves weights
-        gradients = max(0.0, once - hidden)
+    shown = pieces * max(0.0, 3 * once - compute / pieces)  # of ZeRO 3: one link for all three
+    gradients = [2 * once, 2 * once, pieces * 2 * once, shown / 3][stage]
+    weights = [0.0, once, once, shown * 2 / 3][stage]
     adam = parameters * (28 + 14 * half) / machine.memory / (gpus if stage else 1)
     return Step(compute, gradients, weights, adam, rows / (compute + gradients + weights + adam))
 

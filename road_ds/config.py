@@ -475,6 +475,7 @@ def fit_optimizer(ds: dict[str, Any], device: str) -> list[str]:
             "reports scaled gradient norms: use stage 1, which costs nothing on one process"
         )
     ds.setdefault("steps_per_print", 10**9)  # the run prints its own lines
+    ds.setdefault("timers", {"throughput": {"enabled": False}})  # it would wait for the device twice a micro-batch
     name, params = ds["optimizer"]["type"], ds["optimizer"].setdefault("params", {})
     adam = name.lower() in ("adam", "adamw")
     fill(params, "weight_decay", 0.01 if adam else 0.0, "optimizer.params.", "none on biases and norms")

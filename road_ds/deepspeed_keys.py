@@ -97,6 +97,7 @@ class Engine(Block):
     memory_breakdown: bool = False
     dump_state: bool = False
     steps_per_print: Count = 10
+    timers: Settings = {}
     log_level: str = "warning"
     disable_python_gc: bool = False
 

@@ -74,16 +74,21 @@ class MultiTaskModel(nn.Module):
         """
         comparing = self.training and bool(self.compared)
         encoded = self.encode(batch, hidden_states=comparing)
-        outputs = self.tasks[head].outputs(self._head(head, encoded, batch.attention_mask), batch)
         if not self.training:
-            return outputs
+            return self.tasks[head].outputs(self._head(head, encoded, batch.attention_mask), batch)
         first = type(encoded)(**{k: v[:1] for k, v in encoded.items() if torch.is_tensor(v)})
+        # Always in one order: ZeRO 3 fetches weights ahead only while the modules follow each other as before.
+        found = {
+            name: self._head(
+                name, *((encoded, batch.attention_mask) if name == head else (first, batch.attention_mask[:1]))
+            )
+            for name in self._shells
+        }
+        outputs = self.tasks[head].outputs(found.pop(head), batch)
         idle = outputs.logits.new_zeros(())
-        for name in self._shells:
-            if name != head:
-                touched = self._head(name, first, batch.attention_mask[:1])
-                for value in touched.values():
-                    idle = idle + value.float().mean().to(idle.dtype)
+        for touched in found.values():
+            for value in touched.values():
+                idle = idle + value.float().mean().to(idle.dtype)
         hidden = tuple(self.projection(encoded.hidden_states[layer]) for layer in self.compared) if comparing else ()
         for state in hidden:  # a data set without a teacher leaves the projection idle too
             idle = idle + state[:1].float().mean().to(idle.dtype)
@@ -109,8 +114,6 @@ class MultiTaskModel(nn.Module):
 
         Two rows are computed both ways, which speaks for every architecture, known here or not.
         """
-        if self.compared:
-            return "hidden states are compared with a teacher's, row by row"
         if not getattr(self.encoder, "_supports_attention_backend", False):
             return f"the attention of {self.encoder.config.model_type} is its own and knows no rows inside a sequence"
         lengths, training = np.array([5, 3]), self.training
@@ -129,7 +132,7 @@ class MultiTaskModel(nn.Module):
                 same = False
         self.train(training)
         if same:
-            return ""
+            return "hidden states are compared with a teacher's, row by row" if self.compared else ""
         self.encoder.set_attn_implementation(before)
         return f"{self.encoder.config.model_type} computes something else when rows are packed"
 

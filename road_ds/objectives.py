@@ -303,7 +303,7 @@ class LabelSmoothing(Objective):
         sums = (shares if outside is None else shares.masked_fill(outside, 0.0)).sum(1)
         rows = -sums / (shares.shape[1] if outputs.lengths is None else outputs.lengths)
         kept = batch.labels != IGNORED
-        soft = rows[kept].sum() / kept.sum().clamp(min=1)
+        soft = rows.masked_fill(~kept, 0.0).sum() / kept.sum().clamp(min=1)  # picking rows would wait for the device
         return Loss((1 - self.smoothing) * hard.total + self.smoothing * soft, hard.total.detach(), soft.detach())
 
 

@@ -106,10 +106,13 @@ def _by_kernel(
 
     torch.nn.attention.varlen is this operator without its dropout.
     """
+    size = parts[0].shape[-1]
+    if size % 8:  # the kernel refuses it; zeros change no score
+        parts = [F.pad(part, (0, -size % 8)) for part in parts]
     return torch.ops.aten._flash_attention_forward(
         *parts, packing.bounds, packing.bounds, packing.longest, packing.longest, dropout, False, False,
-        scale=scaling, window_size_left=reach, window_size_right=reach,
-    )[0]  # fmt: skip
+        scale=scaling or size**-0.5, window_size_left=reach, window_size_right=reach,
+    )[0][..., :size]  # fmt: skip
 
 
 def _by_runs(

@@ -28,7 +28,7 @@ def choose_padding(
     elif device == "cuda" and precision == "fp32":
         obstacle = obstacle or "a GPU's attention for packed rows takes bf16 or fp16, not fp32"
     elif compiled:
-        obstacle = obstacle or "road.compile is built for batches of a few widths"
+        obstacle = obstacle or "road.compile is built for padded batches"
     if obstacle:
         return "grouped", f"road.padding is grouped, not free: {obstacle}"
     return "free", ""
@@ -64,7 +64,7 @@ def prepare(
                 "road.compile: ZeRO 3 gathers weights between the layers, which a compiled encoder has no place for: "
                 "use stage 2, or leave road.compile out"
             )
-        model.encoder.compile()
+        model.encoder.compile(dynamic=True)  # one graph for batches of every width
     return mode, [text for text in (note, remark) if text]
 
 

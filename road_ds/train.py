@@ -23,7 +23,7 @@ import torch
 
 from road_ds import checkpoint, evaluation, export, optim, speed, surroundings
 from road_ds.config import RoadConfig, fit_batch, fit_optimizer, fit_precision, load_config
-from road_ds.data.batches import BUCKETS, Padding
+from road_ds.data.batches import Padding
 from road_ds.data.features import FeatureSet, load_features
 from road_ds.data.passes import Passes, draw_weights
 from road_ds.errors import RankError, RoadError
@@ -48,7 +48,8 @@ CHANGEABLE = {
     *("road." + key for key in ("padding", "compile", "activation_checkpointing")),
     *("road." + key for key in ("gradient_cosine_every", "distill.cache", "distill.on_mismatch")),
     *("train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "tensorboard", "wandb", "csv_monitor", "comet"),
-    *("steps_per_print", "wall_clock_breakdown", "memory_breakdown", "flops_profiler", "comms_logger", "log_level"),
+    *("steps_per_print", "timers", "wall_clock_breakdown", "memory_breakdown", "flops_profiler", "comms_logger"),
+    "log_level",
 }
 
 
@@ -164,7 +165,7 @@ def run(
         model.project(*teachers.compare_hidden(objective.hidden, model.encoder.config.num_hidden_layers))
     mode, notes = speed.prepare(model, config, ds, ranks.device.type, capability, precision)
     limits = {name: tasks[config.head_of(name)].max_length for name in train}
-    padding = Padding(mode, tokenizer.pad_token_id, limits, BUCKETS if config.compile else ())
+    padding = Padding(mode, tokenizer.pad_token_id, limits)
     if overwrite:
         folder.clear()
     folder.write("config.json", resolved)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from road_ds.data.batches import BUCKETS, Padding, ahead, assemble
+from road_ds.data.batches import Padding, ahead, assemble
 from road_ds.data.features import Feature
 from road_ds.data.passes import Passes, micro_batches
 from road_ds.evaluation import MemorySet
@@ -18,8 +18,8 @@ def source(name: str, *lengths: int) -> MemorySet:
     return MemorySet(name, [Feature(list(range(5, 5 + n)), [0] * n, [0], i) for i, n in enumerate(lengths)])
 
 
-def padding(mode: str, **changes) -> Padding:
-    return Padding(mode, pad_id=0, limits={"rows": 100}, **changes)
+def padding(mode: str) -> Padding:
+    return Padding(mode, pad_id=0, limits={"rows": 100})
 
 
 @pytest.mark.parametrize(("mode", "width"), [("free", 56), ("grouped", 56), ("fixed", 100)])
@@ -29,11 +29,6 @@ def test_a_batch_is_as_wide_as_its_padding_says(mode, width):
     assert (batch.packing is not None) == (mode == "free")
     computed = padding(mode).computed("rows", np.array([[9, 50, 3]]))
     assert computed == (62 if mode == "free" else 3 * width)
-
-
-def test_a_compiled_encoder_sees_few_widths():
-    widths = {padding("grouped", buckets=BUCKETS).width("rows", n) for n in range(1, 101)}
-    assert widths == {32, 48, 64, 96, 104}, "the last one is the task's maximum, rounded up to 8"
 
 
 def test_a_batch_without_padding_is_known_to_the_host():

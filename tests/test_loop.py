@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from deepspeed.accelerator import get_accelerator
 from runs import records, run_python, tiny_config
 from safetensors.torch import load_file
 
@@ -90,6 +91,15 @@ def test_metrics_tell_what_was_done(config_file, tmp_path, monkeypatch):
         assert results["scores"][name]["scores"][best["metric"].split("/")[1]] == values[-1]
     assert json.loads((tmp_path / "run" / "status.json").read_text())["status"] == "finished"
     assert (tmp_path / "run" / "curves.png").stat().st_size > 10_000
+
+
+@pytest.mark.parametrize("stage", [0, 2, 3])
+def test_nothing_in_the_loop_waits_for_the_device(stage, config_file, monkeypatch):
+    waits = []
+    monkeypatch.setattr(type(get_accelerator()), "synchronize", lambda *_: waits.append(1))
+    config = tiny_config(steps=5) | {"zero_optimization": {"stage": stage}}
+    assert train.main(["--deepspeed_config", str(config_file(config))]) == 0
+    assert waits == []
 
 
 def test_a_hang_ends_with_the_stack():

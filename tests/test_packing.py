@@ -94,6 +94,7 @@ def flash(
 ):
     """What the GPU's kernel computes, by its signature: a row after the other."""
     assert torch.equal(bounds, other) and bounds.dtype == torch.int32 and not (dropout or causal or debug)
+    assert query.shape[-1] % 8 == 0, "the kernel refuses other heads"
     assert longest == bounds.diff().max() and window_size_left == window_size_right
     found = []
     for first, end in zip(bounds[:-1].tolist(), bounds[1:].tolist(), strict=True):
@@ -131,6 +132,18 @@ def test_the_gpus_kernel_is_given_what_it_needs(architecture, monkeypatch):
     found, others = loss_and_gradients(model, "qa", source, "free")
     assert found == pytest.approx(expected, abs=1e-5)
     assert all(torch.allclose(others[name], value, rtol=1e-4, atol=1e-5) for name, value in gradients.items())
+
+
+@pytest.mark.parametrize("scaling", [None, 0.3])
+def test_heads_of_any_size_fit_the_kernel(scaling, monkeypatch):
+    monkeypatch.setattr(torch.ops.aten, "_flash_attention_forward", flash)
+    parts = [torch.randn(40, 3, 26) for _ in range(3)]  # 312 / 12, a small BERT's
+    packed = Packing.of(np.array([10, 30]), 32)
+    found, expected = (
+        inside(parts, packed, reach=None, dropout=0.0, scaling=scaling)
+        for inside in (packing._by_kernel, packing._by_runs)
+    )
+    assert found.shape == expected.shape and torch.allclose(found, expected, atol=1e-5)
 
 
 def test_torch_knows_the_kernel_and_its_gradient_by_this_call():

@@ -56,7 +56,7 @@ def test_a_slow_network_costs_what_it_must_move(project):
         project.project(335e6, 74, project.MACHINES["v100"], **settings(gpus=16, hosts=2, stage=n)).rate
         for n in range(4)
     ]
-    assert slow[3] < slow[2] and slow[3] < slow[1]
+    assert slow[3] < slow[1] and slow[2] < slow[1] < slow[0]
     step = project.project(335e6, 1e9, project.MACHINES["v100"], **settings(gpus=16, hosts=2, stage=0))
     assert step.gradients == pytest.approx(2 * 15 / 16 * 335e6 * 2 / 1.5e9, rel=1e-3), "nothing to hide behind"
 

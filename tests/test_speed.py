@@ -1,14 +1,17 @@
 """What makes a step cheaper leaves what it computes as it was, or says that it cannot."""
 
+import numpy as np
 import pytest
 import torch
 from runs import TINY_ELECTRA, records, run_python, tiny_config
 from test_export import TASKS
-from test_packing import loss_and_gradients, rows, without_dropout
+from test_packing import LONGEST, loss_and_gradients, rows, without_dropout
 
 from road_ds import fused
+from road_ds.config import RoadConfig
+from road_ds.data.batches import Padding
 from road_ds.errors import RoadError
-from road_ds.speed import choose_padding
+from road_ds.speed import choose_padding, prepare
 
 AMPERE, VOLTA = (8, 0), (7, 0)
 
@@ -37,8 +40,12 @@ def test_activation_checkpointing_changes_no_gradient(architecture, mode):
     mode = "grouped" if model.use_packing() else mode
     expected, gradients = loss_and_gradients(model, "qa", source, mode)
     model.encoder.gradient_checkpointing_enable({"use_reentrant": False})
+    runs: list[int] = []
+    layers = next(module for module in model.encoder.modules() if isinstance(module, torch.nn.ModuleList))
+    layers[0].register_forward_pre_hook(lambda *_: runs.append(1))
     found, others = loss_and_gradients(model, "qa", source, mode)
     assert found == expected
+    assert len(runs) == 2 * 4, "four micro-batches, each layer once more on the way back"
     assert all(torch.allclose(others[name], value, atol=1e-7) for name, value in gradients.items())
 
 
@@ -47,6 +54,18 @@ def test_activation_checkpointing_says_where_there_is_none(config_file):
     path = config_file(tiny_config(model=model, activation_checkpointing=True))
     done = run_python("road_ds/train.py", "--deepspeed_config", path)
     assert done.returncode == 2 and "transformers has none for albert" in done.stderr
+
+
+def test_heads_follow_each_other_in_one_order_whichever_is_active():
+    """As ZeRO 3 needs it to fetch weights ahead."""
+    model, orders = without_dropout("electra"), []
+    for name, module in model.heads.named_modules():
+        if isinstance(module, torch.nn.Linear):
+            module.register_forward_hook(lambda *_, name=name: orders[-1].append(name))
+    for head, task in TASKS.items():
+        orders.append([])
+        model(Padding("grouped", 0, {"rows": LONGEST}).collate(rows(task), np.arange(4)), head)
+    assert len(orders) > 2 and len(orders[0]) > 2 and all(order == orders[0] for order in orders)
 
 
 def run(config_file, name, **road):
@@ -69,6 +88,23 @@ def test_paddings_train_alike_and_tell_what_they_compute(config_file):
         ), mode
     for free, grouped, fixed in zip(runs["free"], runs["grouped"], runs["fixed"], strict=True):
         assert free["padding"] == 0 < grouped["padding"] < fixed["padding"] < 1
+
+
+def test_one_graph_serves_batches_of_every_width(monkeypatch):
+    model, graphs, real = without_dropout("electra"), [], torch.compile
+
+    def counted(graph, example):
+        graphs.append(graph)
+        return graph.forward
+
+    monkeypatch.setattr(torch, "compile", lambda call, **settings: real(call, backend=counted, **settings))
+    config = RoadConfig.model_validate(tiny_config(compile=True)["road"])
+    mode, _ = prepare(model, config, {"zero_optimization": {"stage": 0}}, "cpu", None, "fp32")
+    padding, source = Padding(mode, 0, {"rows": LONGEST}), rows(TASKS["nli"])
+    for length in (12, 20, 33, 50):
+        near = np.argsort(abs(np.asarray(source.lengths) - length))[:4]
+        model(padding.collate(source, near), "nli").logits.sum().backward()
+    assert mode == "grouped" and len(graphs) == 1
 
 
 def test_a_compiled_encoder_trains_alike(config_file):

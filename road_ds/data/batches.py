@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal, TypeVar
 
 import numpy as np
+import torch
 
 from road_ds.data.features import Batch, Features, collate, rounded_up
 from road_ds.data.passes import Pass, Passes, micro_batches
@@ -15,7 +16,6 @@ from road_ds.ranks import Ranks
 Item = TypeVar("Item")
 Mode = Literal["free", "grouped", "fixed"]
 
-BUCKETS = (32, 48, 64, 96, 128, 192, 256, 384, 512)  # tokens; the few widths for which a compiled encoder is built
 END = object()
 
 
@@ -24,21 +24,18 @@ class Padding:
     """How rows of different lengths become one batch.
 
     free: the encoder runs them as one sequence without padding; grouped: padded to the longest row, rounded up to a
-    multiple of 8, or to the next of `buckets`; fixed: padded to the task's maximum. `limits` holds that maximum, in
-    tokens, by data set.
+    multiple of 8; fixed: padded to the task's maximum. `limits` holds that maximum, in tokens, by data set.
     """
 
     mode: Mode
     pad_id: int
     limits: Mapping[str, int]
-    buckets: tuple[int, ...] = ()
 
     def width(self, dataset: str, longest: int) -> int:
         """The tokens of a padded row."""
         if self.mode == "fixed":
             return self.limits[dataset]
-        width = next((bucket for bucket in self.buckets if bucket >= longest), rounded_up(longest))
-        return min(width, rounded_up(self.limits[dataset]))
+        return rounded_up(longest)
 
     def collate(self, source: Features, rows: np.ndarray) -> Batch:
         """The batch of some rows of a data set."""
@@ -61,6 +58,8 @@ def assemble(
     steps: range,
 ) -> Iterator[tuple[list[Pass], list[Batch]]]:
     """For every step what was drawn, and this rank's micro-batches in the order of the draws, on the host."""
+    if ranks.device.type == "cuda":  # a thread begins on GPU 0, where pinning would open a context for every rank
+        torch.cuda.set_device(ranks.device)
     for step in steps:
         drawn = passes.draw(step)
         batches = [
