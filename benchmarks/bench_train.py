@@ -58,7 +58,7 @@ from road_ds.ranks import Ranks
 from road_ds.soft_targets import Origin, SoftTargets, begin, finish, is_whole, shard_rows, write_shard
 from road_ds.speed import choose_padding
 from road_ds.tasks import heads
-from road_ds.teachers import CachedTeachers, no_teachers
+from road_ds.teachers import CachedTeachers, NoTeachers
 
 LONGEST = 384
 POOL = 2048  # rows per data set: what a window of the plan sorts
@@ -159,7 +159,7 @@ class Ours:
     """road_ds under DeepSpeed: the loop of a run, metrics written, nothing saved."""
 
     objective: Objective = Objective()
-    teachers: Teachers = staticmethod(no_teachers)
+    teachers: Teachers = NoTeachers()
 
     def __init__(self, rows: Rows, padding: str, stage: int, scratch: Path):
         import deepspeed

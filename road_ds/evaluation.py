@@ -1,7 +1,7 @@
 """A task over a split: logits gathered over ranks, each row once, then predictions and scores on rank 0."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ import torch
 
 from road_ds.data.features import Feature, FeatureSet, collate
 from road_ds.data.readers import Example
+from road_ds.digest import text_sha256
 from road_ds.errors import RoadError
 from road_ds.log import progress, table, write_json
 from road_ds.ranks import Ranks
@@ -45,7 +46,8 @@ class MemorySet:
 class Evaluated:
     """A data set's scores, those of the best answer that ignores the text, and the metric to look at first.
 
-    predictions: a line per row, {"id", "score": row_metric, "prediction": the task's plain values}.
+    predictions: a line per row, {"id", "score": row_metric, "prediction": the task's plain values}; rows_sha256: which rows
+    were scored.
     """
 
     scores: Scores
@@ -54,6 +56,7 @@ class Evaluated:
     row_metric: str
     rows: int
     predictions: list[dict[str, Any]] = field(repr=False)
+    rows_sha256: str
 
     def summary(self) -> dict[str, Any]:
         """Everything but the rows."""
@@ -147,6 +150,12 @@ def evaluate(
     return results
 
 
+def identity(examples: Iterable[Example]) -> str:
+    """The hash of rows with their ids, texts, labels and answers; in whatever order and file they stood."""
+    rows = [(e.id, e.text_a, e.text_b, e.label, sorted(a.text for a in e.answers or ())) for e in examples]
+    return text_sha256(json.dumps(sorted(rows, key=lambda row: row[0])))
+
+
 def score(
     task: Task,
     examples: Sequence[Example],
@@ -167,6 +176,7 @@ def score(
         row_metric=task.row_metric,
         rows=len(examples),
         predictions=[{"id": e.id, "score": score, "prediction": task.describe(p)} for e, score, p in rows],
+        rows_sha256=identity(examples),
     )
 
 

@@ -7,7 +7,8 @@ temperature, weights and the choice of teachers can change without asking a teac
 import json
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -85,7 +86,11 @@ class SoftTargets:
         for shard in shards:
             if fault := damage(folder / shard["file"], shard, verify):
                 raise RoadError(f"{folder / shard['file']}: {fault}; remove the folder{again}")
-        self.folder, self.dtype = folder, np.dtype(origin.dtype)
+        if len(shards) != len(shard_rows(origin)):
+            raise RoadError(
+                f"{folder / MANIFEST}: the file is damaged: it names {len(shards)} of {len(shard_rows(origin))} shards{again}"
+            )
+        self.folder, self.dtype, self.teacher = folder, np.dtype(origin.dtype), made.teacher
         self._shards = [ArrowRows(folder / shard["file"]) for shard in shards]
         self._order = order_of(made.labels, origin.labels)
 
@@ -108,15 +113,29 @@ def order_of(there: list[str] | None, wanted: list[str] | None) -> list[int] | N
 
 
 def is_whole(folder: Path, origin: Origin) -> bool:
-    """Whether a folder holds finished soft targets of just this origin."""
+    """Whether a folder holds finished soft targets of just this origin, every shard as it was written."""
     manifest = read_json(folder / MANIFEST)
-    return manifest is not None and manifest.get("origin") == asdict(origin)
+    if manifest is None or manifest.get("origin") != asdict(origin):
+        return False
+    return all(has_shard(folder, number) for number in range(len(shard_rows(origin))))
+
+
+@contextmanager
+def writing(folder: Path) -> Iterator[None]:
+    """RoadError where a folder of soft targets cannot be written."""
+    try:
+        yield
+    except OSError as error:
+        raise RoadError(
+            f"{folder}: cannot be written: {error.strerror or error}: free space, or set road.distill.cache"
+        ) from None
 
 
 def begin(folder: Path, origin: Origin) -> list[str]:
     """Makes a folder ready for shards of an origin: those of the same origin stay, others are removed.
 
-    In what the removed ones differed, in words; empty where nothing was removed.
+    In what the removed ones differed, in words; empty where nothing was removed. RoadError where it cannot be written, as
+    in what follows.
     """
     begun = read_json(folder / BEGUN)
     if begun == asdict(origin):
@@ -127,8 +146,10 @@ def begin(folder: Path, origin: Origin) -> list[str]:
             different = Origin(**(begun or {})).differences(origin) or ["order of labels"]
         except TypeError:
             different = ["origin"]
-        shutil.rmtree(folder)
-    write_json(folder / BEGUN, asdict(origin))
+    with writing(folder):
+        if folder.exists():
+            shutil.rmtree(folder)
+        write_json(folder / BEGUN, asdict(origin))
     return different
 
 
@@ -140,7 +161,9 @@ def shard_rows(origin: Origin) -> list[range]:
 def has_shard(folder: Path, number: int) -> bool:
     """Whether a shard has been written whole."""
     record = read_json(folder / f"{number:05}.json")
-    return record is not None and damage(folder / record["file"], record, verify=True) == ""
+    if record is None or not (folder / f"{number:05}.scores.npy").exists():
+        return False
+    return damage(folder / record["file"], record, verify=True) == ""
 
 
 def write_shard(folder: Path, number: int, logits: Sequence[np.ndarray], scores: np.ndarray, origin: Origin) -> None:
@@ -157,28 +180,35 @@ def write_shard(folder: Path, number: int, logits: Sequence[np.ndarray], scores:
     path = folder / f"{number:05}.arrow"
     staged = path.with_suffix(f".{os.getpid()}")
     schema = pa.schema({"logits": pa.list_(pa.from_numpy_dtype(np.dtype(origin.dtype)))})
-    with pa.OSFile(str(staged), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
-        for first in range(0, len(flat), CHUNK):
-            part = bounds[first : first + CHUNK + 1]
-            rows = pa.ListArray.from_arrays(
-                pa.array(part - part[0], pa.int32()), pa.array(values[part[0] : part[-1]]), type=schema.types[0]
-            )
-            writer.write_batch(pa.record_batch([rows], schema=schema))
-    np.save(folder / f"{number:05}.scores.npy", scores.astype(np.float32))
-    os.replace(staged, path)
-    write_json(
-        folder / f"{number:05}.json", {"file": path.name, "size": path.stat().st_size, "sha256": file_sha256(path)}
-    )
+    with writing(folder):
+        with pa.OSFile(str(staged), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
+            for first in range(0, len(flat), CHUNK):
+                part = bounds[first : first + CHUNK + 1]
+                rows = pa.ListArray.from_arrays(
+                    pa.array(part - part[0], pa.int32()), pa.array(values[part[0] : part[-1]]), type=schema.types[0]
+                )
+                writer.write_batch(pa.record_batch([rows], schema=schema))
+        np.save(folder / f"{number:05}.scores.npy", scores.astype(np.float32))
+        os.replace(staged, path)
+        write_json(
+            folder / f"{number:05}.json", {"file": path.name, "size": path.stat().st_size, "sha256": file_sha256(path)}
+        )
 
 
 def finish(folder: Path, origin: Origin, name: str) -> None:
     """Writes the manifest over all shards: from now on the folder counts."""
     shards = [read_json(folder / f"{number:05}.json") for number in range(len(shard_rows(origin)))]
-    scores = np.concatenate([np.load(folder / f"{number:05}.scores.npy") for number in range(len(shards))])
-    write_json(
-        folder / MANIFEST,
-        {"teacher": name, "origin": asdict(origin), "score": float(scores.mean()), "shards": shards},
-    )
+    if None in shards:
+        raise RoadError(
+            f"{folder}: shard {shards.index(None)} was written elsewhere: all hosts must share the folder: set "
+            "road.distill.cache"
+        )
+    with writing(folder):
+        scores = np.concatenate([np.load(folder / f"{number:05}.scores.npy") for number in range(len(shards))])
+        write_json(
+            folder / MANIFEST,
+            {"teacher": name, "origin": asdict(origin), "score": float(scores.mean()), "shards": shards},
+        )
 
 
 def damage(path: Path, shard: dict[str, Any], verify: bool) -> str:

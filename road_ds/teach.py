@@ -67,22 +67,23 @@ def teach(path: str, overrides: list[str], batch_size: int = 64) -> None:
 def ask(own: Pupil, name: str, config: RoadConfig, objective: Taught, ranks: Ranks, batch_size: int) -> np.ndarray:
     """How right a teacher is on each feature of a data set, [features]; its soft targets are on disk then."""
     folder = ranks.together(lambda: own.accept(name))
-    origin = own.origin(name, folder, objective.dtype)
+    origin = ranks.together(lambda: own.origin(name, folder, objective.dtype))
     target = targets_folder(config, objective, own.dataset, name)
-    if not is_whole(target, origin):
+    if ranks.any(not is_whole(target, origin)):
         predictor = ranks.together(lambda: Predictor.load(head_folder(name, own.head)))
         spec = config.datasets[own.dataset]
         read = ranks.together(
             lambda: load_features(own.dataset, "train", spec, own.task, predictor.tokenizer, config.cache)
         )
-        if is_main() and (different := begin(target, origin)):
-            say(f"{own.dataset}: {name}: made anew, it was from another {', another '.join(different)}")
-        ranks.barrier()
+
+        def start() -> None:
+            if is_main() and (different := begin(target, origin)):
+                say(f"{own.dataset}: {name}: made anew, it was from another {', another '.join(different)}")
+
+        ranks.apart(start)
         ranks.apart(lambda: write(target, origin, own, predictor, read, ranks, batch_size))
-        if is_main():
-            finish(target, origin, name)
-        ranks.barrier()
-    return SoftTargets(target, origin, name, verify=is_main()).scores()
+        ranks.apart(lambda: finish(target, origin, name) if is_main() else None)
+    return ranks.together(lambda: SoftTargets(target, origin, name, verify=ranks.local_rank == 0)).scores()
 
 
 def right_shares(scores: np.ndarray) -> list[float]:
@@ -98,28 +99,23 @@ def write(
     shards = list(enumerate(shard_rows(origin)))[ranks.rank :: ranks.world_size]
     order = order_of(label_names(predictor.task), origin.labels)
     lengths = np.asarray(read.lengths)
-    try:
-        with progress(sum(len(rows) for _, rows in shards), f"teaching {own.dataset}", "row") as bar:
-            for number, rows in shards:
-                if not has_shard(folder, number):
-                    logits: dict[int, np.ndarray] = {}
-                    by_length = sorted(rows, key=lambda row: -lengths[row])
-                    for first in range(0, len(rows), batch_size):
-                        part = by_length[first : first + batch_size]
-                        values = batch_logits(
-                            predictor, read, part, own.task, "", predictor.tokenizer.pad_token_id or 0, predictor.device
-                        )
-                        logits |= zip(part, values if order is None else [v[:, order] for v in values], strict=True)
-                        bar.update(len(part))
-                    found = [logits[row] for row in rows]
-                    labels = [np.asarray(own.rows[row].labels) for row in rows]
-                    write_shard(folder, number, found, row_scores(own.task, found, labels), origin)
-                else:
-                    bar.update(len(rows))
-    except OSError as error:
-        raise RoadError(
-            f"{folder}: cannot be written: {error.strerror or error}: free space, or set road.distill.cache"
-        ) from None
+    with progress(sum(len(rows) for _, rows in shards), f"teaching {own.dataset}", "row") as bar:
+        for number, rows in shards:
+            if not has_shard(folder, number):
+                logits: dict[int, np.ndarray] = {}
+                by_length = sorted(rows, key=lambda row: -lengths[row])
+                for first in range(0, len(rows), batch_size):
+                    part = by_length[first : first + batch_size]
+                    values = batch_logits(
+                        predictor, read, part, own.task, "", predictor.tokenizer.pad_token_id or 0, predictor.device
+                    )
+                    logits |= zip(part, values if order is None else [v[:, order] for v in values], strict=True)
+                    bar.update(len(part))
+                found = [logits[row] for row in rows]
+                labels = [np.asarray(own.rows[row].labels) for row in rows]
+                write_shard(folder, number, found, row_scores(own.task, found, labels), origin)
+            else:
+                bar.update(len(rows))
 
 
 def row_scores(task: Task, logits: list[np.ndarray], labels: list[np.ndarray]) -> np.ndarray:

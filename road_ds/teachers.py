@@ -16,15 +16,20 @@ from road_ds.errors import RoadError
 from road_ds.export import read_task
 from road_ds.hub import head_folder, model_folder
 from road_ds.model import check_lengths
-from road_ds.objectives import HiddenKD, Objective, Taught, Teachers, Teaching, teachers_of
+from road_ds.objectives import HiddenKD, Objective, Taught, Teaching, teachers_of
 from road_ds.predictor import Predictor
 from road_ds.ranks import Ranks
 from road_ds.soft_targets import Origin, SoftTargets, order_of
 from road_ds.tasks import Task, label_names
 
 
-def no_teachers(batch: Batch) -> None:
+class NoTeachers:
     """The teachers of a run that has none."""
+
+    identity: Mapping[str, list[str]] = {}
+
+    def __call__(self, batch: Batch) -> None:
+        """Nothing, for every batch."""
 
 
 def targets_folder(config: RoadConfig, objective: Taught, dataset: str, name: str) -> Path:
@@ -90,10 +95,11 @@ def weights_hash(folder: Path) -> str:
 
 
 class CachedTeachers:
-    """Soft targets that `teach` has written, per data set."""
+    """Soft targets that `teach` has written, per data set. identity: the hash of each teacher's weights."""
 
     def __init__(self, targets: Mapping[str, list[SoftTargets]], tasks: Mapping[str, Task], device: torch.device):
         self.targets, self.tasks, self.device = targets, tasks, device
+        self.identity = {name: [source.teacher for source in sources] for name, sources in targets.items()}
 
     def __call__(self, batch: Batch) -> Teaching | None:
         """The teachers' logits of a batch, as wide as the student's; None where the data set has no teacher."""
@@ -118,6 +124,9 @@ class OnlineTeachers:
 
     def __init__(self, teachers: Mapping[str, list[Predictor]], tasks: Mapping[str, Task]):
         self.teachers, self.tasks = teachers, tasks
+        self.identity = {
+            name: [weights_hash(model_folder(teacher.name)) for teacher in own] for name, own in teachers.items()
+        }
         self.layers: list[int] = []
 
     def __call__(self, batch: Batch) -> Teaching | None:
@@ -157,11 +166,11 @@ def open_teachers(
     tasks: Mapping[str, Task],
     tokenizer: Any,
     ranks: Ranks,
-) -> Teachers:
+) -> NoTeachers | CachedTeachers | OnlineTeachers:
     """The teachers of a run, verified; tasks: by head. RoadError for a teacher or soft targets that do not suit."""
     names = teachers_of(objective)
     if not names:
-        return no_teachers
+        return NoTeachers()
     assert isinstance(objective, Taught)
     pupils = {name: pupil(name, config, tasks, tokenizer) for name in names}
     of = {name: own.task for name, own in pupils.items()}

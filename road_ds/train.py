@@ -151,6 +151,8 @@ def run(
     block = "auto" if precision in ds else precision  # DeepSpeed's block says it already
     resolved = {**ds, "road": {**config.model_dump(), "steps": steps, "epochs": None, "precision": block}}
     saved = {**resolved, "data": fingerprints(train)}
+    if teachers.identity:
+        saved["teachers"] = teachers.identity
     ranks.agree({key: value for key, value in flat_keys(saved).items() if key not in OWN})
     found = ranks.together(lambda: resumable(folder, saved)) if resume else None
     for name, spec in config.datasets.items():
@@ -248,6 +250,7 @@ def run(
             "padding": mode,
             "seed": config.seed,
             "data": {"train": fingerprints(train), "dev": fingerprints(dev)},
+            "teachers": teachers.identity,
             "versions": versions(),
         })  # fmt: skip
         headlines = [f"{name}/{result.headline}" for name, result in scores.items()]

@@ -2,6 +2,7 @@
 
 import base64
 import json
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from xml.etree import ElementTree
@@ -10,7 +11,9 @@ import numpy as np
 import pytest
 from runs import error_of
 
+from road_ds.data.readers import Answer, Example
 from road_ds.errors import RoadError
+from road_ds.evaluation import identity
 from road_ds.recipes.bootstrap import paired
 from road_ds.recipes.comparison import compare, grouped, text
 from road_ds.recipes.page import page
@@ -109,6 +112,7 @@ def test_data_sets_apart(tmp_path, four):
     [
         (lambda f: made(f / "kd-3", bits("1111"), 3), "kd-3 was scored on 4 rows, .*base-1 on 10; 6 ids are only in one"),
         (lambda f: made(f / "kd-3", bits("1111100000", "q"), 3), "20 ids are only in one of them, such as 'q0'"),
+        (lambda f: made(f / "kd-3", bits("1111100000"), 3, rows_sha256="other"), "kd-3 and .*base-1 .*same ids but other texts"),
         (lambda f: made(f / "kd-01", bits("1111110000"), 1), "the group kd has seed 1 twice"),
         (lambda f: made(f / "kd-3", bits("1"), 3, headline="f1", scores={"f1": 1}), "scored by different metrics: .* by f1"),
         (lambda f: (f / "kd-3").mkdir(), "kd-3: has no results.json: expected a finished run"),
@@ -127,6 +131,13 @@ def test_an_id_that_stands_there_twice(tmp_path, four):
     path.write_text(path.read_text() + path.read_text().splitlines()[0] + "\n")
     with pytest.raises(RoadError, match="an id stands there more than once"):
         compare(grouped(four), "base")
+
+
+def test_rows_are_the_same_in_another_order_and_not_with_another_label():
+    one, two = (Example(id, "a text", None, label, None, id) for id, label in (("r1", "yes"), ("r2", "no")))
+    assert identity([one, two]) == identity([two, replace(one, where="another file")])
+    changes = {"label": "no", "text_a": "other", "answers": (Answer("a", 0),)}
+    assert len({identity([one, two]), *(identity([replace(one, **{k: v}), two]) for k, v in changes.items())}) == 4
 
 
 class Seen(HTMLParser):

@@ -19,6 +19,7 @@ from road_ds.config import load_config
 from road_ds.export import export
 from road_ds.model import build_model, load_tokenizer
 from road_ds.tasks import heads
+from road_ds.teachers import weights_hash
 from road_ds.train import load_data, plan
 
 KINDS = {"qa": AutoModelForQuestionAnswering, "inference": AutoModelForSequenceClassification}
@@ -307,7 +308,7 @@ def test_another_tokenizer_is_refused(copy, teachers, tmp_path):
     assert "another tokenizer than the student" in said
 
 
-def test_a_teacher_that_changed_is_refused(copy, teachers, tmp_path):
+def test_a_teacher_that_changed_is_refused(copy, teachers, tmp_path, capsys):
     teacher = tmp_path / "teacher"
     shutil.copytree(teachers[1] + "/model/inference", teacher)
     _place, run = copy
@@ -315,28 +316,37 @@ def test_a_teacher_that_changed_is_refused(copy, teachers, tmp_path):
     assert "are not there" in run(distill__teachers=names)
     path = tmp_path / "run.json"
     assert run_python("-m", "road_ds", "teach", "--deepspeed_config", path).returncode == 0
-    assert "error" not in run(distill__teachers=names)
+    assert "error" not in run(distill__teachers=names, save_every=3)
     shutil.copy(teachers[2] + "/model/inference/model.safetensors", teacher / "model.safetensors")
     assert "another teacher (its weights" in run(distill__teachers=names)
     result = run_python("-m", "road_ds", "teach", "--deepspeed_config", path)
     assert result.returncode == 0 and "made anew, it was from another teacher" in result.stdout
+    assert train.main(["--deepspeed_config", str(path), "--resume"]) == 2
+    assert "teachers.inference" in capsys.readouterr().err, "half a run with one teacher, half with another"
     assert "error" not in run(distill__teachers=names)
+    (used,) = json.loads((tmp_path / "run" / "results.json").read_text())["teachers"]["inference"]
+    assert used == weights_hash(teacher)
 
 
-def test_label_orders_are_matched_by_name(copy, plain, tmp_path):
-    """A student whose labels stand in another order: the same loss from the same soft targets."""
+def test_label_orders_are_matched_by_name(copy, taught, plain, tmp_path):
+    """A student whose labels stand in another order: the same losses from the same soft targets."""
     _place, run = copy
-    assert "error" not in run(seed=3, steps=1, distill__weight=1.0, sampling={"weights": {
-        "places": 0, "people": 0, "inference": 1, "paraphrase": 0}})  # fmt: skip
-    before = records(tmp_path / "run")[0]
+    student = str(taught / "initial" / "inference")  # its head is put in the order asked for, by name
+    weights = {"places": 0, "people": 0, "inference": 1, "paraphrase": 0}
+    assert "error" not in run(model=student, steps=3, sampling={"weights": weights})
+    before = [line["loss"] for line in records(tmp_path / "run") if "loss" in line]
     from road_ds.soft_targets import Origin, SoftTargets
 
     folder = sorted((tmp_path / "targets" / "inference").iterdir())[0]
     origin = Origin(**json.loads((folder / "manifest.json").read_text())["origin"])
     permuted = Origin(**{**vars(origin), "labels": ["neutral", "contradiction", "entailment"]})
     plainly, other = SoftTargets(folder, origin, "t")[5], SoftTargets(folder, permuted, "t")[5]
-    assert other.tolist() == [plainly[1], plainly[2], plainly[0]] and before["loss"] > 0
+    assert other.tolist() == [plainly[1], plainly[2], plainly[0]]
     assert "error" not in run(tasks__inference__labels=["neutral", "contradiction", "entailment"])
+    after = [line["loss"] for line in records(tmp_path / "run") if "loss" in line]
+    assert len(after) == 3 and after == pytest.approx(before, rel=1e-5)
+    assert "error" not in run(distill__source="online")
+    assert [line["loss"] for line in records(tmp_path / "run") if "loss" in line] == pytest.approx(before, rel=1e-5)
     said = run(
         tasks__inference__labels=["neutral", "contradiction", "yes"],
         datasets__inference__label_map={"entailment": "yes"},
@@ -379,6 +389,25 @@ def test_unfinished_soft_targets_are_refused_and_go_on(copy, tmp_path):
     (place / "manifest.json").unlink()
     assert run_python("-m", "road_ds", "teach", "--deepspeed_config", tmp_path / "run.json").returncode == 0
     assert shard.stat().st_mtime_ns != before and "error" not in run()
+    os.truncate(shard, 100)
+    (place / "00000.scores.npy").unlink()
+    assert run_python("-m", "road_ds", "teach", "--deepspeed_config", tmp_path / "run.json").returncode == 0
+    assert "error" not in run(), "what is damaged under a manifest is made again too"
+
+
+def test_a_manifest_that_lacks_a_shard_is_damaged(copy):
+    place, run = copy
+    manifest = json.loads((place / "manifest.json").read_text())
+    (place / "manifest.json").write_text(json.dumps(manifest | {"shards": []}))
+    assert "manifest.json: the file is damaged: it names 0 of 1 shards" in run()
+
+
+def test_a_place_that_cannot_be_written_is_named(copy, tmp_path):
+    _place, run = copy
+    (tmp_path / "file").touch()
+    run(distill__cache=str(tmp_path / "file"))
+    result = run_python("-m", "road_ds", "teach", "--deepspeed_config", tmp_path / "run.json")
+    assert result.returncode == 2 and "cannot be written: Not a directory: free space, or set road" in result.stderr
 
 
 def test_a_teacher_of_another_task_is_refused(copy, teachers):

@@ -1,5 +1,7 @@
 """Negative questions, on the embedded sample and on hand-made ones."""
 
+from dataclasses import replace
+
 import pytest
 from runs import ROOT, SHARED, tiny_config
 
@@ -27,6 +29,14 @@ def test_entities_of_a_question():
     assert texts("Was it Rome, Paris or the Hague of old?") == [("name", "Rome"), ("name", "Paris"), ("name", "Hague")]
     assert texts("Who wrote it?") == [] and texts("") == [] and texts("  ") == []
     assert texts("Where is Zoë Ångström's house?") == [("name", "Zoë Ångström's")]
+
+
+def test_the_turns_before_a_dialogues_question_stay_as_they_were():
+    asked = "Where was she born? | Who is Carl Berg in 1912? Her brother"
+    assert texts(asked) == [] and texts(asked.replace("she", "Ada")) == [("name", "Ada")]
+    rows = [replace(ROWS[0], text_a=f"{ROWS[0].text_a} | Who is Carl Berg?"), *ROWS[1:]]
+    copy = next(e for e in with_negatives(lambda: iter(rows), 1.0, Reading()) if e.id.endswith("-negative"))
+    assert copy.text_a.startswith("Where was Alan Turing born?") and copy.text_a.endswith(" | Who is Carl Berg?")
 
 
 ROWS = [

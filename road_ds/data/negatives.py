@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from road_ds.data.publishers import HISTORY
 from road_ds.data.readers import Example, Reading
 
 POOL = 50_000  # entities kept of each kind
@@ -22,6 +23,7 @@ def entities(question: str) -> list[tuple[str, int, int]]:
 
     The first word is capitalised anyway and counts as no name.
     """
+    question = question.partition(HISTORY)[0]  # what was asked before stays as it was
     found: list[tuple[str, int, int]] = []
     for kind, pattern in NUMBERS.items():
         for match in pattern.finditer(question):

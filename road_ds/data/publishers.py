@@ -24,6 +24,8 @@ class Dropped(str):
     """Why one row is left out although nothing is wrong with it; the reader counts them by reason."""
 
 
+HISTORY = " | "  # between a dialogue's question and the turns before it
+
 Row = Mapping[str | int, Any]
 Rows = Iterator[tuple[str, Row | Bad | Dropped]]
 
@@ -184,7 +186,7 @@ def quac(row: Row, spec: DatasetSpec) -> Rows:
             history = turns[::-1][: spec.history_turns]
             yield (
                 f".paragraphs[{number}].qas[{turn}]" if "paragraphs" in row else f".questions[{turn}]",
-                _qa(qa["id"], " | ".join([qa["question"], *history]), context, spans),
+                _qa(qa["id"], HISTORY.join([qa["question"], *history]), context, spans),
             )
             turns.append(f"{qa['question']} {'no answer' if first['text'] == CANNOT else first['text']}")
 

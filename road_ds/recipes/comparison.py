@@ -42,6 +42,10 @@ class Finished:
         result = self.results["scores"][dataset]
         return result["scores"][result["headline"]]
 
+    def rows_sha256(self, dataset: str) -> str | None:
+        """Which rows were scored; None where an earlier version did."""
+        return self.results["scores"][dataset].get("rows_sha256")
+
     def rows(self, dataset: str) -> dict[str, float]:
         """The score of each row by id. RoadError when the file is missing or an id stands there twice."""
         path = self.folder / "predictions" / f"{dataset}.jsonl"
@@ -157,6 +161,11 @@ def _matched(dataset: str, groups: Groups, baseline: str) -> dict[str, np.ndarra
                 raise RoadError(
                     f"{dataset}: {run.folder} was scored on {len(scores)} rows, {groups[baseline][0].folder} on "
                     f"{len(order)}; {len(odd)} ids are only in one of them, such as {quote(min(odd))}: compare on the same rows"
+                )
+            if run.rows_sha256(dataset) != groups[baseline][0].rows_sha256(dataset):
+                raise RoadError(
+                    f"{dataset}: {run.folder} and {groups[baseline][0].folder} were scored on rows that have the same ids but "
+                    "other texts or labels: compare on the same rows"
                 )
     return {name: np.array([[scores[id] for id in order] for scores in runs]) for name, runs in rows.items()}
 
