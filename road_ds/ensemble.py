@@ -33,6 +33,8 @@ class Ensemble:
 
         RoadError where their tasks, labels or windows differ.
         """
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise RoadError(f"{twice[0]} is given twice: the mean is over different models")
         folders = [head_folder(name, head) for name in names]
         first, *others = tasks = [read_task(model_folder(folder)) for folder in folders]
         for name, task in zip(names[1:], others, strict=True):

@@ -364,7 +364,9 @@ def objective_from(config: RoadConfig) -> Objective:
     objective = validated(OBJECTIVES[kind], block, "road.distill")
     if isinstance(objective, Taught):
         if not objective.teachers:
-            raise RoadError(f"road.distill.teachers: {kind} needs a teacher for at least one data set")
+            raise RoadError(
+                f"road.distill.teachers: {kind} needs a teacher for at least one data set of the run (road.use leaves the others out)"
+            )
         for dataset, names in objective.teachers.items():
             if dataset not in config.datasets:
                 raise RoadError(

@@ -70,7 +70,7 @@ class SoftTargets:
         Labels in another order are put into that of `origin`. verify: compare every shard's hash and look for numbers that
         are not finite; without, sizes only.
         """
-        again = "; run `python -m road_ds teach --deepspeed_config FILE` (again)"
+        again = "; run `python -m road_ds teach --deepspeed_config FILE`"
         about = f"soft targets of {teacher} for {origin.dataset}"
         manifest = read_json(folder / MANIFEST)
         if manifest is None:
@@ -85,7 +85,7 @@ class SoftTargets:
             raise RoadError(f"{folder}: the {about} were made from another {', another '.join(different)}{again}")
         for shard in shards:
             if fault := damage(folder / shard["file"], shard, verify):
-                raise RoadError(f"{folder / shard['file']}: {fault}; remove the folder{again}")
+                raise RoadError(f"{folder / shard['file']}: {fault}{again}")
         if len(shards) != len(shard_rows(origin)):
             raise RoadError(
                 f"{folder / MANIFEST}: the file is damaged: it names {len(shards)} of {len(shard_rows(origin))} shards{again}"

@@ -88,7 +88,7 @@ def test_one_run_says_so(tmp_path, four):
     report = compare(grouped([*four, str(tmp_path / "mean")]), "base")
     mean = report["data_sets"]["rte"]["groups"]["mean"]
     assert mean["sd"] is None and mean["difference"]["value"] == pytest.approx(40)
-    assert "A group of one run says nothing about other seeds" in text(report)
+    assert "A group of one run says nothing about its other seeds" in text(report)
 
 
 def test_a_regression_is_compared_by_squared_error(tmp_path):

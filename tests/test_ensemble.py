@@ -87,6 +87,8 @@ def test_labels_are_matched_by_name(tmp_path, rows):
 def test_models_that_do_not_go_together_are_refused(tmp_path):
     one = made(tmp_path / "one", 1, nli=NLI, qa=QA)
     other = made(tmp_path / "other", 2, nli={**NLI, "labels": ["yes", "no", "maybe"]}, qa={**QA, "doc_stride": 60})
+    with pytest.raises(RoadError, match="one is given twice: the mean is over different models"):
+        Ensemble.of([str(tmp_path / name) for name in ("one", "other", "one")])
     with pytest.raises(RoadError, match=r"other tells apart \['yes', 'no', 'maybe'\], .*one \['entailment'"):
         Ensemble.of([one, other], "nli")
     with pytest.raises(RoadError, match=r"other cuts contexts with doc_stride 60, .*one with 80"):

@@ -210,5 +210,5 @@ def notes(report: Mapping[str, Any]) -> list[str]:
         )
         single = any(len(g["runs"]) == 1 for part in report["data_sets"].values() for g in part["groups"].values())
         if single:
-            said.append("A group of one run says nothing about other seeds: its interval is of rows alone.")
+            said.append("A group of one run says nothing about its other seeds: the interval leaves them out.")
     return said
