@@ -332,7 +332,8 @@ class Bare:
         torch.nn.utils.clip_grad_norm_(self.masters, CLIP)
         self.optimizer.step()
         if self.half:
-            torch._foreach_copy_(self.parameters, self.masters)
+            with torch.no_grad():
+                torch._foreach_copy_(self.parameters, self.masters)
         for parameter in self.parameters:
             parameter.grad = None
 

@@ -20,6 +20,13 @@ from road_ds.recipes.launcher import Launcher, wait_for_ranks
 from road_ds.recipes.recipe import load_recipe, plan
 from road_ds.recipes.stages import StageError, carry_out, commands, look
 
+RECIPES = [
+    path
+    for folder in ("recipes", "results")
+    for path in sorted((ROOT / "ds_configs" / folder).glob("*.json"))
+    if "stages" in json.loads(path.read_text())
+]
+
 LABELS = ["entailment", "neutral", "contradiction"]
 
 
@@ -105,7 +112,7 @@ def test_compare_must_name_stages(tmp_path):
         planned(tmp_path, {"kd": {}}, compare={"baseline": "kd", "stages": ["kdd"]})
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "ds_configs" / "recipes").glob("*.json")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: f"{path.parent.name}/{path.stem}")
 def test_our_own_recipes_hold(path):
     """Every run's settings are valid, and what is compared is there."""
     recipe = load_recipe(path)
