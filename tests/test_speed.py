@@ -1,5 +1,7 @@
 """What makes a step cheaper leaves what it computes as it was, or says that it cannot."""
 
+import os
+
 import numpy as np
 import pytest
 import torch
@@ -54,6 +56,27 @@ def test_activation_checkpointing_says_where_there_is_none(config_file):
     path = config_file(tiny_config(model=model, activation_checkpointing=True))
     done = run_python("road_ds/train.py", "--deepspeed_config", path)
     assert done.returncode == 2 and "transformers has none for albert" in done.stderr
+
+
+@pytest.mark.parametrize(("call", "few"), [("keep_freed_memory()", True), ("", False)])
+def test_freed_memory_is_kept(call, few, monkeypatch):
+    """Counted in pages that the system had to hand out again."""
+    monkeypatch.setenv("GLIBC_TUNABLES", "")
+    for name in [name for name in os.environ if name.startswith("MALLOC_")]:
+        monkeypatch.delenv(name)
+    code = f"""
+import resource, torch
+from road_ds.speed import keep_freed_memory
+{call}
+def fill(times):
+    for _ in range(times):
+        torch.empty(2**24).fill_(1.0)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+print(-fill(3) + fill(20))
+"""
+    done = run_python("-c", code)
+    assert done.returncode == 0, done.stderr
+    assert (int(done.stdout.split()[-1]) < 200) == few, done.stdout
 
 
 def test_heads_follow_each_other_in_one_order_whichever_is_active():
