@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -117,7 +118,7 @@ def test_export_writes_what_the_run_wrote(run, command, tmp_path):
     newest = run / "checkpoints" / "step-00000004"
     for source, target in ((newest, tmp_path / "a"), (run, tmp_path / "b")):
         code, out, _ = command("export", source, "--output", target)
-        assert code == 0 and out.split() == [str(target / head) for head in ("qa", "inference", "paraphrase")]
+        assert code == 0 and out.split()[-3:] == [str(target / head) for head in ("qa", "inference", "paraphrase")]
         for head in ("qa", "inference", "paraphrase"):
             weights = "model.safetensors"
             assert (target / head / weights).read_bytes() == (run / "model" / head / weights).read_bytes()
@@ -303,6 +304,7 @@ def test_a_stop_by_hand_leaves_no_traceback(run, command, monkeypatch):
     class Waiting:
         def read(self):
             os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(30)  # the signal may come a moment later
 
     monkeypatch.setattr("sys.stdin", SimpleNamespace(buffer=Waiting()))
     try:

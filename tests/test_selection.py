@@ -102,7 +102,7 @@ class Alone:
 
 
 def evaluated(score: float) -> dict[str, Evaluated]:
-    return {"a": Evaluated({"accuracy": score}, {}, "accuracy", "accuracy", 1, [{"id": "1", "score": 1.0}])}
+    return {"a": Evaluated({"accuracy": score}, {}, "accuracy", "accuracy", 1, [{"id": "1", "score": 1.0}], "0")}
 
 
 def test_best_keeps_the_highest_and_the_first_of_equals(tmp_path):
