@@ -526,10 +526,10 @@ def flops(config: dict[str, Any], lengths: np.ndarray) -> float:
 
 
 def measured(rows: Rows, made: dict[str, Any], turns: int, steps: int) -> dict[str, list[Work]]:
-    """Each provider's work in each turn, after a turn of one step that is not counted."""
+    """Each provider's work in each turn, after a turn that is not counted: the first of a size makes the memory grow."""
     works: dict[str, list[Work]] = {name: [] for name in made}
     for provider in made.values():
-        provider.turn(range(1))
+        provider.turn(range(1, 1 + steps))
     names = list(made)
     for turn in range(turns):
         span = range(1 + turn * steps, 1 + (turn + 1) * steps)

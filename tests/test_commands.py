@@ -307,7 +307,10 @@ def test_a_stop_by_hand_leaves_no_traceback(run, command, monkeypatch):
             time.sleep(30)  # the signal may come a moment later
 
     monkeypatch.setattr("sys.stdin", SimpleNamespace(buffer=Waiting()))
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
     try:
         assert command("predict", run / "model" / "inference") == (130, "", "")
     except KeyboardInterrupt:
         pytest.fail("the command let KeyboardInterrupt through, which would have shown a traceback")
+    finally:
+        signal.signal(signal.SIGINT, before)
