@@ -21,7 +21,7 @@ M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # glibc's malloc.h
 def keep_freed_memory() -> None:
     """Has glibc keep what is freed instead of giving it back to the system, from where it would come page by page.
 
-    On a CPU the temporaries of each layer, megabytes each, come and go with every micro-batch: a third of a step's time.
+    On a CPU the temporaries of each layer, megabytes each, come and go with every micro-batch: a quarter of a tiny model's step.
     Where a MALLOC_ variable is set, that holds; another libc is left alone.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
