@@ -570,7 +570,7 @@ def bench(name: str, asked: str, options: argparse.Namespace, ranks: Ranks) -> d
     preset = preset._replace(micro=min(options.micro or preset.micro, most))
     steps = options.steps or (preset.quick_steps if options.quick else preset.steps)
     config = bench_config(preset)
-    turns = options.turns or (3 if options.quick else 5)
+    turns = options.turns or (2 if options.quick else 5)
     capability = torch.cuda.get_device_capability() if ranks.device.type == "cuda" else None
     precision = fit_precision({}, asked, ranks.device.type, capability)
     packs = capability is None or (capability >= (8, 0) and precision != "fp32")
@@ -663,7 +663,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--teachers", type=int, default=0, help="ours with so many cached teachers, too")
     parser.add_argument("--only", metavar="PROVIDER", action="append", help="as the table names it")
-    parser.add_argument("--turns", type=int, help="default 5; 3 with --quick")
+    parser.add_argument("--turns", type=int, help="default 5; 2 with --quick")
     parser.add_argument("--steps", type=int, help="steps per turn")
     parser.add_argument("--micro", type=int, help="rows per micro-batch and GPU")
     parser.add_argument(
