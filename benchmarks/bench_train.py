@@ -526,10 +526,8 @@ def flops(config: dict[str, Any], lengths: np.ndarray) -> float:
 
 
 def measured(rows: Rows, made: dict[str, Any], turns: int, steps: int) -> dict[str, list[Work]]:
-    """Each provider's work in each turn, after a turn that is not counted: the first of a size makes the memory grow."""
+    """Each provider's work in each turn."""
     works: dict[str, list[Work]] = {name: [] for name in made}
-    for provider in made.values():
-        provider.turn(range(1, 1 + steps))
     names = list(made)
     for turn in range(turns):
         span = range(1 + turn * steps, 1 + (turn + 1) * steps)
@@ -593,8 +591,7 @@ def bench(name: str, asked: str, options: argparse.Namespace, ranks: Ranks) -> d
         for label in options.only or every:
             before = torch.cuda.memory_allocated() if capability else 0
             made[label] = every[label]()
-            if capability:
-                made[label].turn(range(1))  # an optimizer makes its moments in its first step
+            made[label].turn(range(1, 1 + steps))  # not counted: memory grows, optimizers make their moments
             own[label] = torch.cuda.memory_allocated() - before if capability else 0
         works = measured(rows, made, turns, steps)
         span = range(1, 1 + turns * steps)

@@ -124,9 +124,8 @@ class OnlineTeachers:
 
     def __init__(self, teachers: Mapping[str, list[Predictor]], tasks: Mapping[str, Task]):
         self.teachers, self.tasks = teachers, tasks
-        self.identity = {
-            name: [weights_hash(model_folder(teacher.name)) for teacher in own] for name, own in teachers.items()
-        }
+        hashes = {name: weights_hash(model_folder(name)) for name in {t.name for own in teachers.values() for t in own}}
+        self.identity = {name: [hashes[teacher.name] for teacher in own] for name, own in teachers.items()}
         self.layers: list[int] = []
 
     def __call__(self, batch: Batch) -> Teaching | None:

@@ -74,7 +74,7 @@ def kl(teacher, own, temperature):
     return (target * (target.log() - (own / temperature).log_softmax(0))).sum()
 
 
-def agrees(objective, data, expected_row, progress=0.0):
+def assert_agrees(objective, data, expected_row, progress=0.0):
     """Compares an objective's loss and gradient with the mean of `expected_row(own, teachers, label, row)`."""
     outputs, teaching, labels = data
     loss = objective(outputs, teaching, batch_of(labels), progress).total
@@ -91,7 +91,7 @@ def agrees(objective, data, expected_row, progress=0.0):
 @pytest.mark.parametrize(("kl_scale", "factor"), [("t2", 9.0), (1, 1.0), (2.5, 2.5)])
 def test_kd(make, kl_scale, factor):
     objective = distill(objective="kd", teachers=TEACHERS, temperature=3, weight=0.7, kl_scale=kl_scale)
-    agrees(objective, make(), lambda s, t, y, _: 0.3 * ce(onehot(y, s), s) + 0.7 * factor * kl(t.mean(0), s, 3))
+    assert_agrees(objective, make(), lambda s, t, y, _: 0.3 * ce(onehot(y, s), s) + 0.7 * factor * kl(t.mean(0), s, 3))
 
 
 def algorithm_2(teachers, right, wrong_scale):
@@ -118,7 +118,7 @@ def test_weighted_kd_per_row(make, seed):
         target = algorithm_2(t, [int(row.argmax()) == y for row in t], 0.75)
         return 0.1 * ce(onehot(y, s), s) + 0.9 * 25 * kl(target, s, 5)
 
-    agrees(objective, make(40, seed=seed), expected)
+    assert_agrees(objective, make(40, seed=seed), expected)
 
 
 def test_weighted_kd_of_spans_counts_a_teacher_right_where_both_ends_are():
@@ -132,7 +132,7 @@ def test_weighted_kd_of_spans_counts_a_teacher_right_where_both_ends_are():
     def expected(s, t, y, row):
         return 0.1 * ce(onehot(y, s), s) + 0.9 * 25 * kl(algorithm_2(t, both[row], 0.8), s, 5)
 
-    agrees(objective, (outputs, teaching, labels), expected)
+    assert_agrees(objective, (outputs, teaching, labels), expected)
 
 
 @pytest.mark.parametrize("make", [classes, spans])
@@ -144,7 +144,7 @@ def test_teacher_annealing(make, progress):
     def expected(s, t, y, _):
         return ce(progress * onehot(y, s) + (1 - progress) * t.mean(0).softmax(0), s)
 
-    agrees(objective, make(), expected, progress)
+    assert_agrees(objective, make(), expected, progress)
 
 
 @pytest.mark.parametrize("make", [classes, spans])
@@ -152,7 +152,7 @@ def test_teacher_annealing(make, progress):
 def test_annealing_kd(make, progress):
     objective = distill(objective="annealing_kd", teachers=TEACHERS, max_temperature=7)
     phi = (math.floor(progress * 7) + 1) / 7
-    agrees(objective, make(), lambda s, t, y, _: (s - phi * t.mean(0)).square().mean(), progress)
+    assert_agrees(objective, make(), lambda s, t, y, _: (s - phi * t.mean(0)).square().mean(), progress)
 
 
 def test_phi_takes_every_temperature_for_the_same_time_and_never_passes_1():
@@ -175,7 +175,7 @@ def test_label_smoothing(make):
     def expected(s, t, y, _):
         return ce(0.8 * onehot(y, s) + 0.2 * torch.full_like(s, 1 / len(s)), s)
 
-    agrees(objective, (outputs, None, labels), expected)
+    assert_agrees(objective, (outputs, None, labels), expected)
     if make is classes:
         torch_own = torch.nn.functional.cross_entropy(outputs.logits, labels, label_smoothing=0.2)
         assert objective(outputs, None, batch_of(labels), 0).total.item() == pytest.approx(torch_own.item(), **FLOAT)
@@ -191,7 +191,7 @@ def test_teacher_free(make):
         teacher[y] = math.log(0.9)
         return 0.4 * ce(onehot(y, s), s) + 0.6 * kl(teacher, s, 20)
 
-    agrees(objective, (outputs, None, labels), expected)
+    assert_agrees(objective, (outputs, None, labels), expected)
 
 
 @pytest.mark.parametrize(
