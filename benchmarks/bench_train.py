@@ -50,6 +50,7 @@ from road_ds.config import ModelSpec, RoadConfig, fit_batch, fit_optimizer, fit_
 from road_ds.data.batches import Padding, assemble
 from road_ds.data.features import Batch, FeatureSet
 from road_ds.data.passes import Passes
+from road_ds.dropout import replace_dropout
 from road_ds.log import RunFolder, quiet_libraries, write_json
 from road_ds.loop import fit
 from road_ds.model import build_model, load_tokenizer
@@ -167,10 +168,11 @@ class Ours:
 
         self.rows = rows
         preset, ranks = rows.preset, rows.ranks
-        if ranks.device.type == "cpu":
-            keep_freed_memory()
         tasks = heads(rows.config)
         model = build_model(ModelSpec(**rows.config.model.model_dump()), tasks, rows.tokenizer, dropout=DROPOUT, seed=0)
+        if ranks.device.type == "cpu":
+            keep_freed_memory()
+            replace_dropout(model)
         capability = torch.cuda.get_device_capability() if ranks.device.type == "cuda" else None
         mode, note = choose_padding(
             padding, model.use_packing(), ranks.device.type, capability, rows.precision, compiled=False
@@ -297,6 +299,8 @@ class Bare:
         encoder.set_attn_implementation(ATTENTION)  # transformers' own asks the device whether anything is padded
         dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[rows.precision]
         every = torch.nn.ModuleList(self.models.values()).to(device, dtype)
+        if device.type == "cpu":
+            replace_dropout(every)  # ours too: the loops differ, not the layers
         self.parameters: list[torch.Tensor] = list(every.parameters())
         self.half = dtype != torch.float32
         self.masters = [p.detach().float() for p in self.parameters] if self.half else self.parameters

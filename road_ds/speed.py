@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 from road_ds import fused
 from road_ds.config import RoadConfig
 from road_ds.data.batches import Mode
+from road_ds.dropout import replace_dropout
 from road_ds.errors import RoadError
 from road_ds.model import MultiTaskModel
 
@@ -64,6 +65,7 @@ def prepare(
     """
     if device == "cpu":
         keep_freed_memory()
+        replace_dropout(model)
     obstacle = model.use_packing()
     mode, note = choose_padding(config.padding, obstacle, device, capability, precision, config.compile)
     apex, remark = fused.use_apex(config.apex, device)

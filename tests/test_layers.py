@@ -7,7 +7,7 @@ ROOT = Path(__file__).resolve().parent.parent / "road_ds"
 
 LAYERS = [
     {"errors"},
-    {"digest", "strict_json", "deepspeed_keys", "data.catalog", "fused"},
+    {"digest", "strict_json", "deepspeed_keys", "data.catalog", "fused", "dropout"},
     {"config", "log", "metrics", "packing", "preemption", "ranks", "surroundings"},
     {"hub", "data.publishers"},
     {"data.formats"},

@@ -106,19 +106,33 @@ def flash(
     return torch.cat(found), None, None, None, None
 
 
-def test_dropout_falls_on_the_same_scores_as_torchs_own():
+@pytest.mark.parametrize("masked", [False, True])
+def test_dropout_falls_on_the_same_scores_as_torchs_own(masked, monkeypatch):
+    """With torch's random numbers."""
+    monkeypatch.setattr(packing, "drop", F.dropout)
     parts = [torch.randn(2, 4, 30, 8) for _ in range(3)]
+    mask = (torch.arange(30) < torch.tensor([[30], [17]]))[:, None, None].expand(2, 1, 30, 30) if masked else None
     found = []
     for attend in (
         packing._attend,
         lambda *parts, reach, dropout, scaling: F.scaled_dot_product_attention(
-            *parts, dropout_p=dropout, scale=scaling
+            *parts[:3], attn_mask=parts[3], dropout_p=dropout, scale=scaling
         ),
     ):
         torch.manual_seed(0)
-        found.append(attend(*parts, reach=None, dropout=0.4, scaling=0.3))
+        found.append(attend(*parts, mask, reach=None, dropout=0.4, scaling=0.3))
     assert torch.allclose(*found, atol=1e-6)
-    assert not torch.allclose(found[0], packing._attend(*parts, reach=None, dropout=0.0, scaling=0.3), atol=0.1)
+    assert not torch.allclose(found[0], packing._attend(*parts, mask, reach=None, dropout=0.0, scaling=0.3), atol=0.1)
+
+
+def test_a_token_that_may_look_at_none_stays_finite():
+    """ModernBERT's padding, farther from all real tokens than its window."""
+    parts = [torch.randn(1, 2, 6, 8, requires_grad=True) for _ in range(3)]
+    mask = torch.ones(1, 1, 6, 6, dtype=torch.bool).tril()
+    mask[..., -1, :] = False
+    found = packing._attend(*parts, mask, reach=None, dropout=0.1, scaling=None)
+    found[:, :, :-1].sum().backward()
+    assert found.isfinite().all() and all(part.grad.isfinite().all() for part in parts)
 
 
 @pytest.mark.parametrize("architecture", ["electra", "modernbert"])

@@ -1,0 +1,38 @@
+"""Dropout on a CPU: sixteen random bits decide on an element, where torch draws a random double for each.
+
+torch's own takes a fifth of a small model's step there; on a GPU it is fused with its random numbers, and stays.
+"""
+
+import torch
+from torch import nn
+
+LEVELS = 2**16  # what sixteen bits tell apart
+
+
+def dropout(values: torch.Tensor, p: float) -> torch.Tensor:
+    """The values, each zero with probability p and scaled by 1 / (1 - p) otherwise; as torch's, on a CPU.
+
+    p is rounded to a 65,536th. The bits are of torch's own generator: its seed and its state repeat the mask.
+    """
+    dropped = min(round(p * LEVELS), LEVELS - 1)
+    words = torch.empty(-(-values.numel() // 4), dtype=torch.int64).random_(-(2**63), None)  # four elements each
+    kept = words.view(torch.int16)[: values.numel()].view(values.shape) >= dropped - LEVELS // 2
+    return values.mul(kept).mul_(LEVELS / (LEVELS - dropped))
+
+
+class Dropout(nn.Dropout):
+    """torch's module with the function above."""
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        return dropout(input, self.p) if self.training and 0 < self.p < 1 else super().forward(input)
+
+
+def replace_dropout(model: nn.Module) -> int:
+    """How many of torch's dropout modules in a model now are those above."""
+    count = 0
+    for parent in list(model.modules()):
+        for name, module in list(parent.named_children()):
+            if type(module) is nn.Dropout:
+                setattr(parent, name, Dropout(module.p).train(module.training))
+                count += 1
+    return count
