@@ -22,8 +22,8 @@ from __future__ import annotations
 import argparse
 from typing import Any, NamedTuple
 
-from bench_train import PRESETS
 from measure import table
+from presets import PRESETS, weights_of
 
 from road_ds.check import memory, readable
 
@@ -60,12 +60,6 @@ class Step(NamedTuple):
     weights: float
     optimizer: float
     rate: float
-
-
-def weights_of(config: dict[str, Any]) -> int:
-    """Parameters of the matrices between embeddings and heads."""
-    hidden = config["hidden_size"]
-    return config["num_hidden_layers"] * (4 * hidden**2 + 2 * hidden * config["intermediate_size"])
 
 
 def parameters_of(config: dict[str, Any]) -> int:

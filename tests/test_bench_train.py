@@ -8,8 +8,12 @@ import torch
 from runs import ROOT, run_python
 from test_bench import load as load
 
+from road_ds.data.batches import assemble
 from road_ds.data.passes import Passes
+from road_ds.model import build_model, load_tokenizer
 from road_ds.objectives import supervised
+from road_ds.ranks import Ranks
+from road_ds.tasks import heads
 
 
 @pytest.fixture
@@ -19,7 +23,17 @@ def mix(load):
 
 
 @pytest.fixture
-def bench(load, mix):
+def presets(load, mix):
+    return load("presets")
+
+
+@pytest.fixture
+def providers(load, presets):
+    return load("providers")
+
+
+@pytest.fixture
+def bench(load, providers):
     return load("bench_train")
 
 
@@ -53,10 +67,10 @@ def test_the_files_hold_what_a_run_reads(mix, tmp_path):
         assert all(max(source[i].labels) < (source.lengths[i] if spans else 5) for i in range(40))
 
 
-def test_operations_by_hand(bench):
-    config = bench.electra(8, 8, 1, 1)  # 4 x 8 x 8 + 2 x 8 x 32 = 768 weights
+def test_operations_by_hand(bench, presets):
+    config = presets.electra(8, 8, 1, 1)  # 4 x 8 x 8 + 2 x 8 x 32 = 768 weights
     assert bench.flops(config, np.array([10, 20])) == 6 * 768 * 30 + 12 * 8 * (100 + 400)
-    assert bench.flops(bench.electra(4, 8, 1, 1), np.array([10])) == 6 * (768 + 32) * 10 + 12 * 8 * 100
+    assert bench.flops(presets.electra(4, 8, 1, 1), np.array([10])) == 6 * (768 + 32) * 10 + 12 * 8 * 100
 
 
 def test_ratios_are_taken_turn_by_turn(bench):
@@ -73,22 +87,22 @@ def test_ratios_are_taken_turn_by_turn(bench):
     assert "ours free against Trainer 3.00x (2.00-4.00)" in bench.summary({"tiny": {"ratios": bench.ratios(works)}})
 
 
-def test_the_bare_loop_computes_our_losses(bench, mix, tmp_path, monkeypatch):
+def test_the_bare_loop_computes_our_losses(providers, presets, mix, tmp_path, monkeypatch):
     """The same weights, rows and losses; without dropout and without our idle heads."""
-    monkeypatch.setattr(bench, "DROPOUT", 0.0)
-    config = bench.electra(16, 16, 2, 2, 1066)
-    preset = bench.Preset(config, rows=8, micro=2, steps=1, quick_steps=1)
-    road = bench.bench_config(preset)
+    monkeypatch.setattr(providers, "DROPOUT", 0.0)
+    config = presets.electra(16, 16, 2, 2, 1066)
+    preset = presets.Preset(config, rows=8, micro=2, steps=1, quick_steps=1)
+    road = presets.bench_config(preset)
     sources = mix.write_mix(tmp_path / "mix", 20, 384, 1066)
-    tokenizer = bench.load_tokenizer(road.model)
-    ranks = bench.Ranks(rank=0, world_size=1, local_rank=0, device=torch.device("cpu"), control=None)
+    tokenizer = load_tokenizer(road.model)
+    ranks = Ranks(rank=0, world_size=1, local_rank=0, device=torch.device("cpu"), control=None)
     lengths = {name: source.lengths for name, source in sources.items()}
     passes = Passes(lengths, np.full(9, 1 / 9), passes=4, rows=2, seed=0, window=16)
-    rows = bench.Rows(sources, passes, road, preset, ranks, "fp32", tokenizer)
-    bare = bench.Bare(rows)
-    model = bench.build_model(road.model, bench.heads(road), tokenizer, dropout=0.0, seed=0)
+    rows = providers.Rows(sources, passes, road, preset, ranks, "fp32", tokenizer)
+    bare = providers.Bare(rows)
+    model = build_model(road.model, heads(road), tokenizer, dropout=0.0, seed=0)
     compared = set()
-    for _, batches in bench.assemble(passes, sources, bare.padding, ranks, 2, range(4)):
+    for _, batches in assemble(passes, sources, bare.padding, ranks, 2, range(4)):
         for batch in batches:
             outputs = model(batch, road.head_of(batch.dataset))
             ours = supervised(outputs, batch.labels).total

@@ -8,7 +8,7 @@ V100_HALF = 125e12
 
 @pytest.fixture
 def project(load):
-    for name in ("measure", "length_mix", "bench_train"):
+    for name in ("measure", "length_mix", "presets"):
         load(name)
     return load("project")
 
