@@ -17,9 +17,10 @@ draws some steps, and each provider trains on just these rows, one after another
 
 All take as many rows per micro-batch and step, the same precision, dropout 0.1 and clipping. The Trainer trains one
 question-answering head on all rows, ours four heads. Its sampler sorts all rows of a turn, as it would sort those of 50
-steps. On a CPU ours has the process keep freed memory, which speeds up the others beside it too: `--only "Trainer by length"`
-measures one in a process as it is. Rates are medians over turns; ratios are taken turn by turn. The time split is of one more
-step, waiting for the device after each part.
+steps. One process on a CPU: each provider lives in a process of its own, since what ours has the allocator do would speed up
+the others beside it; peak GB is that process's memory. On GPUs all share the processes; peak GB is what a provider adds.
+Rates are medians over turns; ratios are taken turn by turn. The time split is of one more step, waiting for the device after
+each part.
 """
 
 from __future__ import annotations
@@ -29,7 +30,6 @@ import json
 import os
 import sys
 import tempfile
-import time
 from importlib.metadata import version
 from importlib.util import find_spec
 from itertools import product
@@ -39,19 +39,17 @@ from typing import Any
 
 import numpy as np
 import torch
-from length_mix import MIX, write_mix
+from apart import Apart
+from length_mix import write_mix
 from measure import environment, folder, peak_flops, table
-from presets import LONGEST, PASSES, PRESETS, bench_config, weights_of
-from providers import Rows, Work, providers
+from presets import LONGEST, PASSES, PRESETS, weights_of
+from providers import CLOCKS, Case, Rows, Work, providers
 
 from road_ds.config import fit_precision
-from road_ds.data.passes import Passes
 from road_ds.log import quiet_libraries, write_json
-from road_ds.model import load_tokenizer
 from road_ds.ranks import Ranks
 
 POOL = 2048  # rows per data set: what a window of the plan sorts
-CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 COLUMNS = [
     "provider", "examples/s", "tokens/s", "padding", "TFLOP/s", "of peak", "peak GB", "data ms", "forward ms",
     "backward ms", "step ms",
@@ -87,8 +85,6 @@ def ratio(above: list[Work], below: list[Work]) -> dict[str, float]:
 def ratios(works: dict[str, list[Work]]) -> dict[str, dict[str, float]]:
     """The comparisons that matter: the fastest of ours with either Trainer, ours grouped with the bare loop."""
     ours = [name for name in works if name.startswith("ours") and not name.endswith("teachers")]
-    if not ours:
-        return {}
     best = min(ours, key=lambda name: median(work.seconds for work in works[name]))
     found = {f"{best} against {name}": ratio(works[name], works[best]) for name in works if name.startswith("Trainer")}
     for name in works:
@@ -107,32 +103,28 @@ def bench(name: str, asked: str, options: argparse.Namespace, ranks: Ranks) -> d
     most = preset.rows // (PASSES * ranks.world_size)  # a pass over all GPUs at once
     preset = preset._replace(micro=min(options.micro or preset.micro, most))
     steps = options.steps or (preset.quick_steps if options.quick else preset.steps)
-    config = bench_config(preset)
     turns = options.turns or (2 if options.quick else 5)
     capability = torch.cuda.get_device_capability() if ranks.device.type == "cuda" else None
     precision = fit_precision({}, asked, ranks.device.type, capability)
     packs = capability is None or (capability >= (8, 0) and precision != "fp32")
-    modes = options.padding or ["free"] * packs + ["grouped"] + ["fixed"] * (not options.quick)
-    stages = options.zero or [0 if precision == "fp32" else 1]
     with tempfile.TemporaryDirectory() as temporary:
-        scratch = Path(temporary)
-        sources = write_mix(scratch / "mix", POOL, LONGEST, preset.config["vocab_size"])
-        tokenizer = load_tokenizer(config.model)
-        lengths = {name: np.asarray(source.lengths) for name, source in sources.items()}
-        passes = Passes(
-            lengths, np.full(len(MIX), 1 / len(MIX)),
-            passes=PASSES, rows=preset.rows // PASSES, seed=0, window=config.length_window,
+        case = Case(
+            preset, precision, options.clock,
+            modes=options.padding or ["free"] * packs + ["grouped"] + ["fixed"] * (not options.quick),
+            stages=options.zero or [0 if precision == "fp32" else 1],
+            teachers=options.teachers, scratch=Path(temporary),
         )  # fmt: skip
-        rows = Rows(sources, passes, config, preset, ranks, precision, tokenizer, CLOCKS[options.clock])
-        made, own = {}, {}
-        every = dict(providers(rows, modes, stages, options.teachers, scratch))
-        if unknown := [label for label in options.only or () if label not in every]:
-            raise SystemExit(f"--only {unknown[0]}: there are {', '.join(every)}")
+        write_mix(case.scratch / "mix", POOL, LONGEST, preset.config["vocab_size"])
+        rows = Rows.of(case, ranks)
+        every = dict(providers(case, rows))
+        if ranks.device.type == "cpu" and ranks.world_size == 1:
+            every = {label: process.ready for label, process in {label: Apart(case, label) for label in every}.items()}
         span = range(1, 1 + turns * steps)
         heaviest = max(span, key=lambda step: rows.lengths(range(step, step + 1)).sum())
-        for label in options.only or every:
+        made, own = {}, {}
+        for label, make in every.items():
             before = torch.cuda.memory_allocated() if capability else 0
-            made[label] = every[label]()
+            made[label] = make()
             made[label].turn(range(heaviest, heaviest + 1))  # not counted: memory grows, optimizers make their moments
             own[label] = torch.cuda.memory_allocated() - before if capability else 0
         works = measured(rows, made, turns, steps)
@@ -149,6 +141,9 @@ def bench(name: str, asked: str, options: argparse.Namespace, ranks: Ranks) -> d
                 provider.turn(range(span.stop, span.stop + 1))
                 own[label] += torch.cuda.max_memory_allocated() - before
             split = provider.split(span.stop)
+            if isinstance(provider, Apart):
+                own[label] = provider.peak()
+                provider.close()
             table_rows.append({
                 "provider": label,
                 "examples/s": rate,
@@ -156,7 +151,7 @@ def bench(name: str, asked: str, options: argparse.Namespace, ranks: Ranks) -> d
                 "padding": 1 - float(real.sum()) / computed,
                 "TFLOP/s": rate_of_flops / 1e12,
                 "of peak": rate_of_flops / peak,
-                "peak GB": own[label] / 1e9 if capability else None,
+                "peak GB": own[label] / 1e9 or None,
                 **{f"{part} ms": value for part, value in split.items()},
                 "seconds per turn": seconds,
             })  # fmt: skip
@@ -200,7 +195,6 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         help="of all; may be given more than once",
     )
     parser.add_argument("--teachers", type=int, default=0, help="ours with so many cached teachers, too")
-    parser.add_argument("--only", metavar="PROVIDER", action="append", help="as the table names it")
     parser.add_argument("--turns", type=int, help="default 5; 2 with --quick")
     parser.add_argument("--steps", type=int, help="steps per turn")
     parser.add_argument("--micro", type=int, help="rows per micro-batch and GPU")

@@ -6,12 +6,15 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from presets import DROPOUT, LONGEST, PASSES, Preset
+from length_mix import MIX
+from presets import DROPOUT, LONGEST, PASSES, Preset, bench_config
 from torch.nn import functional as F
 
 from road_ds import optim
@@ -22,7 +25,7 @@ from road_ds.data.passes import Passes
 from road_ds.dropout import replace_dropout
 from road_ds.log import RunFolder
 from road_ds.loop import fit
-from road_ds.model import build_model
+from road_ds.model import build_model, load_tokenizer
 from road_ds.objectives import Objective, Teachers, WeightedKD
 from road_ds.packing import ATTENTION
 from road_ds.ranks import Ranks
@@ -32,6 +35,20 @@ from road_ds.tasks import heads
 from road_ds.teachers import CachedTeachers, NoTeachers
 
 LR, DECAY, LAYER_DECAY, CLIP = 1e-4, 0.01, 0.75, 1.0
+CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
+LAUNCHER = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # what a launcher tells its processes
+
+
+class Case(NamedTuple):
+    """What is compared, in plain values that another process can be given. scratch: holds the rows, in `mix`."""
+
+    preset: Preset
+    precision: str
+    clock: str
+    modes: list[str]
+    stages: list[int]
+    teachers: int
+    scratch: Path
 
 
 class Work(NamedTuple):
@@ -52,6 +69,18 @@ class Rows(NamedTuple):
     precision: str
     tokenizer: Any
     clock: Callable[[], float] = time.perf_counter
+
+    @classmethod
+    def of(cls, case: Case, ranks: Ranks) -> Rows:
+        """Opens the rows and plans the draws."""
+        config = bench_config(case.preset)
+        sources = {name: FeatureSet(name, case.scratch / "mix" / name) for name in MIX}
+        passes = Passes(
+            {name: np.asarray(source.lengths) for name, source in sources.items()}, np.full(len(MIX), 1 / len(MIX)),
+            passes=PASSES, rows=case.preset.rows // PASSES, seed=0, window=config.length_window,
+        )  # fmt: skip
+        tokenizer = load_tokenizer(config.model)
+        return cls(sources, passes, config, case.preset, ranks, case.precision, tokenizer, CLOCKS[case.clock])
 
     def drawn(self, steps: range) -> list[tuple[str, int]]:
         """The rows of some steps, over all ranks: data set and number."""
@@ -151,7 +180,9 @@ class OursTaught(Ours):
         self.objective = WeightedKD(objective="weighted_kd", teachers=dict.fromkeys(rows.sources, names))
         tasks = {name: heads(rows.config)[rows.config.head_of(name)] for name in rows.sources}
         targets = {
-            name: [soft_targets(scratch / "targets" / name / teacher, tasks[name], source) for teacher in names]
+            name: [
+                soft_targets(self.folder.path / "targets" / name / teacher, tasks[name], source) for teacher in names
+            ]
             for name, source in rows.sources.items()
         }
         self.teachers = CachedTeachers(targets, tasks, rows.ranks.device)
@@ -216,7 +247,8 @@ class Bare:
         dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[rows.precision]
         every = torch.nn.ModuleList(self.models.values()).to(device, dtype)
         if device.type == "cpu":
-            replace_dropout(every)  # ours too: the loops differ, not the layers
+            keep_freed_memory()  # as ours: the loops differ, not the layers and their memory
+            replace_dropout(every)
         self.parameters: list[torch.Tensor] = list(every.parameters())
         self.half = dtype != torch.float32
         self.masters = [p.detach().float() for p in self.parameters] if self.half else self.parameters
@@ -296,8 +328,7 @@ class Bare:
 @contextmanager
 def alone(ranks: Ranks) -> Iterator[None]:
     """Hides the launcher's variables of a run on one process: Trainer would wrap its model for several GPUs."""
-    names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT") if ranks.world_size == 1 else ()
-    hidden = {name: os.environ.pop(name) for name in names}
+    hidden = {name: os.environ.pop(name) for name in LAUNCHER if ranks.world_size == 1}
     try:
         yield
     finally:
@@ -416,20 +447,15 @@ class HuggingFace:
         return {}
 
 
-def providers(
-    rows: Rows, modes: list[str], stages: list[int], teachers: int, scratch: Path
-) -> Iterator[tuple[str, Callable[[], Any]]]:
+def providers(case: Case, rows: Rows) -> Iterator[tuple[str, Callable[[], Any]]]:
     """Every provider's name and how to make it."""
-    for stage in stages:
-        for mode in modes:
-            name = f"ours {mode}" + (f", ZeRO {stage}" if len(stages) > 1 else "")
-            yield name, lambda mode=mode, stage=stage: Ours(rows, mode, stage, scratch)  # type: ignore[misc]
-            if teachers:
-                yield (
-                    f"{name}, {teachers} teachers",
-                    lambda mode=mode, stage=stage: OursTaught(rows, mode, stage, scratch, teachers),  # type: ignore[misc]
-                )
+    scratch = case.scratch
+    for stage, mode in product(case.stages, case.modes):
+        name = f"ours {mode}" + (f", ZeRO {stage}" if len(case.stages) > 1 else "")
+        yield name, partial(Ours, rows, mode, stage, scratch)
+        if case.teachers:
+            yield f"{name}, {case.teachers} teachers", partial(OursTaught, rows, mode, stage, scratch, case.teachers)
     if rows.ranks.world_size == 1:
-        yield "bare loop", lambda: Bare(rows)
+        yield "bare loop", partial(Bare, rows)
     for name, by_length in (("Trainer", False), ("Trainer by length", True)):
-        yield name, lambda by_length=by_length: alone(rows.ranks)(HuggingFace)(rows, by_length, scratch)  # type: ignore[misc]
+        yield name, partial(alone(rows.ranks)(HuggingFace), rows, by_length, scratch)

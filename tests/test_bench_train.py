@@ -34,6 +34,7 @@ def providers(load, presets):
 
 @pytest.fixture
 def bench(load, providers):
+    load("apart")
     return load("bench_train")
 
 
@@ -141,6 +142,7 @@ def test_a_run_tells_and_writes_every_provider(tmp_path):
     assert rows["ours free"]["padding"] == 0 < rows["ours grouped"]["padding"] < rows["ours fixed"]["padding"]
     assert rows["bare loop"]["padding"] == pytest.approx(rows["ours grouped"]["padding"], abs=1e-3)
     assert rows["Trainer"]["padding"] == pytest.approx(rows["ours fixed"]["padding"], abs=1e-3)
+    assert all(row["peak GB"] > 0.1 for row in rows.values()), "a process each"
     assert all(row["examples/s"] > 0 and len(row["seconds per turn"]) == 2 for row in rows.values())
     split = rows["ours free"]
     assert all(split[f"{part} ms"] > 0 for part in ("forward", "backward", "step"))
