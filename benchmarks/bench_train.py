@@ -85,6 +85,8 @@ def ratio(above: list[Work], below: list[Work]) -> dict[str, float]:
 def ratios(works: dict[str, list[Work]]) -> dict[str, dict[str, float]]:
     """The comparisons that matter: the fastest of ours with either Trainer, ours grouped with the bare loop."""
     ours = [name for name in works if name.startswith("ours") and not name.endswith("teachers")]
+    if not ours:
+        return {}
     best = min(ours, key=lambda name: median(work.seconds for work in works[name]))
     found = {f"{best} against {name}": ratio(works[name], works[best]) for name in works if name.startswith("Trainer")}
     for name in works:
@@ -100,6 +102,7 @@ def ratios(works: dict[str, list[Work]]) -> dict[str, dict[str, float]]:
 def bench(name: str, asked: str, options: argparse.Namespace, ranks: Ranks) -> dict[str, Any]:
     """The table and ratios of one preset in one precision."""
     preset = PRESETS[name]
+    preset = preset._replace(rows=options.rows or preset.rows)
     most = preset.rows // (PASSES * ranks.world_size)  # a pass over all GPUs at once
     preset = preset._replace(micro=min(options.micro or preset.micro, most))
     steps = options.steps or (preset.quick_steps if options.quick else preset.steps)
@@ -117,6 +120,9 @@ def bench(name: str, asked: str, options: argparse.Namespace, ranks: Ranks) -> d
         write_mix(case.scratch / "mix", POOL, LONGEST, preset.config["vocab_size"])
         rows = Rows.of(case, ranks)
         every = dict(providers(case, rows))
+        if unknown := set(options.only or ()) - set(every):
+            raise SystemExit(f"--only {min(unknown)}: there are {', '.join(every)}")
+        every = {label: make for label, make in every.items() if label in (options.only or every)}
         if ranks.device.type == "cpu" and ranks.world_size == 1:
             every = {label: process.ready for label, process in {label: Apart(case, label) for label in every}.items()}
         span = range(1, 1 + turns * steps)
@@ -195,8 +201,10 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         help="of all; may be given more than once",
     )
     parser.add_argument("--teachers", type=int, default=0, help="ours with so many cached teachers, too")
+    parser.add_argument("--only", metavar="PROVIDER", action="append", help="as the table names it")
     parser.add_argument("--turns", type=int, help="default 5; 2 with --quick")
     parser.add_argument("--steps", type=int, help="steps per turn")
+    parser.add_argument("--rows", type=int, help="rows per step, over all GPUs")
     parser.add_argument("--micro", type=int, help="rows per micro-batch and GPU")
     parser.add_argument(
         "--quick", action="store_true", help="fewer turns and steps, not fixed padding: within 4 minutes"

@@ -118,24 +118,14 @@ def test_the_bare_loop_computes_our_losses(providers, presets, mix, tmp_path, mo
 def test_a_run_tells_and_writes_every_provider(tmp_path):
     pytest.importorskip("accelerate")
     file = tmp_path / "found.json"
-    done = run_python(
-        ROOT / "benchmarks" / "bench_train.py",
-        "--preset",
-        "tiny",
-        "--precision",
-        "auto",
-        "--precision",
-        "bf16",
-        "--turns",
-        "2",
-        "--steps",
-        "1",
-        "--json",
-        file,
-    )
+    settings = ("--preset", "tiny", "--turns", "2", "--steps", "1", "--json", file)
+    half = run_python(ROOT / "benchmarks" / "bench_train.py", *settings, "--precision", "bf16", "--only", "bare loop")
+    assert half.returncode == 0, half.stderr[-3000:]
+    done = run_python(ROOT / "benchmarks" / "bench_train.py", *settings)
     assert done.returncode == 0, done.stderr[-3000:]
     both = json.loads(file.read_text())
     assert {name: one["precision"] for name, one in both.items()} == {"tiny": "fp32", "tiny bf16": "bf16"}
+    assert [row["provider"] for row in both["tiny bf16"]["rows"]] == ["bare loop"]
     found = both["tiny"]
     rows = {row["provider"]: row for row in found["rows"]}
     assert list(rows) == ["ours free", "ours grouped", "ours fixed", "bare loop", "Trainer", "Trainer by length"]
@@ -147,3 +137,9 @@ def test_a_run_tells_and_writes_every_provider(tmp_path):
     split = rows["ours free"]
     assert all(split[f"{part} ms"] > 0 for part in ("forward", "backward", "step"))
     assert done.stdout.strip().splitlines()[-1].startswith("tiny: ours ")
+
+
+def test_an_unknown_provider_is_named_beside_the_known(tmp_path):
+    pytest.importorskip("accelerate")
+    done = run_python(ROOT / "benchmarks" / "bench_train.py", "--preset", "tiny", "--only", "Trainer by lenght")
+    assert done.returncode != 0 and "--only Trainer by lenght: there are ours free, " in done.stderr
