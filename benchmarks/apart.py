@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-import resource
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any
 
 from providers import LAUNCHER, Case, Rows, Work, providers
@@ -18,18 +18,16 @@ class Apart:
     """A provider beside which no other lives: its heap, its threads and what it has the allocator do are its own."""
 
     def __init__(self, case: Case, label: str):
+        self._label = label
         self._pipe, end = get_context("spawn").Pipe()
-        get_context("spawn").Process(target=serve, args=(end, case, label), daemon=True).start()
+        self._process = get_context("spawn").Process(target=serve, args=(end, case, label), daemon=True)
+        self._process.start()
         end.close()
 
     def ready(self) -> Apart:
         """Itself, once the provider is made."""
-        self._pipe.recv()
+        self._answer()
         return self
-
-    def _ask(self, what: str, *arguments: Any) -> Any:
-        self._pipe.send((what, arguments))
-        return self._pipe.recv()
 
     def turn(self, steps: range) -> Work:
         return self._ask("turn", steps)
@@ -38,11 +36,24 @@ class Apart:
         return self._ask("split", step)
 
     def peak(self) -> int:
-        """The most memory that the process has had, in bytes."""
+        """The most memory that the process has had, in bytes, the libraries included."""
         return self._ask("peak")
 
     def close(self) -> None:
+        """Returns when the process is gone: it would disturb the next."""
         self._pipe.close()
+        self._process.join()
+
+    def _ask(self, what: str, *arguments: Any) -> Any:
+        self._pipe.send((what, arguments))
+        return self._answer()
+
+    def _answer(self) -> Any:
+        try:
+            return self._pipe.recv()
+        except (EOFError, OSError):
+            self._process.join()
+            raise SystemExit(f"{self._label}: its process ended with {self._process.exitcode}") from None
 
 
 def serve(pipe: Connection, case: Case, label: str) -> None:
@@ -58,6 +69,12 @@ def serve(pipe: Connection, case: Case, label: str) -> None:
         except EOFError:
             return
         if what == "peak":
-            pipe.send(1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+            pipe.send(resident())
         else:
             pipe.send(getattr(provider, what)(*arguments))
+
+
+def resident() -> int:
+    """The most bytes of memory that this process has had; ru_maxrss would begin with its parent's."""
+    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+    return 1024 * int(line.split()[1])

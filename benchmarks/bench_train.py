@@ -11,14 +11,16 @@ draws some steps, and each provider trains on just these rows, one after another
 
   ours free | grouped | fixed    the whole of road_ds.loop.fit under DeepSpeed, by padding (and ZeRO stage)
   ..., N teachers                the same with N cached teachers for every data set and Weighted KD (--teachers N)
-  bare loop                      our grouped batches, assembled beforehand: forward, backward, clip, fused AdamW, no more
+  bare loop                      our grouped batches, assembled beforehand, our attention, dropout and memory: forward,
+                                 backward, clip, fused AdamW, no more
   Trainer                        transformers.Trainer as in its question-answering example: rows padded to 384 tokens
   Trainer by length              the same with its own grouping by length, padded to the longest of a batch
 
 All take as many rows per micro-batch and step, the same precision, dropout 0.1 and clipping. The Trainer trains one
 question-answering head on all rows, ours four heads. Its sampler sorts all rows of a turn, as it would sort those of 50
 steps. One process on a CPU: each provider lives in a process of its own, since what ours has the allocator do would speed up
-the others beside it; peak GB is that process's memory. On GPUs all share the processes; peak GB is what a provider adds.
+the others beside it; peak GB is that process's memory. Several processes and GPUs are shared by all; peak GB is what a provider
+adds on a GPU.
 Rates are medians over turns; ratios are taken turn by turn. The time split is of one more step, waiting for the device after
 each part.
 """
@@ -90,8 +92,8 @@ def ratios(works: dict[str, list[Work]]) -> dict[str, dict[str, float]]:
     best = min(ours, key=lambda name: median(work.seconds for work in works[name]))
     found = {f"{best} against {name}": ratio(works[name], works[best]) for name in works if name.startswith("Trainer")}
     for name in works:
-        if name.endswith("teachers"):
-            found[f"time of {name} / without"] = ratio(works[name], works[name.rpartition(",")[0]])
+        if name.endswith("teachers") and (plain := name.rpartition(",")[0]) in works:
+            found[f"time of {name} / without"] = ratio(works[name], works[plain])
     if "bare loop" in works:
         for name in ours:
             if "grouped" in name:
@@ -105,6 +107,11 @@ def bench(name: str, asked: str, options: argparse.Namespace, ranks: Ranks) -> d
     preset = preset._replace(rows=options.rows or preset.rows)
     most = preset.rows // (PASSES * ranks.world_size)  # a pass over all GPUs at once
     preset = preset._replace(micro=min(options.micro or preset.micro, most))
+    if preset.micro < 1 or preset.rows % (PASSES * ranks.world_size * preset.micro):
+        raise SystemExit(
+            f"{preset.rows} rows a step are not {PASSES} passes of whole micro-batches of {preset.micro} rows on each of "
+            f"{ranks.world_size} processes: change --rows or --micro"
+        )
     steps = options.steps or (preset.quick_steps if options.quick else preset.steps)
     turns = options.turns or (2 if options.quick else 5)
     capability = torch.cuda.get_device_capability() if ranks.device.type == "cuda" else None
@@ -214,7 +221,10 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--json", type=Path, help="where to write, instead of results/<device>/bench_train.json")
     parser.add_argument("--local_rank", type=int, default=0, help=argparse.SUPPRESS)  # the launcher passes it
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    if not options.json and (options.only or options.rows or options.micro):
+        parser.error("--only, --rows and --micro need --json FILE: the results kept are of the presets as they are")
+    return options
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -231,7 +231,7 @@ class Stopwatch:
 
 
 class Bare:
-    """Plain PyTorch on batches that lie ready: what no training loop can be faster than on these batches."""
+    """A plain loop over our layers, on batches that lie ready: what no training loop can be faster than on these batches."""
 
     def __init__(self, rows: Rows):
         self.rows = rows

@@ -5,16 +5,19 @@ torch's own takes a fifth of a small model's step there; on a GPU it is fused wi
 
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 LEVELS = 2**16  # what sixteen bits tell apart
 
 
 def dropout(values: torch.Tensor, p: float) -> torch.Tensor:
-    """The values, each zero with probability p and scaled by 1 / (1 - p) otherwise; as torch's, on a CPU.
+    """The values, each zero with probability p and scaled by 1 / (1 - p) otherwise, on a CPU.
 
     p is rounded to a 65,536th. The bits are of torch's own generator: its seed and its state repeat the mask.
     """
-    dropped = min(round(p * LEVELS), LEVELS - 1)
+    dropped = round(p * LEVELS)
+    if dropped == LEVELS or torch.compiler.is_compiling():  # random_ would break the graph
+        return F.dropout(values, p)
     words = torch.empty(-(-values.numel() // 4), dtype=torch.int64).random_(-(2**63), None)  # four elements each
     kept = words.view(torch.int16)[: values.numel()].view(values.shape) >= dropped - LEVELS // 2
     return values.mul(kept).mul_(LEVELS / (LEVELS - dropped))
@@ -24,7 +27,7 @@ class Dropout(nn.Dropout):
     """torch's module with the function above."""
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
-        return dropout(input, self.p) if self.training and 0 < self.p < 1 else super().forward(input)
+        return dropout(input, self.p) if self.training and self.p > 0 else input
 
 
 def replace_dropout(model: nn.Module) -> int:

@@ -145,10 +145,11 @@ def _attend(
         mask = (at[:, None] - at).abs() <= reach
     if dropout > 0 and query.device.type == "cpu":
         # The call below draws its random numbers one by one on a CPU, and looks for rows that are masked as a whole.
-        scores = torch.matmul(query * (scaling or query.shape[-1] ** -0.5), key.transpose(2, 3))
+        # As there, and in a GPU's kernel, scores and softmax are float32 whatever the precision.
+        scores = torch.matmul(query.float() * (scaling or query.shape[-1] ** -0.5), key.float().transpose(2, 3))
         if mask is not None:
             scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
-        return torch.matmul(drop(scores.softmax(-1), dropout), value)
+        return torch.matmul(drop(scores.softmax(-1), dropout).to(value.dtype), value)
     return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout, scale=scaling)
 
 

@@ -1,6 +1,7 @@
 """The training benchmark: its rows, its counts and its ratios are right, and its loops train on the same rows."""
 
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -139,7 +140,36 @@ def test_a_run_tells_and_writes_every_provider(tmp_path):
     assert done.stdout.strip().splitlines()[-1].startswith("tiny: ours ")
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--micro", "5", "--json", "x"), "64 rows a step are not 4 passes of whole micro-batches of 5 rows"),
+        (("--rows", "2", "--json", "x"), "change --rows or --micro"),
+        (("--rows", "128"), "need --json FILE"),
+    ],
+)
+def test_rows_that_do_not_divide_and_results_that_are_not_a_presets_are_refused(options, message):
+    pytest.importorskip("accelerate")
+    done = run_python(ROOT / "benchmarks" / "bench_train.py", "--preset", "tiny", *options)
+    assert done.returncode != 0 and message in done.stderr
+
+
+def test_a_provider_that_dies_is_named(load, bench, tmp_path):
+    presets = sys.modules["presets"]
+    case = bench.Case(presets.PRESETS["tiny"], "fp32", "wall", ["free"], [0], 0, tmp_path)  # there are no rows
+    with pytest.raises(SystemExit, match="bare loop: its process ended with 1"):
+        bench.Apart(case, "bare loop").ready()
+
+
 def test_an_unknown_provider_is_named_beside_the_known(tmp_path):
     pytest.importorskip("accelerate")
-    done = run_python(ROOT / "benchmarks" / "bench_train.py", "--preset", "tiny", "--only", "Trainer by lenght")
+    done = run_python(
+        ROOT / "benchmarks" / "bench_train.py",
+        "--preset",
+        "tiny",
+        "--only",
+        "Trainer by lenght",
+        "--json",
+        tmp_path / "found.json",
+    )
     assert done.returncode != 0 and "--only Trainer by lenght: there are ours free, " in done.stderr

@@ -125,6 +125,20 @@ def test_dropout_falls_on_the_same_scores_as_torchs_own(masked, monkeypatch):
     assert not torch.allclose(found[0], packing._attend(*parts, mask, reach=None, dropout=0.0, scaling=0.3), atol=0.1)
 
 
+@pytest.mark.parametrize("masked", [False, True])
+def test_attention_in_half_precision_is_as_exact_as_torchs_own(masked, monkeypatch):
+    monkeypatch.setattr(packing, "drop", lambda weights, p: weights)
+    torch.manual_seed(0)
+    exact = [torch.randn(2, 4, 200, 64, dtype=torch.float64) for _ in range(3)]
+    mask = (torch.arange(200) < torch.tensor([[200], [150]]))[:, None, None].expand(2, 1, 200, 200) if masked else None
+    half = [part.bfloat16() for part in exact]
+    expected = F.scaled_dot_product_attention(*(part.double() for part in half), attn_mask=mask)
+    torchs = F.scaled_dot_product_attention(*half, attn_mask=mask)
+    found = packing._attend(*half, mask, reach=None, dropout=0.1, scaling=None)
+    assert found.dtype == torch.bfloat16
+    assert (found - expected).abs().mean() < 1.5 * (torchs - expected).abs().mean()
+
+
 def test_a_token_that_may_look_at_none_stays_finite():
     """ModernBERT's padding, farther from all real tokens than its window."""
     parts = [torch.randn(1, 2, 6, 8, requires_grad=True) for _ in range(3)]

@@ -116,8 +116,12 @@ def test_paddings_train_alike_and_tell_what_they_compute(config_file):
         assert free["padding"] == 0 < grouped["padding"] < fixed["padding"] < 1
 
 
-def test_one_graph_serves_batches_of_every_width(monkeypatch):
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+def test_one_graph_serves_batches_of_every_width(dropout, monkeypatch):
     model, graphs, real = without_dropout("electra"), [], torch.compile
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = dropout
 
     def counted(graph, example):
         graphs.append(graph)
