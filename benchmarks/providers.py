@@ -18,14 +18,14 @@ from presets import DROPOUT, LONGEST, PASSES, Preset, bench_config
 from torch.nn import functional as F
 
 from road_ds import optim
-from road_ds.config import ModelSpec, RoadConfig, fit_batch, fit_optimizer, fit_precision
+from road_ds.config import ModelSpec, RoadConfig, fit_batch, fit_buckets, fit_optimizer, fit_precision
 from road_ds.data.batches import Padding, assemble
 from road_ds.data.features import Batch, FeatureSet
 from road_ds.data.passes import Passes
 from road_ds.dropout import replace_dropout
 from road_ds.log import RunFolder
 from road_ds.loop import fit
-from road_ds.model import build_model, load_tokenizer
+from road_ds.model import build_model, load_tokenizer, parameter_count
 from road_ds.objectives import Objective, Teachers, WeightedKD
 from road_ds.packing import ATTENTION
 from road_ds.ranks import Ranks
@@ -136,6 +136,7 @@ class Ours:
         ds |= fit_batch(ds, PASSES, ranks.world_size)
         fit_precision(ds, rows.precision, ranks.device.type, capability)
         fit_optimizer(ds, ranks.device.type)
+        fit_buckets(ds, parameter_count(model))
         groups = optim.parameter_groups(model, lr=LR, weight_decay=DECAY, layer_lr_decay=LAYER_DECAY)
         schedule = optim.scheduler(10**6, 0.1, "linear")
         torch.manual_seed(1 + ranks.rank)

@@ -487,3 +487,10 @@ def fit_optimizer(ds: dict[str, Any], device: str) -> list[str]:
     if not adam and ds["zero_optimization"]["stage"] > 0:
         fill(ds, "zero_allow_untested_optimizer", True, "", f"{name} under ZeRO")
     return notes
+
+
+def fit_buckets(ds: dict[str, Any], parameters: int) -> None:
+    """Bounds ZeRO's bucket of gradients by the model's size: DeepSpeed holds 5e8 elements, 1 GB in half precision, for any."""
+    zero = ds["zero_optimization"]
+    if zero["stage"] > 0:
+        zero.setdefault("reduce_bucket_size", min(500_000_000, parameters))

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 
 from road_ds import checkpoint, evaluation, export, optim, speed, surroundings
-from road_ds.config import RoadConfig, fit_batch, fit_optimizer, fit_precision, load_config
+from road_ds.config import RoadConfig, fit_batch, fit_buckets, fit_optimizer, fit_precision, load_config
 from road_ds.data.batches import Padding
 from road_ds.data.features import FeatureSet, load_features
 from road_ds.data.passes import Passes, draw_weights
@@ -166,6 +166,7 @@ def run(
     if isinstance(objective, Taught) and objective.hidden and isinstance(teachers, OnlineTeachers):
         model.project(*teachers.compare_hidden(objective.hidden, model.encoder.config.num_hidden_layers))
     mode, notes = speed.prepare(model, config, ds, ranks.device.type, capability, precision)
+    fit_buckets(ds, parameter_count(model))
     limits = {name: tasks[config.head_of(name)].max_length for name in train}
     padding = Padding(mode, tokenizer.pad_token_id, limits)
     if overwrite:

@@ -5,7 +5,7 @@ import json
 import pytest
 from runs import run_python, tiny_config
 
-from road_ds.config import fit_batch, fit_optimizer, fit_precision, load_config
+from road_ds.config import fit_batch, fit_buckets, fit_optimizer, fit_precision, load_config
 from road_ds.errors import RoadError
 from road_ds.surroundings import exported_by_launcher, stale_locks
 from road_ds.tasks import heads
@@ -361,3 +361,17 @@ def test_a_lock_that_a_killed_compiler_left_is_named(tmp_path):
     assert old.startswith(f"{tmp_path}/cpu_adam/lock is 20 minutes old: if nothing is being compiled, remove it")
     assert older.startswith(f"{tmp_path}/py311_cpu/fused_adam/lock is 60 minutes old")
     assert stale_locks(tmp_path / "none") == []
+
+
+@pytest.mark.parametrize(
+    ("zero", "parameters", "expected"),
+    [
+        ({"stage": 1}, 1000, {"stage": 1, "reduce_bucket_size": 1000}),
+        ({"stage": 3}, 10**9, {"stage": 3, "reduce_bucket_size": 5 * 10**8}),
+        ({"stage": 2, "reduce_bucket_size": 7}, 1000, {"stage": 2, "reduce_bucket_size": 7}),
+        ({"stage": 0}, 1000, {"stage": 0}),
+    ],
+)
+def test_a_bucket_is_no_larger_than_the_model(zero, parameters, expected):
+    fit_buckets({"zero_optimization": zero}, parameters)
+    assert zero == expected

@@ -1,7 +1,13 @@
 """The projection against public figures, and where its parts are known by hand."""
 
+import numpy as np
 import pytest
+import torch
 from test_bench import load as load
+from torch.nn import functional as F
+from transformers import AutoConfig, AutoModel
+
+from road_ds import packing
 
 V100_HALF = 125e12
 
@@ -77,6 +83,35 @@ def test_checkpointing_keeps_one_tensor_a_layer(project):
         for on in (False, True)
     )
     assert whole == 24 * 34 * 1024 * 1000 and less == (34 + 24 * 2) * 1024 * 1000
+
+
+def test_activations_are_what_autograd_keeps(project, monkeypatch):
+    """Counted without a GPU: electra-large's encoder on packed rows as a GPU runs them, on tensors that have only a shape."""
+    rows, longest = 16, 384
+    monkeypatch.setattr(packing, "_by_runs", packing._by_kernel)
+    monkeypatch.setattr(
+        F, "dropout", lambda x, p=0.5, training=True, inplace=False: torch.native_dropout(x, p, training)[0]
+    )
+    config = {**project.PRESETS["electra-large"].config, "dtype": torch.bfloat16}
+    with torch.device("meta"):
+        encoder = AutoModel.from_config(AutoConfig.for_model("electra", **config)).train()
+        tokens = torch.zeros(1, rows * longest, dtype=torch.long)
+    encoder.set_attn_implementation(packing.ATTENTION)
+    packed = packing.Packing.of(np.full(rows, longest), longest).map(lambda tensor: tensor.to("meta"))
+    kept = {}
+
+    def keep(tensor):
+        storage = tensor.untyped_storage()
+        kept[storage._cdata] = storage
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        encoder(input_ids=tokens, position_ids=packed.positions, packing=packed)
+    weights = {parameter.untyped_storage()._cdata for parameter in encoder.parameters()}
+    counted = sum(storage.nbytes() for key, storage in kept.items() if key not in weights)
+    (stated, *_) = project.memory_of(1, config, tokens=rows * longest, gpus=1, half=True)
+    assert {parameter.dtype for parameter in encoder.parameters()} == {torch.bfloat16}
+    assert counted == pytest.approx(stated["activations"], rel=0.01)
 
 
 def test_it_prints_its_assumptions(project, capsys):
