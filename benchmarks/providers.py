@@ -136,7 +136,7 @@ class Ours:
         ds |= fit_batch(ds, PASSES, ranks.world_size)
         fit_precision(ds, rows.precision, ranks.device.type, capability)
         fit_optimizer(ds, ranks.device.type)
-        fit_buckets(ds, parameter_count(model))
+        ds = fit_buckets(ds, parameter_count(model))
         groups = optim.parameter_groups(model, lr=LR, weight_decay=DECAY, layer_lr_decay=LAYER_DECAY)
         schedule = optim.scheduler(10**6, 0.1, "linear")
         torch.manual_seed(1 + ranks.rank)

@@ -489,8 +489,12 @@ def fit_optimizer(ds: dict[str, Any], device: str) -> list[str]:
     return notes
 
 
-def fit_buckets(ds: dict[str, Any], parameters: int) -> None:
-    """Bounds ZeRO's bucket of gradients by the model's size: DeepSpeed holds 5e8 elements, 1 GB in half precision, for any."""
+def fit_buckets(ds: dict[str, Any], parameters: int) -> dict[str, Any]:
+    """`ds` for the engine, with ZeRO's bucket of gradients bounded by the model's size where the file is silent.
+
+    DeepSpeed would hold 5e8 elements, 1 GB in half precision, for any model.
+    """
     zero = ds["zero_optimization"]
-    if zero["stage"] > 0:
-        zero.setdefault("reduce_bucket_size", min(500_000_000, parameters))
+    if zero["stage"] == 0:
+        return ds
+    return ds | {"zero_optimization": {"reduce_bucket_size": min(500_000_000, parameters)} | zero}

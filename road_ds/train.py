@@ -166,7 +166,6 @@ def run(
     if isinstance(objective, Taught) and objective.hidden and isinstance(teachers, OnlineTeachers):
         model.project(*teachers.compare_hidden(objective.hidden, model.encoder.config.num_hidden_layers))
     mode, notes = speed.prepare(model, config, ds, ranks.device.type, capability, precision)
-    fit_buckets(ds, parameter_count(model))
     limits = {name: tasks[config.head_of(name)].max_length for name in train}
     padding = Padding(mode, tokenizer.pad_token_id, limits)
     if overwrite:
@@ -191,7 +190,11 @@ def run(
     if client is not None:
         ds = {key: value for key, value in ds.items() if key != "optimizer"}
     engine, *_ = deepspeed.initialize(
-        model=model, optimizer=client, model_parameters=groups, config=ds, lr_scheduler=scheduler
+        model=model,
+        optimizer=client,
+        model_parameters=groups,
+        config=fit_buckets(ds, parameter_count(model)),
+        lr_scheduler=scheduler,
     )
     start = 0
     if found is not None:
