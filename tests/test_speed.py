@@ -225,3 +225,20 @@ def test_apex_parts_take_over_the_same_weights(apex, monkeypatch):
     adam = fused.fused_adam([{"params": list(model.parameters()), "lr": 0.02}], params)
     (group,) = adam.param_groups
     assert (group["lr"], list(group["betas"]), group["eps"], group["weight_decay"]) == (0.02, [0.8, 0.9], 1e-6, 0.1)
+
+
+def test_a_runs_bucket_is_no_larger_than_its_model(config_file):
+    """What the engine is given; DeepSpeed's own bucket of gradients has 5e8 elements for any model."""
+    path = config_file(tiny_config() | {"zero_optimization": {"stage": 2}})
+    code = f"""
+import runpy, sys, deepspeed
+def initialize(*, model, config, **others):
+    count = sum(parameter.numel() for parameter in model.parameters())
+    print("bounded", config["zero_optimization"] == {{"stage": 2, "reduce_bucket_size": count}})
+    sys.exit()
+deepspeed.initialize = initialize
+sys.argv = ["train.py", "--deepspeed_config", {str(path)!r}]
+runpy.run_path("road_ds/train.py", run_name="__main__")
+"""
+    done = run_python("-c", code)
+    assert "bounded True" in done.stdout, done.stdout + done.stderr
