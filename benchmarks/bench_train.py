@@ -11,8 +11,10 @@ draws some steps, and each provider trains on just these rows, one after another
 
   ours free | grouped | fixed    the whole of road_ds.loop.fit under DeepSpeed, by padding (and ZeRO stage)
   ..., N teachers                the same with N cached teachers for every data set and Weighted KD (--teachers N)
-  bare loop                      our grouped batches, assembled beforehand, our attention, dropout and memory: forward,
-                                 backward, clip, fused AdamW, no more
+  bare loop                      a plain PyTorch loop over transformers' models on our grouped batches, assembled
+                                 beforehand: forward, backward, clip, fused AdamW, no more
+  bare loop, our layers          the same loop over the layers of ours (on a CPU: dropout, linear layers, memory; anywhere
+                                 its attention): what no training loop can be faster than on these batches
   Trainer                        transformers.Trainer as in its question-answering example: rows padded to 384 tokens
   Trainer by length              the same with its own grouping by length, padded to the longest of a batch
 
@@ -43,11 +45,12 @@ import numpy as np
 import torch
 from apart import Apart
 from length_mix import write_mix
-from measure import environment, folder, peak_flops, table
+from measure import environment, folder, table
 from presets import LONGEST, PASSES, PRESETS, weights_of
-from providers import CLOCKS, Case, Rows, Work, providers
+from providers import CLOCKS, DTYPES, Case, Rows, Work, providers, wait
 
 from road_ds.config import fit_precision
+from road_ds.linear import Linear
 from road_ds.log import quiet_libraries, write_json
 from road_ds.ranks import Ranks
 
@@ -63,6 +66,22 @@ def flops(config: dict[str, Any], lengths: np.ndarray) -> float:
     tokens = lengths.astype(float)
     attention = 12 * config["num_hidden_layers"] * config["hidden_size"] * (tokens**2).sum()
     return float(6 * weights_of(config) * tokens.sum() + attention)
+
+
+def peak_flops(rows: Rows) -> float:
+    """The floating-point operations per second of a large linear layer, as ours computes it; the fastest of ten."""
+    device, size = rows.ranks.device, 8192 if rows.ranks.device.type == "cuda" else 1024
+    kind = Linear if device.type == "cpu" else torch.nn.Linear
+    layer = kind(size, size, bias=False, device=device, dtype=DTYPES[rows.precision])
+    taken = []
+    with torch.no_grad():
+        values = torch.randn(size, size, device=device, dtype=DTYPES[rows.precision])
+        for _ in range(11):
+            began = rows.clock()
+            layer(values)
+            wait(device)
+            taken.append(rows.clock() - began)
+    return 2 * size**3 / min(taken[1:])
 
 
 def measured(rows: Rows, made: dict[str, Any], turns: int, steps: int) -> dict[str, list[Work]]:
@@ -85,7 +104,7 @@ def ratio(above: list[Work], below: list[Work]) -> dict[str, float]:
 
 
 def ratios(works: dict[str, list[Work]]) -> dict[str, dict[str, float]]:
-    """The comparisons that matter: the fastest of ours with either Trainer, ours grouped with the bare loop."""
+    """The comparisons that matter: the fastest of ours with either Trainer, ours grouped with the bare loops."""
     ours = [name for name in works if name.startswith("ours") and not name.endswith("teachers")]
     if not ours:
         return {}
@@ -94,10 +113,9 @@ def ratios(works: dict[str, list[Work]]) -> dict[str, dict[str, float]]:
     for name in works:
         if name.endswith("teachers") and (plain := name.rpartition(",")[0]) in works:
             found[f"time of {name} / without"] = ratio(works[name], works[plain])
-    if "bare loop" in works:
-        for name in ours:
-            if "grouped" in name:
-                found[f"time of {name} / bare loop"] = ratio(works[name], works["bare loop"])
+    grouped, bare = ([name for name in works if name.startswith(kind)] for kind in ("ours grouped", "bare loop"))
+    for name, loop in product((name for name in grouped if name in ours), bare):
+        found[f"time of {name} / {loop}"] = ratio(works[name], works[loop])
     return found
 
 
@@ -141,7 +159,7 @@ def bench(name: str, asked: str, options: argparse.Namespace, ranks: Ranks) -> d
             made[label].turn(range(heaviest, heaviest + 1))  # not counted: memory grows, optimizers make their moments
             own[label] = torch.cuda.memory_allocated() - before if capability else 0
         works = measured(rows, made, turns, steps)
-        real, peak = rows.lengths(span), peak_flops(ranks.device, precision, rows.clock)
+        real, peak = rows.lengths(span), peak_flops(rows)
         table_rows = []
         for label, provider in made.items():
             seconds = [work.seconds for work in works[label]]

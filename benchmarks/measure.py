@@ -118,21 +118,6 @@ def limits(device: torch.device) -> Limits:
     return Limits(2e6 * size / copy, empty, 16 * properties.multi_processor_count * clock)
 
 
-def peak_flops(device: torch.device, precision: str, clock: Callable[[], float] = time.perf_counter) -> float:
-    """The floating-point operations per second of a large matrix product, the fastest of ten."""
-    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
-    size = 8192 if device.type == "cuda" else 1024
-    left, right = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
-    taken = []
-    for _ in range(11):
-        began = clock()
-        left @ right
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        taken.append(clock() - began)
-    return 2 * size**3 / min(taken[1:])
-
-
 def copies(bytes_each: int, device: torch.device) -> int:
     """How many copies of the inputs keep the cache cold; 1 for small problems and on CPU."""
     if device.type != "cuda" or bytes_each <= SMALL_BYTES:

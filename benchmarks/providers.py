@@ -22,7 +22,6 @@ from road_ds.config import ModelSpec, RoadConfig, fit_batch, fit_buckets, fit_op
 from road_ds.data.batches import Padding, assemble
 from road_ds.data.features import Batch, FeatureSet
 from road_ds.data.passes import Passes
-from road_ds.dropout import replace_dropout
 from road_ds.log import RunFolder
 from road_ds.loop import fit
 from road_ds.model import build_model, load_tokenizer, parameter_count
@@ -30,12 +29,13 @@ from road_ds.objectives import Objective, Teachers, WeightedKD
 from road_ds.packing import ATTENTION
 from road_ds.ranks import Ranks
 from road_ds.soft_targets import Origin, SoftTargets, begin, finish, is_whole, shard_rows, write_shard
-from road_ds.speed import choose_padding, keep_freed_memory
+from road_ds.speed import choose_padding, fit_cpu, reduce_between_ranks_only
 from road_ds.tasks import heads
 from road_ds.teachers import CachedTeachers, NoTeachers
 
 LR, DECAY, LAYER_DECAY, CLIP = 1e-4, 0.01, 0.75, 1.0
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 LAUNCHER = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # what a launcher tells its processes
 
 
@@ -116,8 +116,7 @@ class Ours:
         tasks = heads(rows.config)
         model = build_model(ModelSpec(**rows.config.model.model_dump()), tasks, rows.tokenizer, dropout=DROPOUT, seed=0)
         if ranks.device.type == "cpu":
-            keep_freed_memory()
-            replace_dropout(model)
+            fit_cpu(model, model.encoder)
         capability = torch.cuda.get_device_capability() if ranks.device.type == "cuda" else None
         mode, note = choose_padding(
             padding, model.use_packing(), ranks.device.type, capability, rows.precision, compiled=False
@@ -141,6 +140,7 @@ class Ours:
         schedule = optim.scheduler(10**6, 0.1, "linear")
         torch.manual_seed(1 + ranks.rank)
         self.engine, *_ = deepspeed.initialize(model=model, model_parameters=groups, config=ds, lr_scheduler=schedule)
+        reduce_between_ranks_only(self.engine)
         self.folder = RunFolder(scratch / f"{type(self).__name__}-{padding}-{stage}")
         self.folder.path.mkdir(parents=True, exist_ok=True)
 
@@ -232,9 +232,12 @@ class Stopwatch:
 
 
 class Bare:
-    """A plain loop over our layers, on batches that lie ready: what no training loop can be faster than on these batches."""
+    """A plain loop on our batches, which lie ready, over transformers' layers as they come or over the layers of ours.
 
-    def __init__(self, rows: Rows):
+    With ours, no training loop can be faster on these batches.
+    """
+
+    def __init__(self, rows: Rows, own: bool):
         self.rows = rows
         device = rows.ranks.device
         tasks = heads(rows.config)
@@ -244,12 +247,12 @@ class Bare:
         encoder = self.models["mrc"].base_model
         for model in self.models.values():
             setattr(model, model.base_model_prefix, encoder)
-        encoder.set_attn_implementation(ATTENTION)  # transformers' own asks the device whether anything is padded
-        dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[rows.precision]
+        if own:
+            encoder.set_attn_implementation(ATTENTION)
+        dtype = DTYPES[rows.precision]
         every = torch.nn.ModuleList(self.models.values()).to(device, dtype)
-        if device.type == "cpu":
-            keep_freed_memory()  # as ours: the loops differ, not the layers and their memory
-            replace_dropout(every)
+        if own and device.type == "cpu":
+            fit_cpu(every, encoder)
         self.parameters: list[torch.Tensor] = list(every.parameters())
         self.half = dtype != torch.float32
         self.masters = [p.detach().float() for p in self.parameters] if self.half else self.parameters
@@ -457,6 +460,7 @@ def providers(case: Case, rows: Rows) -> Iterator[tuple[str, Callable[[], Any]]]
         if case.teachers:
             yield f"{name}, {case.teachers} teachers", partial(OursTaught, rows, mode, stage, scratch, case.teachers)
     if rows.ranks.world_size == 1:
-        yield "bare loop", partial(Bare, rows)
+        yield "bare loop", partial(Bare, rows, own=False)
+        yield "bare loop, our layers", partial(Bare, rows, own=True)
     for name, by_length in (("Trainer", False), ("Trainer by length", True)):
         yield name, partial(alone(rows.ranks)(HuggingFace), rows, by_length, scratch)

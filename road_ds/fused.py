@@ -8,6 +8,7 @@ from typing import Any, Literal
 from torch import nn
 
 from road_ds.errors import RoadError
+from road_ds.exchange import exchange
 
 PARTS = ("normalization", "optimizers")  # the folders by which NVIDIA's package is known
 
@@ -40,15 +41,15 @@ def use_apex(asked: str, device: str) -> tuple[bool, str]:
 def fuse_norms(encoder: nn.Module) -> int:
     """How many layer norms of an encoder now are Apex's, on the same weights; those without a bias stay PyTorch's."""
     fused = importlib.import_module("apex.normalization").FusedLayerNorm
-    count = 0
-    for parent in list(encoder.modules()):
-        for name, norm in list(parent.named_children()):
-            if type(norm) is nn.LayerNorm and norm.bias is not None:
-                other = fused(norm.normalized_shape, eps=norm.eps)
-                other.weight, other.bias = norm.weight, norm.bias
-                setattr(parent, name, other)
-                count += 1
-    return count
+
+    def apex(norm: nn.LayerNorm) -> nn.Module | None:
+        if norm.bias is None:
+            return None
+        other = fused(norm.normalized_shape, eps=norm.eps)
+        other.weight, other.bias = norm.weight, norm.bias
+        return other
+
+    return exchange(encoder, nn.LayerNorm, apex)
 
 
 def fused_adam(groups: list[dict[str, Any]], params: dict[str, Any]) -> Any:

@@ -96,7 +96,7 @@ def attention(
     if packing is None:
         found = _attend(query, key, value, attention_mask, reach=reach, dropout=dropout, scaling=scaling)
         return found.transpose(1, 2).contiguous(), None
-    parts = [tensor[0].transpose(0, 1) for tensor in (query, key, value)]  # [tokens, heads, head size]
+    parts = [tensor.squeeze(0).transpose(0, 1) for tensor in (query, key, value)]  # [tokens, heads, head size]
     inside = _by_kernel if query.is_cuda else _by_runs
     return inside(parts, packing, reach=reach, dropout=dropout, scaling=scaling)[None], None
 

@@ -7,6 +7,7 @@ import ctypes
 import os
 from typing import Any, get_args
 
+from torch import nn
 from torch.optim import Optimizer
 
 from road_ds import fused
@@ -14,6 +15,7 @@ from road_ds.config import RoadConfig
 from road_ds.data.batches import Mode
 from road_ds.dropout import replace_dropout
 from road_ds.errors import RoadError
+from road_ds.linear import mkl_is_slow, replace_linear
 from road_ds.model import MultiTaskModel
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # glibc's malloc.h
@@ -29,6 +31,14 @@ def keep_freed_memory() -> None:
     if mallopt is not None and not any(name.startswith("MALLOC_") for name in os.environ):
         mallopt(M_MMAP_MAX, 0)
         mallopt(M_TRIM_THRESHOLD, -1)  # never
+
+
+def fit_cpu(model: nn.Module, encoder: nn.Module) -> None:
+    """Makes a model's step cheaper on a CPU: freed memory is kept, dropout and, where MKL is slow, products are faster."""
+    keep_freed_memory()
+    replace_dropout(model)
+    if mkl_is_slow():
+        replace_linear(encoder)  # heads are small, and ZeRO 3 gathers for the very modules that it was given
 
 
 def choose_padding(
@@ -64,8 +74,7 @@ def prepare(
     RoadError for what was asked and cannot be.
     """
     if device == "cpu":
-        keep_freed_memory()
-        replace_dropout(model)
+        fit_cpu(model, model.encoder)
     obstacle = model.use_packing()
     mode, note = choose_padding(config.padding, obstacle, device, capability, precision, config.compile)
     apex, remark = fused.use_apex(config.apex, device)
@@ -86,6 +95,15 @@ def prepare(
             )
         model.encoder.compile(dynamic=True)  # one graph for batches of every width
     return mode, [text for text in (note, remark) if text]
+
+
+def reduce_between_ranks_only(engine: Any) -> None:
+    """Leaves out DeepSpeed's reduction of the gradients where one process trains without ZeRO.
+
+    It would copy all of them into one tensor, average that with nobody, and copy them back: 3 % of electra-small's step on a CPU.
+    """
+    if engine.dp_world_size == 1 and engine.zero_optimization_stage() == 0:
+        engine.enable_backward_allreduce = False
 
 
 def optimizer(config: RoadConfig, ds: dict[str, Any], device: str, groups: list[dict[str, Any]]) -> Optimizer | None:

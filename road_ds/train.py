@@ -196,6 +196,7 @@ def run(
         config=fit_buckets(ds, parameter_count(model)),
         lr_scheduler=scheduler,
     )
+    speed.reduce_between_ranks_only(engine)
     start = 0
     if found is not None:
         checkpoint.restore(engine, ranks, found)

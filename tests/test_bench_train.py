@@ -79,17 +79,20 @@ def test_ratios_are_taken_turn_by_turn(bench):
     works = {
         "ours free": [bench.Work(1.0, 1), bench.Work(2.0, 1), bench.Work(4.0, 1)],
         "ours grouped": [bench.Work(2.0, 1), bench.Work(3.0, 1), bench.Work(5.0, 1)],
-        "bare loop": [bench.Work(2.0, 1), bench.Work(2.0, 1), bench.Work(5.0, 1)],
+        "bare loop": [bench.Work(4.0, 1), bench.Work(3.0, 1), bench.Work(10.0, 1)],
+        "bare loop, our layers": [bench.Work(2.0, 1), bench.Work(2.0, 1), bench.Work(5.0, 1)],
         "Trainer": [bench.Work(3.0, 1), bench.Work(4.0, 1), bench.Work(16.0, 1)],
     }
     assert bench.ratios(works) == {
         "ours free against Trainer": {"median": 3.0, "least": 2.0, "most": 4.0},
-        "time of ours grouped / bare loop": {"median": 1.0, "least": 1.0, "most": 1.5},
+        "time of ours grouped / bare loop": {"median": 0.5, "least": 0.5, "most": 1.0},
+        "time of ours grouped / bare loop, our layers": {"median": 1.0, "least": 1.0, "most": 1.5},
     }
     assert "ours free against Trainer 3.00x (2.00-4.00)" in bench.summary({"tiny": {"ratios": bench.ratios(works)}})
 
 
-def test_the_bare_loop_computes_our_losses(providers, presets, mix, tmp_path, monkeypatch):
+@pytest.mark.parametrize("own", [True, False])
+def test_the_bare_loop_computes_our_losses(own, providers, presets, mix, tmp_path, monkeypatch):
     """The same weights, rows and losses; without dropout and without our idle heads."""
     monkeypatch.setattr(providers, "DROPOUT", 0.0)
     config = presets.electra(16, 16, 2, 2, 1066)
@@ -101,7 +104,7 @@ def test_the_bare_loop_computes_our_losses(providers, presets, mix, tmp_path, mo
     lengths = {name: source.lengths for name, source in sources.items()}
     passes = Passes(lengths, np.full(9, 1 / 9), passes=4, rows=2, seed=0, window=16)
     rows = providers.Rows(sources, passes, road, preset, ranks, "fp32", tokenizer)
-    bare = providers.Bare(rows)
+    bare = providers.Bare(rows, own)
     model = build_model(road.model, heads(road), tokenizer, dropout=0.0, seed=0)
     compared = set()
     for _, batches in assemble(passes, sources, bare.padding, ranks, 2, range(4)):
@@ -129,7 +132,8 @@ def test_a_run_tells_and_writes_every_provider(tmp_path):
     assert [row["provider"] for row in both["tiny bf16"]["rows"]] == ["bare loop"]
     found = both["tiny"]
     rows = {row["provider"]: row for row in found["rows"]}
-    assert list(rows) == ["ours free", "ours grouped", "ours fixed", "bare loop", "Trainer", "Trainer by length"]
+    bare = ["bare loop", "bare loop, our layers"]
+    assert list(rows) == ["ours free", "ours grouped", "ours fixed", *bare, "Trainer", "Trainer by length"]
     assert rows["ours free"]["padding"] == 0 < rows["ours grouped"]["padding"] < rows["ours fixed"]["padding"]
     assert rows["bare loop"]["padding"] == pytest.approx(rows["ours grouped"]["padding"], abs=1e-3)
     assert rows["Trainer"]["padding"] == pytest.approx(rows["ours fixed"]["padding"], abs=1e-3)

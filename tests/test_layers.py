@@ -6,8 +6,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent / "road_ds"
 
 LAYERS = [
-    {"errors"},
-    {"digest", "strict_json", "deepspeed_keys", "data.catalog", "fused", "dropout"},
+    {"errors", "exchange"},
+    {"digest", "strict_json", "deepspeed_keys", "data.catalog", "fused", "dropout", "linear"},
     {"config", "log", "metrics", "packing", "preemption", "ranks", "surroundings"},
     {"hub", "data.publishers"},
     {"data.formats"},
