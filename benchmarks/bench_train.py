@@ -53,6 +53,7 @@ from road_ds.config import fit_precision
 from road_ds.linear import Linear
 from road_ds.log import quiet_libraries, write_json
 from road_ds.ranks import Ranks
+from road_ds.speed import keep_freed_memory
 
 POOL = 2048  # rows per data set: what a window of the plan sorts
 COLUMNS = [
@@ -70,8 +71,10 @@ def flops(config: dict[str, Any], lengths: np.ndarray) -> float:
 
 def peak_flops(rows: Rows) -> float:
     """The floating-point operations per second of a large linear layer, as ours computes it; the fastest of ten."""
-    device, size = rows.ranks.device, 8192 if rows.ranks.device.type == "cuda" else 1024
-    kind = Linear if device.type == "cpu" else torch.nn.Linear
+    device = rows.ranks.device
+    kind, size = (torch.nn.Linear, 8192) if device.type == "cuda" else (Linear, 2048)
+    if device.type == "cpu":
+        keep_freed_memory()
     layer = kind(size, size, bias=False, device=device, dtype=DTYPES[rows.precision])
     taken = []
     with torch.no_grad():

@@ -1,6 +1,7 @@
 """What makes a step cheaper leaves what it computes as it was, or says that it cannot."""
 
 import os
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from road_ds import fused
 from road_ds.config import RoadConfig
 from road_ds.data.batches import Padding
 from road_ds.errors import RoadError
-from road_ds.speed import choose_padding, prepare
+from road_ds.speed import choose_padding, prepare, reduce_between_ranks_only
 
 AMPERE, VOLTA = (8, 0), (7, 0)
 
@@ -242,3 +243,12 @@ runpy.run_path("road_ds/train.py", run_name="__main__")
 """
     done = run_python("-c", code)
     assert "bounded True" in done.stdout, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(("processes", "stage", "reduced"), [(1, 0, False), (2, 0, True), (1, 1, True), (1, 3, True)])
+def test_gradients_are_reduced_where_there_is_somebody_or_zero_divides_them(processes, stage, reduced):
+    engine = SimpleNamespace(
+        dp_world_size=processes, zero_optimization_stage=lambda: stage, enable_backward_allreduce=True
+    )
+    reduce_between_ranks_only(engine)
+    assert engine.enable_backward_allreduce is reduced
