@@ -13,8 +13,8 @@ draws some steps, and each provider trains on just these rows, one after another
   ..., N teachers                the same with N cached teachers for every data set and Weighted KD (--teachers N)
   bare loop                      a plain PyTorch loop over transformers' models on our grouped batches, assembled
                                  beforehand: forward, backward, clip, fused AdamW, no more
-  bare loop, our layers          the same loop over the layers of ours (on a CPU: dropout, linear layers, memory; anywhere
-                                 its attention): what no training loop can be faster than on these batches
+  bare loop, our layers          the same loop over the layers of ours: our attention, and on a CPU our dropout, linear
+                                 layers and memory; what is left between this and ours is the engine and our loop
   Trainer                        transformers.Trainer as in its question-answering example: rows padded to 384 tokens
   Trainer by length              the same with its own grouping by length, padded to the longest of a batch
 
@@ -50,7 +50,7 @@ from presets import LONGEST, PASSES, PRESETS, weights_of
 from providers import CLOCKS, DTYPES, Case, Rows, Work, providers, wait
 
 from road_ds.config import fit_precision
-from road_ds.linear import Linear
+from road_ds.linear import Linear, mkl_is_slow
 from road_ds.log import quiet_libraries, write_json
 from road_ds.ranks import Ranks
 from road_ds.speed import keep_freed_memory
@@ -72,9 +72,10 @@ def flops(config: dict[str, Any], lengths: np.ndarray) -> float:
 def peak_flops(rows: Rows) -> float:
     """The floating-point operations per second of a large linear layer, as ours computes it; the fastest of ten."""
     device = rows.ranks.device
-    kind, size = (torch.nn.Linear, 8192) if device.type == "cuda" else (Linear, 2048)
+    size = 8192 if device.type == "cuda" else 2048
     if device.type == "cpu":
         keep_freed_memory()
+    kind = Linear if device.type == "cpu" and mkl_is_slow() else torch.nn.Linear
     layer = kind(size, size, bias=False, device=device, dtype=DTYPES[rows.precision])
     taken = []
     with torch.no_grad():

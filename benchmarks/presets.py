@@ -37,7 +37,7 @@ def electra(embedding: int, hidden: int, layers: int, heads: int, vocabulary: in
 
 LARGE = electra(1024, 1024, 24, 16)
 PRESETS = {
-    "tiny": Preset(electra(128, 128, 2, 4, 1066), rows=64, micro=16, steps=10, quick_steps=6),
+    "tiny": Preset(electra(128, 128, 2, 4, 1066), rows=64, micro=16, steps=10, quick_steps=3),
     "electra-small": Preset(electra(128, 256, 12, 4), rows=32, micro=8, steps=4, quick_steps=1),
     "electra-base": Preset(electra(768, 768, 12, 12), rows=512, micro=128, steps=10, quick_steps=2),
     "electra-large": Preset(LARGE, rows=512, micro=32, steps=5, quick_steps=1),

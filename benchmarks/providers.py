@@ -116,7 +116,7 @@ class Ours:
         tasks = heads(rows.config)
         model = build_model(ModelSpec(**rows.config.model.model_dump()), tasks, rows.tokenizer, dropout=DROPOUT, seed=0)
         if ranks.device.type == "cpu":
-            fit_cpu(model, model.encoder)
+            fit_cpu(model.encoder)
         capability = torch.cuda.get_device_capability() if ranks.device.type == "cuda" else None
         mode, note = choose_padding(
             padding, model.use_packing(), ranks.device.type, capability, rows.precision, compiled=False
@@ -234,7 +234,7 @@ class Stopwatch:
 class Bare:
     """A plain loop on our batches, which lie ready, over transformers' layers as they come or over the layers of ours.
 
-    With ours, no training loop can be faster on these batches.
+    With ours it is the least that our loop can take: the same layers, and no engine.
     """
 
     def __init__(self, rows: Rows, own: bool):
@@ -252,7 +252,7 @@ class Bare:
         dtype = DTYPES[rows.precision]
         every = torch.nn.ModuleList(self.models.values()).to(device, dtype)
         if own and device.type == "cpu":
-            fit_cpu(every, encoder)
+            fit_cpu(encoder)
         self.parameters: list[torch.Tensor] = list(every.parameters())
         self.half = dtype != torch.float32
         self.masters = [p.detach().float() for p in self.parameters] if self.half else self.parameters

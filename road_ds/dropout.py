@@ -22,7 +22,7 @@ def dropout(values: torch.Tensor, p: float) -> torch.Tensor:
         return F.dropout(values, p)
     words = torch.empty(-(-values.numel() // 4), dtype=torch.int64).random_(-(2**63), None)  # four elements each
     kept = words.view(torch.int16)[: values.numel()].view(values.shape)
-    kept.ge_(dropped - LEVELS // 2)  # 0 or 1 in place: torch's loops over bool are many times slower
+    kept.ge_(dropped - LEVELS // 2)  # 0 or 1 in place: torch is slow with bools on a CPU
     return values.mul(kept).mul_(LEVELS / (LEVELS - dropped))
 
 

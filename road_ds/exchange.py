@@ -1,4 +1,4 @@
-"""Layers of a model exchanged in place for others that compute the same."""
+"""Layers of a model exchanged in place for others that do the same work."""
 
 from collections.abc import Callable
 from typing import TypeVar

@@ -151,7 +151,11 @@ def step_engine(engine: Any) -> tuple[bool, Any]:
                 "road.precision bf16 or fp32"
             ) from None
         return engine.was_step_applied(), engine.get_global_grad_norm()
-    gradients = [p.grad for p in engine.module.parameters() if p.grad is not None]
+    trained = [p for p in engine.module.parameters() if p.requires_grad]
+    for parameter in trained:
+        if parameter.grad is None:  # one process reduces nothing; with more DeepSpeed fills these in, and weights decay
+            parameter.grad = torch.zeros_like(parameter)
+    gradients = [p.grad for p in trained]
     norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(g) for g in gradients]))
     finite = bool(norm.isfinite())
     if not finite:

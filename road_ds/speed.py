@@ -33,12 +33,15 @@ def keep_freed_memory() -> None:
         mallopt(M_TRIM_THRESHOLD, -1)  # never
 
 
-def fit_cpu(model: nn.Module, encoder: nn.Module) -> None:
-    """Makes a model's step cheaper on a CPU: freed memory is kept, dropout and, where MKL is slow, products are faster."""
+def fit_cpu(encoder: nn.Module) -> None:
+    """Makes an encoder's step cheaper on a CPU: freed memory is kept, dropout and, where MKL is slow, products are faster.
+
+    Heads stay as they are: theirs are small, and a head's shell would go on calling the layers that it was built with.
+    """
     keep_freed_memory()
-    replace_dropout(model)
+    replace_dropout(encoder)
     if mkl_is_slow():
-        replace_linear(encoder)  # heads are small, and ZeRO 3 gathers for the very modules that it was given
+        replace_linear(encoder)
 
 
 def choose_padding(
@@ -74,7 +77,7 @@ def prepare(
     RoadError for what was asked and cannot be.
     """
     if device == "cpu":
-        fit_cpu(model, model.encoder)
+        fit_cpu(model.encoder)
     obstacle = model.use_packing()
     mode, note = choose_padding(config.padding, obstacle, device, capability, precision, config.compile)
     apex, remark = fused.use_apex(config.apex, device)

@@ -1,8 +1,10 @@
 """Dropout from sixteen bits an element: as torch's in all but the numbers drawn."""
 
+import numpy as np
 import pytest
 import torch
 from runs import tiny_config
+from test_export import ARCHITECTURES, fresh, logits
 from test_packing import LONGEST, rows
 from torch import nn
 from torch.utils.checkpoint import checkpoint
@@ -67,14 +69,28 @@ def test_the_ends():
     assert dropout(torch.ones(2**10), 1 - 1e-9).isfinite().all()
 
 
-def test_a_run_on_a_cpu_takes_it_in_encoder_and_heads():
+def test_a_run_on_a_cpu_takes_it_in_its_encoder():
     config = RoadConfig.model_validate(tiny_config(dropout=0.1)["road"])
     model = build_model(config.model, heads(config), load_tokenizer(config.model), dropout=0.1, seed=0)
-    before = [name for name, module in model.named_modules() if type(module) is nn.Dropout]
+    before = [name for name, module in model.encoder.named_modules() if type(module) is nn.Dropout]
     prepare(model, config, {"zero_optimization": {"stage": 0}}, "cpu", None, "fp32")
-    after = {name: module.p for name, module in model.named_modules() if type(module) is Dropout}
+    after = {name: module.p for name, module in model.encoder.named_modules() if type(module) is Dropout}
     assert before and after == dict.fromkeys(before, 0.1)
-    assert not any(type(module) is nn.Dropout for module in model.modules())
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_a_prepared_model_drops_nothing_in_evaluation(architecture):
+    """Heads among it: their shells call the layers that they were built with, whatever stands in the module tree."""
+    model, tokenizer = fresh(architecture)
+    expected = {head: logits(model, head, tokenizer) for head in model.tasks}
+    config = RoadConfig.model_validate(tiny_config()["road"])
+    prepare(model, config, {"zero_optimization": {"stage": 0}}, "cpu", None, "fp32")
+    model.train()
+    model.eval()
+    state = torch.get_rng_state()
+    for head, values in expected.items():
+        np.testing.assert_allclose(logits(model, head, tokenizer), values, atol=1e-5)
+    assert torch.equal(torch.get_rng_state(), state)
 
 
 def test_replaced_modules_change_nothing_in_evaluation_and_drop_in_training():
@@ -84,7 +100,7 @@ def test_replaced_modules_change_nothing_in_evaluation_and_drop_in_training():
     head = next(name for name, task in tasks.items() if task.rows_per_feature == 1)
     batch = Padding("grouped", 0, {"rows": LONGEST}).collate(rows(tasks[head]), range(4))
     expected = model(batch, head).logits
-    assert replace_dropout(model) > 0
+    assert replace_dropout(model.encoder) > 0
     assert torch.equal(model(batch, head).logits, expected)
     model.train()
     assert not torch.allclose(model(batch, head).logits, expected, atol=1e-3)
