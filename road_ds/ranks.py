@@ -30,7 +30,7 @@ class Ranks:
         """Joins the launcher's processes, or stands alone without one. RoadError when the port is taken."""
         alone = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
         if "RANK" not in os.environ:
-            os.environ.update(alone, MASTER_PORT=str(free_port()))
+            os.environ.update(alone, MASTER_PORT="0")  # whichever is free when it is opened
         cuda = torch.cuda.is_available() and os.environ.get("DS_ACCELERATOR", "cuda") == "cuda"
         if not cuda:
             os.environ.setdefault("DS_ACCELERATOR", "cpu")
