@@ -84,8 +84,8 @@ def test_a_prepared_model_drops_nothing_in_evaluation(architecture):
     model, tokenizer = fresh(architecture)
     expected = {head: logits(model, head, tokenizer) for head in model.tasks}
     config = RoadConfig.model_validate(tiny_config()["road"])
-    prepare(model, config, {"zero_optimization": {"stage": 0}}, "cpu", None, "fp32")
     model.train()
+    prepare(model, config, {"zero_optimization": {"stage": 0}}, "cpu", None, "fp32")
     model.eval()
     state = torch.get_rng_state()
     for head, values in expected.items():
