@@ -14,8 +14,8 @@ from runs import error_of
 from road_ds.data.readers import Answer, Example
 from road_ds.errors import RoadError
 from road_ds.evaluation import identity
-from road_ds.recipes.bootstrap import paired
 from road_ds.recipes.comparison import compare, grouped, text
+from road_ds.recipes.difference import difference
 from road_ds.recipes.page import page
 
 
@@ -59,7 +59,7 @@ def test_means_spreads_and_differences(four):
     scores = [
         [[*map(float, row)] for row in rows] for rows in (["1111111100", "1111110000"], ["1100110000", "1100111100"])
     ]
-    by_hand = paired(*(100 * np.array(part) for part in scores))
+    by_hand = difference(*(100 * np.array(part) for part in scores))
     assert kd["difference"] == pytest.approx(vars(by_hand)) and by_hand.value == pytest.approx(20)
     said = text(report).splitlines()
     assert said[0].split() == ["data", "set", "metric", "runs", "n", "mean", "sd", "each", "difference", "95", "%", "p"]
@@ -98,6 +98,12 @@ def test_a_regression_is_compared_by_squared_error(tmp_path):
     report = compare(grouped([str(tmp_path / "a-1"), str(tmp_path / "b-1")]), "a")
     b = report["data_sets"]["rte"]["groups"]["b"]
     assert b["mean"] == 80 and b["difference"]["value"] == pytest.approx(-1) and "-1.00 squared_error" in text(report)
+
+
+def test_one_row_shows_no_spread(tmp_path):
+    words = [str(made(tmp_path / f"{name}-{seed}", bits("1"), seed)) for name in "ab" for seed in (1, 2)]
+    report = compare(grouped(words), "a")
+    assert report["data_sets"]["rte"]["groups"]["b"]["difference"] is None and "rte" in text(report)
 
 
 def test_data_sets_apart(tmp_path, four):

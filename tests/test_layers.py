@@ -23,7 +23,7 @@ LAYERS = [
     {"teachers", "ensemble"},
     {"train", "teach"},
     {"check", "glue"},
-    {"recipes.recipe", "recipes.inputs", "recipes.launcher", "recipes.bootstrap"},
+    {"recipes.recipe", "recipes.inputs", "recipes.launcher", "recipes.difference"},
     {"recipes.stages", "recipes.comparison"},
     {"recipes.page"},
     {"__main__"},

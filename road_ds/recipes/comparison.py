@@ -12,7 +12,7 @@ import numpy as np
 from road_ds.config import nearest
 from road_ds.errors import RoadError
 from road_ds.log import RunFolder, table
-from road_ds.recipes.bootstrap import REPLICATES, paired
+from road_ds.recipes.difference import difference
 from road_ds.strict_json import load_json, quote
 
 
@@ -85,7 +85,7 @@ def without_seed(run: Finished) -> str:
     return re.sub(rf"[-_.](seed[-_]?|s)?{run.seed}$", "", name) or name
 
 
-def compare(groups: Groups, baseline: str | None = None, *, seed: int = 0) -> dict[str, Any]:
+def compare(groups: Groups, baseline: str | None = None) -> dict[str, Any]:
     """What is to be said of groups of runs, as plain values: per data set and group mean, spread, seeds, difference.
 
     RoadError when groups were scored by different metrics or on different rows, or a seed is there twice.
@@ -97,13 +97,12 @@ def compare(groups: Groups, baseline: str | None = None, *, seed: int = 0) -> di
     names = dict.fromkeys(name for runs in groups.values() for run in runs for name in run.results["scores"])
     return {
         "baseline": baseline,
-        "bootstrap": {"replicates": REPLICATES, "seed": seed},
-        "data_sets": {name: compare_on(name, groups, baseline, seed) for name in names},
+        "data_sets": {name: compare_on(name, groups, baseline) for name in names},
     }
 
 
-def compare_on(dataset: str, groups: Groups, baseline: str | None, seed: int) -> dict[str, Any]:
-    """The comparison on one data set, of the groups that were scored on it."""
+def compare_on(dataset: str, groups: Groups, baseline: str | None) -> dict[str, Any]:
+    """The comparison on one data set, of the groups that were scored on it. One row alone shows no spread: no differences."""
     here = {name: [run for run in runs if dataset in run.results["scores"]] for name, runs in groups.items()}
     here = {name: runs for name, runs in here.items() if runs}
     metric, row_metric, percent = _metrics(dataset, here)
@@ -121,9 +120,8 @@ def compare_on(dataset: str, groups: Groups, baseline: str | None, seed: int) ->
     if baseline in here:
         scores = _matched(dataset, here, baseline)
         for name in here:
-            if name != baseline:
-                difference = paired(scale * scores[name], scale * scores[baseline], seed=seed)
-                found[name]["difference"] = asdict(difference)
+            if name != baseline and scores[name].shape[1] > 1:
+                found[name]["difference"] = asdict(difference(scale * scores[name], scale * scores[baseline]))
     return {"metric": metric, "row_metric": row_metric, "groups": found}
 
 
@@ -205,8 +203,8 @@ def notes(report: Mapping[str, Any]) -> list[str]:
     said = ["sd: standard deviation over runs (n - 1); each: the runs in the order given."]
     if report["baseline"] is not None:
         said.append(
-            f"difference: against {report['baseline']}, on the same rows, matched by id. Interval and p: paired bootstrap, "
-            f"{report['bootstrap']['replicates']:,} replicates, seed {report['bootstrap']['seed']}, over rows and over seeds."
+            f"difference: against {report['baseline']}, on the same rows, matched by id. Interval and p: Student's t, for "
+            "other rows and other seeds."
         )
         single = any(len(g["runs"]) == 1 for part in report["data_sets"].values() for g in part["groups"].values())
         if single:
