@@ -196,7 +196,7 @@ def recipe(options: argparse.Namespace) -> None:
     from road_ds.recipes.comparison import Finished
     from road_ds.recipes.launcher import Launcher
     from road_ds.recipes.recipe import load_recipe, plan
-    from road_ds.recipes.stages import carry_out, commands, describe, locked, look, results
+    from road_ds.recipes.stages import absent, carry_out, commands, describe, locked, look, results
 
     path = Path(options.recipe)
     recipe = load_recipe(path)
@@ -210,8 +210,10 @@ def recipe(options: argparse.Namespace) -> None:
         )
     launch = shlex.split(options.launch)
     if options.dry_run:
-        steps = look(runs, options.redo)
-        print(describe(steps), *(shlex.join(c) for step in steps for c in commands(step, Launcher(launch))), sep="\n\n")
+        steps = look(runs, options.redo, rows=False)
+        gone = ["\n  ".join(["not there yet:", *said])] if (said := absent(steps)) else []
+        lines = (shlex.join(c) for step in steps for c in commands(step, Launcher(launch)))
+        print(describe(steps), *gone, *lines, sep="\n\n")
         return
     with locked(output) as lock:
         steps = look(runs, options.redo)

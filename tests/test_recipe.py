@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 
 from road_ds.config import load_config
 from road_ds.errors import RoadError
+from road_ds.recipes.inputs import content
 from road_ds.recipes.launcher import Launcher, wait_for_ranks
 from road_ds.recipes.recipe import load_recipe, plan
 from road_ds.recipes.stages import StageError, carry_out, commands, look
@@ -247,8 +248,6 @@ def test_other_inputs_are_refused_by_name(tmp_path, base, rows):
     base(log_every=3, save_every=4, evaluate_batch_size=8)  # what decides on no number
     assert set(states(runs).values()) == {"done"}
     rows.write_text(rows.read_text().replace("text 7", "text seven"))
-    from road_ds.recipes.inputs import content
-
     content.cache_clear()
     with pytest.raises(RoadError, match=rf"rows of rows, train: {rows}: [0-9a-f]{{12}} -> [0-9a-f]{{12}}\n"):
         look(runs)
@@ -264,8 +263,6 @@ def test_a_teacher_that_was_made_anew_is_another_input(tmp_path, base):
 
 
 def test_a_model_on_disk_counts_by_content(tmp_path, base):
-    from road_ds.recipes.inputs import content
-
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "model.safetensors").write_bytes(b"1")
     runs = planned(tmp_path, {"a": {"set": {"road.model": str(tmp_path / "model")}}})
@@ -406,6 +403,37 @@ def test_dry_run_prints_the_plan_and_makes_nothing(tmp_path, base, command):
     assert code == 0, err
     assert [line.split()[1] for line in out.splitlines()[2:7]] == ["teacher-1", "teacher-2", "mean", "student", "other"]
     assert out.count("--set road.steps=3") == 6 and not (tmp_path / "out").exists()
+
+
+def test_a_plan_needs_no_rows(tmp_path, base, command, rows):
+    """They are named below the plan, all of them; a run needs them, and a finished one stays done."""
+    path = recipe_of(tmp_path, {"a": {}, "b": {"set": {"road.datasets.rows.dev": "none.tsv"}}, "quac": {"set": {
+        "road.datasets": ["quac"], "road.tasks": {"mrc": {"type": "span_qa"}}}}})  # fmt: skip
+    made([run for run in plan(load_recipe(path), path, tmp_path / "out") if run.name == "a"])
+    rows.rename(tmp_path / "elsewhere")
+    content.cache_clear()
+    arguments = ["recipe", path, "--output", tmp_path / "out"]
+    code, out, err = command(*arguments, "--dry-run")
+    assert code == 0, err
+    assert [line.split()[1:4:2] for line in out.splitlines()[2:5]] == [["a", "done"], ["b", "to"], ["quac", "to"]]
+    gone = [
+        f"a, b: {rows}: cannot be read: No such file or directory: expected a data file",
+        "b: none.tsv: cannot be read: No such file or directory: expected a data file",
+        "quac: datasets.quac: no hub has its rows as data",
+    ]
+    assert [line for line in out.splitlines() if line.startswith("not there yet")] == ["not there yet:"]
+    assert all(f"  {line}" in out for line in gone) and "--deepspeed_config" in out
+    said = error_of(command(*arguments)).splitlines()
+    assert [line.startswith(word) for line, word in zip(said, ["error: " + gone[0], *gone[1:]], strict=True)] == [
+        True
+    ] * 3
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_our_own_recipes_can_be_planned_anywhere(path, tmp_path, command, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, out, err = command("recipe", path, "--dry-run")
+    assert code == 0 and "--deepspeed_config" in out, err
 
 
 def test_one_recipe_at_a_time_in_a_folder(tmp_path, base, command):

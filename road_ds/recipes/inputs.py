@@ -22,12 +22,13 @@ TO_BE_MADE = "to be made"
 WITHOUT_EFFECT = CHANGEABLE - {"road.evaluate_every"} | {"road.distill.cache"}
 
 Inputs = dict[str, Any]
+Missing = dict[str, str]  # how the names of such inputs begin -> why they cannot be read
 
 
 def inputs_of(
     config: RoadConfig, ds: Mapping[str, Any], extra: Mapping[str, Any], before: Mapping[str, Path]
-) -> Inputs:
-    """Everything that decides on a run's numbers, by a name that people understand.
+) -> tuple[Inputs, Missing]:
+    """Everything that decides on a run's numbers, by a name that people understand; and the rows that are not there.
 
     before: the folders of the runs that it needs; their paths count as names, their results by content. Hub names count as
     they are, files and folders on disk by content.
@@ -35,20 +36,25 @@ def inputs_of(
     found = {key: _named(value, before) for key, value in flat_keys({**ds, "road": config.model_dump()}).items()}
     found = {k: v for k, v in found.items() if not any(k == key or k.startswith(key + ".") for key in WITHOUT_EFFECT)}
     found |= {key: _named(value, before) for key, value in extra.items()}
+    missing = {}
     for name, spec in config.datasets.items():
         for part in PARTS:
             if getattr(spec, part) is not None:
-                source = Source.of(name, part, spec)
-                path = source.spec.path if source.spec.format == "disk" else source.source
-                if source.spec.format != "hub":
-                    found[f"rows of {name}, {part}: {path}"] = content(Path(str(path)))
+                rows = f"rows of {name}, {part}: "
+                try:
+                    source = Source.of(name, part, spec)
+                    path = source.spec.path if source.spec.format == "disk" else source.source
+                    if source.spec.format != "hub":
+                        found[f"{rows}{path}"] = content(Path(str(path)))
+                except RoadError as error:
+                    missing[rows] = str(error)
     for name in models_of(config):
         if local_file(name).exists() and not _inside(name, before):
             models = local_file(name) / "model"  # of a run folder only what it exported
             found[f"model {name}"] = content(models if models.is_dir() else local_file(name))
     found |= {f"run {name}": result_of(folder) for name, folder in before.items()}
     found["code"] = f"road_ds {versions().get('road_ds', 'not installed')}"
-    return json.loads(json.dumps(found))  # as it will be read back
+    return json.loads(json.dumps(found)), missing  # as it will be read back
 
 
 def models_of(config: RoadConfig) -> list[str]:

@@ -13,7 +13,7 @@ from road_ds.config import RoadConfig, load_config
 from road_ds.errors import RoadError
 from road_ds.log import RunFolder, counted, table
 from road_ds.objectives import Taught, objective_from
-from road_ds.recipes.inputs import FILE, Inputs, differences, inputs_of, is_finished, keep_inputs, kept_inputs
+from road_ds.recipes.inputs import FILE, Inputs, Missing, differences, inputs_of, is_finished, keep_inputs, kept_inputs
 from road_ds.recipes.launcher import Launcher
 from road_ds.recipes.recipe import Run, chosen, with_dependents
 from road_ds.tasks import heads
@@ -31,12 +31,13 @@ class StageError(RoadError):
 
 @dataclass(frozen=True)
 class Step:
-    """A run of a recipe, its validated configuration, and what is to be done about it."""
+    """A run of a recipe, its validated configuration, what is to be done about it, and which rows are not there."""
 
     run: Run
     config: RoadConfig
     ds: dict[str, Any]
     state: str
+    missing: Missing
 
     @property
     def teaches(self) -> bool:
@@ -56,8 +57,11 @@ class Step:
         )
 
 
-def look(runs: Sequence[Run], redo: Sequence[str] = ()) -> list[Step]:
-    """What is to be done about each run. RoadError for settings that do not hold, and for results of other inputs."""
+def look(runs: Sequence[Run], redo: Sequence[str] = (), *, rows: bool = True) -> list[Step]:
+    """What is to be done about each run; rows: whether theirs must be there, as for more than a plan.
+
+    RoadError for settings that do not hold, for results of other inputs, and for missing rows.
+    """
     again = with_dependents(chosen(list(redo), list(runs), "--redo"), list(runs))
     folders = {run.name: run.folder for run in runs}
     steps = []
@@ -66,21 +70,38 @@ def look(runs: Sequence[Run], redo: Sequence[str] = ()) -> list[Step]:
             config, ds = load_config(run.config, run.overrides)
             heads(config)
             objective_from(config)
-            inputs = inputs_for(run, config, ds, folders)
+            inputs, missing = inputs_for(run, config, ds, folders)
         except RoadError as error:
             raise RoadError(f"{run.name}: {error}") from None
-        steps.append(Step(run, config, ds, REDO if run.name in again else state_of(run, inputs)))
+        steps.append(Step(run, config, ds, REDO if run.name in again else state_of(run, inputs, missing), missing))
+    if rows and (said := absent(steps)):
+        raise RoadError("\n".join(said))
     return steps
 
 
-def inputs_for(run: Run, config: RoadConfig, ds: dict[str, Any], folders: dict[str, Path]) -> Inputs:
-    """What a run is made from, or would be."""
+def absent(steps: Sequence[Step]) -> list[str]:
+    """A line for each file or folder that runs need and that cannot be read, with their names."""
+    runs: dict[str, dict[str, None]] = {}
+    for step in steps:
+        for fault in step.missing.values():
+            runs.setdefault(fault, {})[step.run.name] = None
+    return [
+        f"{', '.join([*names][:3])}{f' and {len(names) - 3} more' if len(names) > 3 else ''}: {fault}"
+        for fault, names in runs.items()
+    ]
+
+
+def inputs_for(run: Run, config: RoadConfig, ds: dict[str, Any], folders: dict[str, Path]) -> tuple[Inputs, Missing]:
+    """What a run is made from, or would be, and the rows that are not there."""
     extra = {"evaluate": list(run.models)} if run.models else {}
     return inputs_of(config, ds, extra, {name: folders[name] for name in run.needs})
 
 
-def state_of(run: Run, inputs: Inputs) -> str:
-    """What is to be done about a run. RoadError when its folder holds something that was made from other inputs."""
+def state_of(run: Run, inputs: Inputs, missing: Missing) -> str:
+    """What is to be done about a run. RoadError when its folder holds something that was made from other inputs.
+
+    Rows that are not there cannot be compared.
+    """
     before = kept_inputs(run.folder)
     if before is None:
         if (run.folder / "config.json").exists() or (run.folder / "results.json").exists():
@@ -89,6 +110,7 @@ def state_of(run: Run, inputs: Inputs) -> str:
             )
         return START
     finished, saved = is_finished(run.folder), bool(committed(run.folder / "checkpoints"))
+    before = {key: value for key, value in before.items() if not key.startswith(tuple(missing))}
     if (changed := differences(before, inputs)) and (finished or saved):
         raise RoadError(
             f"{run.folder} was made from other inputs than {run.name} has now:\n  "
@@ -129,7 +151,8 @@ def carry_out(steps: Sequence[Step], launcher: Launcher) -> None:
         if not resume:
             wipe(run.folder)
         print(f"{head}: {step.kind}{', resumed' if resume else ''}", flush=True)
-        keep_inputs(run.folder, inputs_for(run, step.config, step.ds, folders))
+        inputs, _ = inputs_for(run, step.config, step.ds, folders)
+        keep_inputs(run.folder, inputs)
         for command in commands(step, launcher, *resume):
             code, last = launcher.run(command, run.folder)
             if code != 0:
