@@ -133,11 +133,11 @@ def kd_loss(
     """The KDLoss of `road_kernels.kd_loss`, whose arguments these are; they are not checked here."""
     teachers = as_teachers(teacher)
     accumulation = accumulation_dtype(student, *teachers)
-    rows = student.shape[0]
-    hard = soft = torch.zeros(rows, dtype=accumulation, device=student.device)
+    count = student.shape[0]
+    hard = soft = torch.zeros(count, dtype=accumulation, device=student.device)
     # A masked logit has no gradient and cannot poison a sum: absent classes become -inf, ignored rows become 0.
     absent = absent_classes(lengths, student.shape[1])
-    ignored = torch.zeros(rows, dtype=torch.bool, device=student.device) if labels is None else labels == ignore_index
+    ignored = torch.zeros(count, dtype=torch.bool, device=student.device) if labels is None else labels == ignore_index
 
     def present(logits: Tensor) -> Tensor:
         logits = logits.to(accumulation)
@@ -160,7 +160,10 @@ def kd_loss(
             )
         )
         soft = divergence(target, logits, temperature).masked_fill(ignored, 0.0)
-    losses = weighted(1 - weight, hard) + weighted(weight * kl_factor(kl_scale, temperature), soft)
+    losses = nothing(student, accumulation)
+    for factor, rows in ((1 - weight, hard), (weight * kl_factor(kl_scale, temperature), soft)):
+        if factor:  # a factor of 0 leaves the term out, so that an infinite one cannot turn into NaN
+            losses = losses + factor * rows
 
     row_weights = torch.ones_like(losses) if row_weight is None else row_weight.to(accumulation)
     row_weights = row_weights.masked_fill(ignored, 0.0)
@@ -187,9 +190,9 @@ def may_hold(rows: Tensor) -> bool:
     return bool(rows.any())
 
 
-def weighted(factor: float, rows: Tensor) -> Tensor:
-    """factor x rows; a factor of 0 leaves the term out, so that an infinite one cannot turn into NaN."""
-    return factor * rows if factor else torch.zeros_like(rows)
+def nothing(student: Tensor, dtype: torch.dtype) -> Tensor:
+    """[rows] zeros that depend on the student: a loss without any term has a gradient, of zero."""
+    return student[:, :0].sum(1, dtype=dtype)
 
 
 def reduce_rows(losses: Tensor, row_weights: Tensor, reduction: str) -> Tensor:
