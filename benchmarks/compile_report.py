@@ -165,11 +165,12 @@ def describe(shape: str, kernel, args: tuple, warps: int, constants: dict) -> La
 
 def wide_accesses(named: dict, warps: int, constants: dict) -> tuple[int, int]:
     """16-byte loads and stores that a thread must make for its share of each tile of logits; 0 where rows rule them out."""
-    read = [*named.get("teachers", ()), *([named["student"]] if "s_row" in named and "B" in constants else [])]
+    read = [*named.get("teachers", ()), *([named["student"]] if "s_row" in named else [])]
     written = [named[name] for name in ("gradient", "out") if name in named]
     if not read or vector_width(*read, *written) * read[0].element_size() < 16:
         return 0, 0
-    elements = constants.get("R", 1) * constants["B"] // (32 * warps)
+    lanes = constants.get("B") or constants["U"] * constants["T"] * constants["VEC"]
+    elements = constants.get("R", 1) * lanes // (32 * warps)
     each = elements * read[0].element_size() // 16  # 0 where a thread's share of a small tile is less
     return each * len(read), each * len(written)
 

@@ -20,12 +20,8 @@ def start(kernel, grid: tuple[int, ...], *args, warps: int, **constants) -> None
 
 def on_device(tensor: Tensor) -> AbstractContextManager:
     """A context in which kernels start on the tensor's own device."""
-    return torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext()
-
-
-def dense(rows: Tensor | None) -> Tensor | None:
-    """One number per row, contiguous: too few bytes to give them strides."""
-    return None if rows is None else rows.contiguous()
+    elsewhere = tensor.is_cuda and tensor.device.index != torch.cuda.current_device()
+    return torch.cuda.device(tensor.device) if elsewhere else nullcontext()
 
 
 def strides(logits: list[Tensor], vec: int) -> tuple[tuple[int, ...], tuple[int, ...]]:

@@ -16,6 +16,15 @@ MOST_WARPS = 16  # of 128 registers each thread: what an SM has
 STATISTICS = 5  # numbers per row that the forward pass keeps for the gradient
 
 
+class Stream(NamedTuple):
+    """groups of loads and lanes that one program reads of each of its rows at a time, and its number of warps."""
+
+    groups: int
+    rows: int
+    lanes: int
+    warps: int
+
+
 class Tile(NamedTuple):
     """rows x classes that one program works on at a time, and its number of warps."""
 
@@ -65,13 +74,22 @@ def row_tile(classes: int, teachers: int, vec: int) -> Tile:
     return tile_of(width, MOST_WARPS, each)
 
 
+def stream_tile(classes: int, teachers: int, vec: int, device: torch.device) -> Stream:
+    """The tile of a row that is read in lanes: a warp for some hundred classes, four of them above."""
+    groups = max(1, classes_per_thread(teachers, 8) // vec)
+    warps = 4 if classes <= 16384 else 8
+    most = 32 if classes <= 1024 else 32 * warps
+    lanes = min(most, next_power_of_2(pieces(classes, groups * vec)))
+    return Stream(groups, 32 * warps // lanes, lanes, warps)
+
+
 def chunk_tile(teachers: int, vec: int) -> Tile:
     """The tile of one chunk of a row that does not fit."""
     each = classes_per_thread(teachers, vec)
     return tile_of(8 * 32 * each, 8, each)
 
 
-def gradient_tile(classes: int, teachers: int, vec: int) -> Tile:
+def gradient_tile(classes: int, teachers: int, vec: int, device: torch.device) -> Tile:
     """The tile of the elementwise kernels, which need no row as a whole."""
     each = classes_per_thread(teachers, vec)
     width = next_power_of_2(classes)
@@ -95,10 +113,14 @@ def vector_width(*logits: Tensor) -> int:
 
 
 def padded_logits(like: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-    """An empty [rows, classes] whose rows start at 16-byte boundaries, so that whole vectors can be written.
+    """An empty [rows, classes] for logits like these."""
+    return padded(like.shape[0], like.shape[1], dtype or like.dtype, like.device)
+
+
+def padded(rows: int, classes: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """An empty [rows, classes] whose rows start at 16-byte boundaries, so that whole vectors can be read and written.
 
     Rows of few classes stay dense: there a launch costs more than the bytes.
     """
-    rows, classes = like.shape
     width = classes if classes <= LARGEST_SMALL else pieces(classes, 8) * 8
-    return torch.empty(rows, width, dtype=dtype or like.dtype, device=like.device)[:, :classes]
+    return torch.empty(rows, width, dtype=dtype, device=device)[:, :classes]
