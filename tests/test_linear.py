@@ -103,7 +103,20 @@ def test_a_kept_graph_gives_the_same_gradient_twice(chunk_rows, reduction):
 class Operations(TorchDispatchMode):
     """The names of all operations that would be a launch on a device."""
 
-    VIEWS = ("slice", "t", "transpose", "unbind", "expand", "detach", "alias", "select", "view", "empty", "new_empty", "empty_like")
+    VIEWS = (
+        "slice",
+        "t",
+        "transpose",
+        "unbind",
+        "expand",
+        "detach",
+        "alias",
+        "select",
+        "view",
+        "empty",
+        "new_empty",
+        "empty_like",
+    )
 
     def __init__(self):
         super().__init__()
@@ -144,7 +157,11 @@ def test_products_and_launches(dtype, chunk_rows, reduction, products, monkeypat
         torch.autograd.grad(loss.total, [hidden, weight], upstream)
     assert sum(name in ("mm", "addmm_") for name in seen.names) == products
     if chunk_rows is None:
-        expected = ["stream_kernel", "gradient_kernel"] if reduction == "none" else ["stream_kernel", "reduce_kernel", "gradient_kernel"]
+        expected = (
+            ["stream_kernel", "gradient_kernel"]
+            if reduction == "none"
+            else ["stream_kernel", "reduce_kernel", "gradient_kernel"]
+        )
         assert launches == expected and set(seen.names) == {"mm"}
 
 

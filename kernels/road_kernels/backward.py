@@ -83,6 +83,6 @@ def backward(problem: Problem, saved: Saved, grad_total: Tensor, gradient: Tenso
             gradient, gradient.stride(0) // vec,
             N, C, tiles, LOG2_E.value / problem.temperature, problem.temperature,
             problem.hard_scale, problem.soft_scale / problem.temperature, problem.ignore_index,
-            R=tile.rows, B=tile.classes, VEC=vec, POWER=plan.whole_power(problem.temperature), M=M, warps=tile.warps,
+            R=tile.rows, B=tile.classes, VEC=vec, POWER=plan.whole_power(problem.temperature), M=M, warps=tile.warps, registers=tile.registers,
         )  # fmt: skip
     return gradient

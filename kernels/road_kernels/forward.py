@@ -207,7 +207,14 @@ def forward(problem: Problem) -> tuple[Tensor, Tensor, Tensor, Saved]:
         N, C, LOG2_E.value / problem.temperature, problem.temperature, problem.hard_scale, problem.soft_scale,
         problem.wrong_scale, problem.ignore_index,
     )  # fmt: skip
-    shared = dict(VEC=vec, POWER=plan.whole_power(problem.temperature), M=M, SUMS=sums is not None, warps=tile.warps)
+    shared = dict(
+        VEC=vec,
+        POWER=plan.whole_power(problem.temperature),
+        M=M,
+        SUMS=sums is not None,
+        warps=tile.warps,
+        registers=tile.registers,
+    )
     mean = reduction == "mean"
     with launch.on_device(student):
         if isinstance(tile, plan.Stream):

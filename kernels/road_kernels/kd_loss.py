@@ -142,7 +142,9 @@ SAVED = "Tensor statistics, Tensor judged, Tensor inverse"
 
 
 @torch.library.custom_op(
-    "road_kernels::kd_forward", mutates_args=(), schema=f"({PROBLEM}) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
+    "road_kernels::kd_forward",
+    mutates_args=(),
+    schema=f"({PROBLEM}) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
 )
 def forward_op(*flat: Any) -> tuple[Tensor, ...]:
     """total, hard, soft and what is Saved: see forward.py."""

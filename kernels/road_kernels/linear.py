@@ -109,7 +109,9 @@ def linear_kd_loss(
         ignore_index=ignore_index,
         reduction=reduction,
     ).dense()
-    work = Work(problem, teachers, chunk_rows, choose(impl, [hidden, *teachers.every()]) == "triton", torch.is_grad_enabled())
+    work = Work(
+        problem, teachers, chunk_rows, choose(impl, [hidden, *teachers.every()]) == "triton", torch.is_grad_enabled()
+    )
     return KDLoss(*Chunked.apply(hidden, head_weight, bias, work))
 
 
@@ -124,7 +126,10 @@ class Heads(NamedTuple):
 
     def logits(self, rows: slice) -> list[Tensor]:
         with torch.no_grad():
-            return [*(given[rows] for given in self.given), *(product(states[rows], *head) for states, *head in self.heads)]
+            return [
+                *(given[rows] for given in self.given),
+                *(product(states[rows], *head) for states, *head in self.heads),
+            ]
 
 
 class Work(NamedTuple):
