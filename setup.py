@@ -7,7 +7,7 @@ setup(
     python_requires=">=3.11",
     packages=["road_ds", "road_ds.data", "road_ds.recipes", "road_kernels"],
     package_dir={"road_kernels": "kernels/road_kernels"},
-    package_data={"road_ds": ["sample_data/*", "sample_data/*/*"]},
+    package_data={"road_ds": ["sample_data/*", "sample_data/*/*"], "road_kernels": ["tiles.json"]},
     install_requires=[
         "torch>=2.6",
         "deepspeed>=0.19",

@@ -29,7 +29,7 @@ os.environ.pop("TRITON_INTERPRET", None)  # the interpreter has no machine code
 import torch
 import triton
 from road_kernels import arguments, combine_teachers, kd_loss, launch
-from road_kernels.plan import vector_width
+from road_kernels.plan import MOST_REGISTERS, vector_width
 from triton.backends.compiler import GPUTarget
 from triton.backends.nvidia.compiler import get_ptxas
 from triton.compiler import ASTSource
@@ -64,6 +64,7 @@ class Launch(NamedTuple):
     constants: dict
     attributes: dict
     warps: int
+    registers: int
     wide_loads: int
     wide_stores: int
 
@@ -97,8 +98,8 @@ def record(shape: Shape) -> list[Launch]:
     """The launches of a forward and backward pass and of the combination, for tensors of this shape."""
     launches: list[Launch] = []
 
-    def recorder(kernel, grid, *args, warps, **constants):
-        launches.append(describe(str(shape), kernel, args, warps, constants))
+    def recorder(kernel, grid, *args, warps, registers=MOST_REGISTERS, **constants):
+        launches.append(describe(str(shape), kernel, args, warps, registers, constants))
 
     def logits() -> torch.Tensor:
         return torch.zeros(ROWS, shape.stride, dtype=DTYPES[shape.dtype])[:, : shape.classes]
@@ -129,7 +130,7 @@ def record(shape: Shape) -> list[Launch]:
     return launches
 
 
-def describe(shape: str, kernel, args: tuple, warps: int, constants: dict) -> Launch:
+def describe(shape: str, kernel, args: tuple, warps: int, registers: int, constants: dict) -> Launch:
     """What Triton's own launcher would tell its compiler about these arguments."""
     signature: dict = {}
     values: dict = {}
@@ -160,16 +161,19 @@ def describe(shape: str, kernel, args: tuple, warps: int, constants: dict) -> La
     named = dict(zip(kernel.arg_names, args, strict=False))
     loads, stores = wide_accesses(named, warps, constants)
     module = kernel.fn.__module__.rpartition(".")[2]
-    return Launch(shape, f"{module}.{kernel.fn.__name__}", signature, values, attributes, warps, loads, stores)
+    return Launch(
+        shape, f"{module}.{kernel.fn.__name__}", signature, values, attributes, warps, registers, loads, stores
+    )
 
 
 def wide_accesses(named: dict, warps: int, constants: dict) -> tuple[int, int]:
     """16-byte loads and stores that a thread must make for its share of each tile of logits; 0 where rows rule them out."""
-    read = [*named.get("teachers", ()), *([named["student"]] if "s_row" in named and "B" in constants else [])]
+    read = [*named.get("teachers", ()), *([named["student"]] if "s_row" in named else [])]
     written = [named[name] for name in ("gradient", "out") if name in named]
     if not read or vector_width(*read, *written) * read[0].element_size() < 16:
         return 0, 0
-    elements = constants.get("R", 1) * constants["B"] // (32 * warps)
+    lanes = constants.get("B") or constants["U"] * constants["T"] * constants["VEC"]
+    elements = constants.get("R", 1) * lanes // (32 * warps)
     each = elements * read[0].element_size() // 16  # 0 where a thread's share of a small tile is less
     return each * len(read), each * len(written)
 
@@ -182,7 +186,7 @@ def compile_launch(job: tuple[Launch, int]) -> dict:
     compiled = triton.compile(
         ASTSource(kernel, recorded.signature, recorded.constants, recorded.attributes),
         target=GPUTarget("cuda", architecture, 32),
-        options={"num_warps": recorded.warps, **launch.OPTIONS},
+        options={"num_warps": recorded.warps, "maxnreg": recorded.registers, **launch.OPTIONS},
     )
     ptx = compiled.asm["ptx"]
     row = {

@@ -1,7 +1,7 @@
 """How benchmarks measure: times, memory, launches, the machine's own limits, and one table and one JSON for each run.
 
-On CUDA: medians with 20 and 80 percentiles of single steps between events; small problems as CUDA graphs, so that the
-host is not what is timed; large ones over rotated copies of the inputs, so that the L2 cache is cold. On CPU: wall time.
+On CUDA two times of a step: of the device, which is the sum of its kernels as the profiler sees them, and of the host, which
+starts them and does not wait. Both over rotated copies of large inputs, so that the L2 cache is cold. On CPU: wall time.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import torch
 
 RESULTS = Path(__file__).resolve().parent / "results"
-SMALL_BYTES = 2**22  # up to here a problem is timed as a CUDA graph
+SMALL_BYTES = 2**22  # up to here one copy of the inputs is enough
 COLD_BYTES = 2**28  # rotated inputs add up to more than any L2 cache
 Step = Callable[[], Any]
 
@@ -32,11 +32,11 @@ class Timing(NamedTuple):
 
 
 class Limits(NamedTuple):
-    """What the machine can do: a device copy in bytes/s, an empty launch in us, exponentials/s (0: not known)."""
+    """What the machine can do: a device copy in bytes/s, and a launch that does nothing, in us of the device and the host."""
 
     copy_rate: float
-    empty_launch: float
-    exponentials: float
+    empty_device: float
+    empty_host: float
 
 
 def percentiles(microseconds: Sequence[float]) -> Timing:
@@ -44,35 +44,37 @@ def percentiles(microseconds: Sequence[float]) -> Timing:
     return Timing(*(ordered[min(len(ordered) - 1, int(share * len(ordered)))] for share in (0.2, 0.5, 0.8)))
 
 
-def timing(steps: Sequence[Step], repeats: int, device: torch.device, graph: bool = False) -> Timing:
-    """The Timing of one step; `steps` do the same on different copies of the inputs and take turns."""
-    if device.type != "cuda":
-        for step in steps:
-            step()
-        taken = []
-        for index in range(repeats):
-            start = time.perf_counter()
-            steps[index % len(steps)]()
-            taken.append(1e6 * (time.perf_counter() - start))
-        return percentiles(taken)
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for step in [*steps] * 3:
-            step()
-    torch.cuda.current_stream().wait_stream(stream)
-    if graph:
-        captured = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(captured):
-            steps[0]()
-        steps = [captured.replay]
-    events = [[torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in range(repeats)]
-    for index, (start_event, end_event) in enumerate(events):
-        start_event.record()
+def host_time(steps: Sequence[Step], repeats: int, device: torch.device) -> Timing:
+    """The host's Timing of one step, without waiting for the device; `steps` do the same on different inputs, in turns."""
+    for step in steps:
+        step()
+    wait(device)
+    taken = []
+    for index in range(repeats):
+        start = time.perf_counter()
         steps[index % len(steps)]()
-        end_event.record()
+        taken.append(1e6 * (time.perf_counter() - start))
+        wait(device)
+    return percentiles(taken)
+
+
+def device_time(steps: Sequence[Step], repeats: int, device: torch.device) -> float | None:
+    """Microseconds that the device works on one step, the mean over `repeats`; None on CPU. It leaves gaps between kernels out."""
+    if device.type != "cuda":
+        return None
+    for step in steps:
+        step()
     torch.cuda.synchronize()
-    return percentiles([1e3 * start_event.elapsed_time(end_event) for start_event, end_event in events])
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        for index in range(repeats):
+            steps[index % len(steps)]()
+        torch.cuda.synchronize()
+    return sum(event.self_device_time_total for event in profile.key_averages()) / repeats
+
+
+def wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize()
 
 
 def peak_memory(step: Step, device: torch.device) -> int | None:
@@ -105,17 +107,18 @@ def launches_and_syncs(step: Step, device: torch.device) -> tuple[int | None, in
 
 
 def limits(device: torch.device) -> Limits:
-    """The measured copy rate and an empty launch, and the special-function rate by the data sheet (16 a clock and SM)."""
+    """The measured copy rate, and the smallest kernel that PyTorch has: one block that writes one byte."""
     size = 2**29 if device.type == "cuda" else 2**26
     source, target = (torch.empty(size, dtype=torch.uint8, device=device) for _ in range(2))
-    copy = timing([lambda: target.copy_(source)], 20, device).p50
-    if device.type != "cuda":
-        return Limits(2e6 * size / copy, 0.0, 0.0)
-    # The smallest kernel that PyTorch has: one block that writes one byte.
-    empty = timing([lambda: target[:1].zero_()], 200, device, graph=True).p50
-    properties = torch.cuda.get_device_properties(device)
-    clock = 1e3 * getattr(properties, "clock_rate", 0)
-    return Limits(2e6 * size / copy, empty, 16 * properties.multi_processor_count * clock)
+
+    def copy() -> None:
+        target.copy_(source)
+
+    def nothing() -> None:
+        target[:1].zero_()
+
+    taken = device_time([copy], 20, device) or host_time([copy], 20, device).p50
+    return Limits(2e6 * size / taken, device_time([nothing], 50, device) or 0.0, host_time([nothing], 200, device).p50)
 
 
 def copies(bytes_each: int, device: torch.device) -> int:
@@ -163,13 +166,24 @@ def table(rows: Sequence[dict[str, Any]], columns: Sequence[str]) -> str:
 
 
 def report(
-    name: str, rows: list[dict[str, Any]], columns: Sequence[str], device: torch.device, machine: Limits
+    name: str,
+    rows: list[dict[str, Any]],
+    columns: Sequence[str],
+    device: torch.device,
+    machine: Limits,
+    output: Path | None = None,
 ) -> Path:
-    """Prints the table and writes it with the environment into results/<device>/<name>.json; the file's path."""
+    """Prints the table and writes it with the environment into <output>/<name>.json; the file's path.
+
+    output: a folder, results/<device> if it is not given.
+    """
     print(json.dumps(environment(device)))
-    print(f"device copy {machine.copy_rate / 1e9:.0f} GB/s, empty launch {machine.empty_launch:.2f} us")
+    print(
+        f"copy {machine.copy_rate / 1e9:.0f} GB/s, a launch that does nothing {machine.empty_device:.2f} us of the device, "
+        f"{machine.empty_host:.1f} us of the host"
+    )
     print(table(rows, columns))
-    path = folder(device) / f"{name}.json"
+    path = (output or folder(device)) / f"{name}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     content = {"environment": environment(device), "limits": machine._asdict(), "rows": rows}
     path.write_text(json.dumps(content, indent=1) + "\n")

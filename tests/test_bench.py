@@ -40,40 +40,48 @@ def test_providers_compute_the_same_loss_and_gradient(load):
         device = torch.device("cpu")
         torch.manual_seed(0)
         results = []
-        for name, loss in bench.providers(shape, torch.float32, device):
-            if name == "products alone":
-                continue
-            student, teacher, labels = bench.inputs(shape, torch.float32, device, seed=1)
-            total = loss(student, teacher, labels)
-            results.append((total, *torch.autograd.grad(total, student)))
+        for _, loss, parameters in bench.providers(shape, torch.float32, device):
+            problem = bench.inputs(shape, torch.float32, device, seed=1)
+            results.append((loss(*problem), *bench.both(loss, problem, parameters, torch.ones(()))))
         assert len(results) == 2
         torch.testing.assert_close(results[0], results[1])
 
 
 def test_floor_counts_the_bytes_of_the_notes(load):
-    measure = load("measure")
+    load("measure")
     bench = load("bench_kd_loss")
-    machine = measure.Limits(copy_rate=1e12, empty_launch=2.0, exponentials=0.0)
-    moved, two_pass, single = bench.floor_us(bench.Shape(2048, 30522, 1), 2, machine)
-    assert moved == 2048 * 30522 * 2 * 5 + 92 * 2048
-    assert two_pass == pytest.approx(moved / 1e6) and single == pytest.approx((2048 * 30522 * 6 + 20 * 2048) / 1e6)
-    assert bench.floor_us(bench.Shape(8, 3, 1), 2, machine)[1:] == (4.0, 2.0)
+    assert bench.moved_bytes(bench.Shape(2048, 30522, 1), 2) == 2048 * 30522 * 2 * 5 + 92 * 2048
+    assert bench.moved_bytes(bench.Shape(8, 3, 3), 4) == 8 * 3 * 4 * 9 + 92 * 8
+
+
+def test_the_products_of_a_head(load):
+    load("measure")
+    bench = load("bench_kd_loss")
+    hidden = torch.randn(6, 4)
+    for padded in (False, True):
+        products = bench.Products(bench.Shape(6, 33, 1, hidden=4), torch.float32, torch.device("cpu"), padded)
+        states, weight = products(hidden)
+        torch.testing.assert_close(products.logits, hidden @ products.weight.t())
+        assert (
+            states.shape == (6, 4) and weight.shape == (33, 4) and products.logits.stride(0) == (40 if padded else 33)
+        )
 
 
 @pytest.mark.parametrize("name", ["bench_kd_loss", "bench_combine"])
 def test_a_run_writes_table_and_json(load, name, monkeypatch, tmp_path, capsys):
     measure = load("measure")
     bench = load(name)
-    monkeypatch.setattr(measure, "RESULTS", tmp_path)
     small = [(4, 3, 2), (4, 40, 1)]
     shapes = small if name == "bench_combine" else [bench.Shape(*sizes) for sizes in small]
     monkeypatch.setattr(bench, "shapes", lambda device, quick: shapes)
     monkeypatch.setattr(bench, "limits", lambda device: measure.Limits(1e10, 0.0, 0.0))
-    monkeypatch.setattr(sys, "argv", [name, "--device", "cpu", "--repeats", "2"])
+    monkeypatch.setattr(sys, "argv", [name, "--device", "cpu", "--repeats", "2", "--output", str(tmp_path)])
     bench.main()
-    written = json.loads((tmp_path / "cpu" / f"{name}.json").read_text())
+    written = json.loads((tmp_path / f"{name}.json").read_text())
     assert [row["provider"] for row in written["rows"]] == ["eager", "ours"] * 2
-    assert all(row["p20 us"] <= row["p50 us"] <= row["p80 us"] for row in written["rows"])
+    assert all(
+        row["host p20"] <= row["host us"] <= row["host p80"] and row["device us"] is None for row in written["rows"]
+    )
     assert written["environment"]["torch"] == torch.__version__
     assert "| eager | 4 | 3 | 2 |" in capsys.readouterr().out
 

@@ -33,7 +33,7 @@ def test_no_spill_and_no_lost_wide_load():
     done = run("--quick", "--check")
     assert done.returncode == 0, done.stdout + done.stderr
     assert int(re.search(r"(\d+) compiled, 0 with", done.stdout)[1]) >= 60
-    for kernel in ("rows", "chunk", "merge", "reduce", "gradient", "judge", "combine"):
+    for kernel in ("rows", "stream", "reduce", "gradient", "judge", "combine"):
         assert re.search(rf"^{kernel}_kernel .* 70 ", done.stdout, re.M), kernel
 
 
@@ -62,6 +62,6 @@ def test_machine_code_is_read_where_it_can_be(report):
 def test_dense_vocabulary_rows_are_known_to_be_narrower(report):
     shapes = {str(shape): shape for shape in report.shapes()}
     dense = next(shape for shape in shapes.values() if shape.stride == 30522)
-    assert all(one.wide_loads == 0 for one in report.record(dense) if "chunk" in one.kernel)
+    assert all(one.wide_loads == 0 for one in report.record(dense) if "stream" in one.kernel)
     padded = report.Shape(30522, 30528)
-    assert all(one.wide_loads > 0 for one in report.record(padded) if "chunk" in one.kernel)
+    assert all(one.wide_loads > 0 for one in report.record(padded) if "stream" in one.kernel)

@@ -8,7 +8,7 @@ import os
 import pytest
 import torch
 import torch.nn.functional as F
-from road_kernels import kd_loss, linear_kd_loss
+from road_kernels import arguments, kd_loss, launch, linear_kd_loss
 from torch.utils._python_dispatch import TorchDispatchMode
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -88,6 +88,83 @@ def test_logits_are_never_stored_whole():
     assert largest.rows == 3
 
 
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+@pytest.mark.parametrize("chunk_rows", [4, None])
+def test_a_kept_graph_gives_the_same_gradient_twice(chunk_rows, reduction):
+    parameters = [tensor.requires_grad_() for tensor in head()]
+    hidden, weight, bias = parameters
+    total = linear_kd_loss(
+        hidden, weight, labels_for(), bias=bias, temperature=1.0, weight=0.0, chunk_rows=chunk_rows, reduction=reduction
+    ).total.sum()
+    first = torch.autograd.grad(total, parameters, retain_graph=True)
+    torch.testing.assert_close(torch.autograd.grad(total, parameters), first)
+
+
+class Operations(TorchDispatchMode):
+    """The names of all operations that would be a launch on a device."""
+
+    VIEWS = (
+        "slice",
+        "t",
+        "transpose",
+        "unbind",
+        "expand",
+        "detach",
+        "alias",
+        "select",
+        "view",
+        "empty",
+        "new_empty",
+        "empty_like",
+    )
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.overloadpacket.__name__
+        if name not in self.VIEWS:
+            self.names.append(name)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "chunk_rows", "reduction", "products"),
+    [
+        (torch.float16, None, "mean", 3),
+        (torch.bfloat16, None, "none", 3),
+        (torch.bfloat16, 4, "mean", 9),
+        (torch.float32, 4, "sum", 9),
+        (torch.float16, 4, "mean", 12),  # the loss scale is not known when the loss is computed
+        (torch.bfloat16, 4, "none", 12),  # nor is what each row's loss will be multiplied by
+    ],
+)
+def test_products_and_launches(dtype, chunk_rows, reduction, products, monkeypatch):
+    pytest.importorskip("triton")
+    launches = []
+    monkeypatch.setattr(launch, "start", lambda kernel, *rest, **options: launches.append(kernel.fn.__name__))
+    monkeypatch.setattr(arguments, "INTERPRETING", True)
+    monkeypatch.setattr(arguments, "check_values", lambda *ranges: None)  # what looks into CPU tensors only
+    hidden, weight, _ = (tensor.requires_grad_() for tensor in head(dtype=dtype))
+    teacher, labels = torch.zeros(N, C, dtype=dtype), labels_for()
+    upstream = torch.ones(N if reduction == "none" else ())
+    with Operations() as seen:
+        loss = linear_kd_loss(
+            hidden, weight, labels, teacher=teacher, temperature=2.0, weight=0.7, chunk_rows=chunk_rows, reduction=reduction,
+            impl="triton",
+        )  # fmt: skip
+        torch.autograd.grad(loss.total, [hidden, weight], upstream)
+    assert sum(name in ("mm", "addmm_") for name in seen.names) == products
+    if chunk_rows is None:
+        expected = (
+            ["stream_kernel", "gradient_kernel"]
+            if reduction == "none"
+            else ["stream_kernel", "reduce_kernel", "gradient_kernel"]
+        )
+        assert launches == expected and set(seen.names) == {"mm"}
+
+
 def test_no_rows_and_no_teacher():
     hidden, weight, _ = head()
     loss = linear_kd_loss(hidden[:0], weight, labels_for()[:0], temperature=1.0, weight=0.0)
@@ -127,15 +204,19 @@ def test_bad_input_names_the_argument():
 
 
 @kernel
+@pytest.mark.parametrize("chunk_rows", [4, None])
+@pytest.mark.parametrize("case", ["plain", "row weights", "teacher weights", "none"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-def test_kernel_against_float64(dtype):
+def test_kernel_against_float64(dtype, case, chunk_rows):
     """As close as PyTorch on whole logits in the same dtype, within the rounding of one more sum per chunk."""
     parameters = [tensor.requires_grad_() for tensor in head(dtype=dtype, device=DEVICE)]
-    teacher = F.linear(*head(1, 6, dtype, DEVICE))
+    teacher = torch.stack([F.linear(*head(seed, 6, dtype, DEVICE)) for seed in (1, 2)])
     labels = labels_for(DEVICE)
-    given = dict(temperature=2.0, weight=0.7)
+    given = dict(temperature=2.0, weight=0.7, **options_for(case, DEVICE))
     hidden, weight, bias = parameters
-    loss = linear_kd_loss(hidden, weight, labels, bias=bias, teacher=teacher, chunk_rows=4, impl="triton", **given)
+    loss = linear_kd_loss(
+        hidden, weight, labels, bias=bias, teacher=teacher, chunk_rows=chunk_rows, impl="triton", **given
+    )
     came = gradients(loss.total, parameters)
     double = [parameter.detach().double().requires_grad_() for parameter in parameters]
     exact_loss = kd_loss(F.linear(*double), teacher.double(), labels, **given)

@@ -9,7 +9,6 @@ from torch import Tensor
 
 from . import plan, reference
 from .arguments import check_rows, check_teacher_argument, check_teachers, check_weighting, choose, refuse
-from .launch import dense
 from .reference import Teachers, as_teachers, result_dtype
 
 
@@ -61,7 +60,8 @@ def combine_op(
     from .mixture import combine
 
     out = combined_like(teachers)
-    return combine(list(teachers), dense(labels), dense(lengths), dense(teacher_weights), wrong_scale, out)
+    given = (None if rows is None else rows.contiguous() for rows in (labels, lengths, teacher_weights))
+    return combine(list(teachers), *given, wrong_scale, out)
 
 
 @combine_op.register_fake

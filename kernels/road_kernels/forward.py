@@ -1,9 +1,9 @@
 """The loss and the statistics that its gradient needs, in one read of the logits.
 
-Where a row fits, a program holds it whole in registers (`rows_kernel`). Larger rows are read chunk by chunk, each
-chunk by its own program (`chunk_kernel`), and `merge_kernel` puts the chunks' statistics together. No gradient is written
-here: in fp16 a gradient that has not yet seen the loss scale becomes zero (a mean over 2,048 rows x 30,522 classes lost 66 %
-of its entries that way). The gradient kernel applies grad_output, in float32, before it rounds.
+Many rows of few classes share a program (`rows_kernel`); of more classes each row is read in lanes (`stream_kernel`), from
+registers to vocabularies. No gradient is written here: in fp16 a gradient that has not yet seen the loss scale becomes zero
+(a mean over 2,048 rows x 30,522 classes lost 66 % of its entries that way). The gradient kernel applies grad_output, in
+float32, before it rounds.
 """
 
 from __future__ import annotations
@@ -14,35 +14,45 @@ import triton.language as tl
 from torch import Tensor
 
 from . import launch, plan
-from .mixture import judge
+from .problem import Problem, Saved
 from .rows import (
     LOG2_E,
+    LOWEST,
     at_temperature_1,
     combined_tile,
-    kept_rows,
     load_one,
     load_tile,
     row_facts,
     row_losses,
+    store_losses,
     store_reduced,
     store_statistics,
     store_weights,
-    student_statistics,
-    teacher_statistics,
     whole_vectors,
 )
+from .stream import (
+    lane_columns,
+    load_lanes,
+    merged_student,
+    merged_teacher,
+    mixed_lanes,
+    present,
+    right_teachers,
+    student_step,
+    teacher_step,
+)
 
-# A row's statistics: student maximum, its sums of exponentials at T and at 1, teacher maximum, teacher sum; the sums are
-# kept as reciprocals. A chunk's partial statistics: the same with the sums as they are, and the gap.
-PARTIALS = plan.STATISTICS + 1
+# A row's statistics: the student's origin, its sums of exponentials at T and at 1, the teacher's origin, the teacher's sum;
+# the sums are kept as reciprocals.
 
 
 @triton.jit
 def rows_kernel(
     student, s_row, s_class, teachers, t_rows, t_classes, labels, lengths, teacher_weights, row_weight,
     losses, hard, soft, statistics, judged, total, inverse,
-    N, C, rate, hard_scale, soft_scale, wrong_scale, ignore_index,
-    R: tl.constexpr, B: tl.constexpr, VEC: tl.constexpr, POWER: tl.constexpr, M: tl.constexpr, MEAN: tl.constexpr,
+    N, C, rate, temperature, hard_scale, soft_scale, wrong_scale, ignore_index,
+    R: tl.constexpr, B: tl.constexpr, VEC: tl.constexpr, POWER: tl.constexpr, M: tl.constexpr, SUMS: tl.constexpr,
+    MEAN: tl.constexpr,
 ):  # fmt: skip
     """Whole rows in registers. Run as a single program it goes through all rows and writes the objective, too."""
     loss_sum = tl.zeros([R], tl.float32)
@@ -51,35 +61,44 @@ def rows_kernel(
     for start in range(tl.program_id(0) * R, N, tl.num_programs(0) * R):
         rows = (start + tl.arange(0, R)).to(tl.int64)
         here = rows < N
-        kept = kept_rows(labels, rows, here, ignore_index)
-        label, classes, weight = row_facts(labels, lengths, row_weight, rows, here, C, ignore_index)
+        label, classes, weight, kept = row_facts(labels, lengths, row_weight, rows, here, C, ignore_index)
         known = kept & (label >= 0) & (label < classes)
-        mask = kept[:, None] & whole_vectors(classes, columns, VEC)
-        valid = kept[:, None] & (columns[None, :] < classes[:, None])
+        mask = here[:, None] & whole_vectors(classes, columns, VEC)
+        valid = columns[None, :] < classes[:, None]
 
-        logits = load_tile(student, s_row, s_class, rows, columns, mask, VEC)
-        top, scaled, soft_sum, hard_sum = student_statistics(logits, valid, rate, POWER)
+        logits = tl.where(valid, load_tile(student, s_row, s_class, rows, columns, mask, VEC), float("-inf"))
         target = load_one(student, s_row, s_class, rows, label, known, VEC)
-        store_statistics(statistics, 0, top, soft_sum, hard_sum, rows, here, kept, N)
+        origin = tl.maximum(tl.max(logits, 1) * rate, LOWEST)
+        scaled = tl.fma(logits, rate, -origin[:, None])
+        softened = tl.exp2(scaled)
+        soft_sum = tl.sum(softened, 1)
+        hard_sum = tl.sum(at_temperature_1(softened, scaled, temperature, POWER), 1)
+        store_statistics(statistics, 0, origin, soft_sum, hard_sum, rows, here, kept, N)
         teacher_sum = soft_sum
         gap = soft_sum
         if M > 0:
             mixture, bits = combined_tile(
                 teachers, t_rows, t_classes, teacher_weights, wrong_scale, rows, columns, mask, valid, label, known, N, M, VEC
             )  # fmt: skip
-            teacher_top, teacher_sum, gap = teacher_statistics(mixture, valid, scaled, rate)
-            store_statistics(statistics, 3, teacher_top, teacher_sum, None, rows, here, kept, N)
+            mixture = tl.where(valid, mixture, float("-inf"))
+            teacher_origin = tl.maximum(tl.max(mixture, 1) * rate, LOWEST)
+            teacher_scaled = tl.fma(mixture, rate, -teacher_origin[:, None])
+            share = tl.exp2(teacher_scaled)
+            teacher_sum = tl.sum(share, 1)
+            # Where the teacher's share is 0 the term is 0, also when a logit is -inf.
+            gap = tl.sum(share * tl.where(share > 0.0, teacher_scaled - scaled, 0.0), 1)
+            store_statistics(statistics, 3, teacher_origin, teacher_sum, None, rows, here, kept, N)
             if wrong_scale is not None:
                 store_weights(judged, bits, rows, here, wrong_scale, N, M)
 
         hard_row, soft_row, loss = row_losses(
-            top, soft_sum, hard_sum, teacher_sum, gap, target, known, kept, weight, hard_scale, soft_scale,
-            labels is not None, M,
+            origin, soft_sum, hard_sum, teacher_sum, gap, target, known, kept, weight, rate, temperature,
+            hard_scale, soft_scale, labels is not None, M,
         )  # fmt: skip
         tl.store(hard + rows, hard_row, mask=here)
         tl.store(soft + rows, soft_row, mask=here)
-        if losses is not None:
-            tl.store(losses + rows, loss, mask=here)
+        if total is None:
+            store_losses(losses, loss, weight, rows, here, SUMS)
         loss_sum += loss
         weight_sum += weight
     if total is not None:
@@ -87,170 +106,127 @@ def rows_kernel(
 
 
 @triton.jit
-def chunk_kernel(
-    student, s_row, s_class, teachers, t_rows, t_classes, labels, lengths, teacher_weights, partials,
-    N, C, chunks, rate, ignore_index,
-    B: tl.constexpr, VEC: tl.constexpr, POWER: tl.constexpr, M: tl.constexpr,
+def stream_kernel(
+    student, s_row, s_class, teachers, t_rows, t_classes, labels, lengths, teacher_weights, row_weight,
+    losses, hard, soft, statistics, judged,
+    N, C, rate, temperature, hard_scale, soft_scale, wrong_scale, ignore_index,
+    U: tl.constexpr, R: tl.constexpr, T: tl.constexpr, VEC: tl.constexpr, POWER: tl.constexpr, M: tl.constexpr, SUMS: tl.constexpr,
 ):  # fmt: skip
-    """The statistics of one chunk of one row, as if the chunk were all there is: partials [PARTIALS, N, chunks]."""
-    program = tl.program_id(0)
-    chunk = program % chunks
-    rows = (program // chunks).to(tl.int64) + tl.arange(0, 1)
-    columns = chunk * B + tl.arange(0, B)
+    """R rows, each read by T lanes: whole tiles first, then what is left under a mask. With wrong_scale teachers are read
+    twice, first to see who is right; the second time they come from the cache."""
+    rows = (tl.program_id(0) * R + tl.arange(0, R)).to(tl.int64)
     here = rows < N
-    kept = kept_rows(labels, rows, here, ignore_index)
-    label, classes, _ = row_facts(labels, lengths, None, rows, here, C, ignore_index)
-    mask = kept[:, None] & whole_vectors(classes, columns, VEC)
-    valid = kept[:, None] & (columns[None, :] < classes[:, None])
-    at = partials + rows * chunks + chunk
-    size = N * chunks
-
-    logits = load_tile(student, s_row, s_class, rows, columns, mask, VEC)
-    top, scaled, soft_sum, hard_sum = student_statistics(logits, valid, rate, POWER)
-    tl.store(at, top)
-    tl.store(at + size, soft_sum)
-    tl.store(at + 2 * size, hard_sum)
-    if M > 0:
-        mixture, _ = combined_tile(
-            teachers, t_rows, t_classes, teacher_weights, None, rows, columns, mask, valid, label, kept, N, M, VEC
-        )
-        teacher_top, teacher_sum, gap = teacher_statistics(mixture, valid, scaled, rate)
-        tl.store(at + 3 * size, teacher_top)
-        tl.store(at + 4 * size, teacher_sum)
-        tl.store(at + 5 * size, gap)
-
-
-@triton.jit
-def merge_kernel(
-    student, s_row, s_class, labels, lengths, row_weight, partials, losses, hard, soft, statistics,
-    N, C, chunks, rate, hard_scale, soft_scale, ignore_index,
-    R: tl.constexpr, K: tl.constexpr, POWER: tl.constexpr, M: tl.constexpr, VEC: tl.constexpr,
-):  # fmt: skip
-    """Row losses and statistics from those of the row's chunks."""
-    rows = (tl.program_id(0) * R).to(tl.int64) + tl.arange(0, R)
-    here = rows < N
-    kept = kept_rows(labels, rows, here, ignore_index)
-    label, classes, weight = row_facts(labels, lengths, row_weight, rows, here, C, ignore_index)
+    label, classes, weight, kept = row_facts(labels, lengths, row_weight, rows, here, C, ignore_index)
     known = kept & (label >= 0) & (label < classes)
-    chunk = tl.arange(0, K)
-    valid = here[:, None] & (chunk < chunks)[None, :]
-    at = partials + (rows * chunks)[:, None] + chunk[None, :]
-    size = N * chunks
+    inside = tl.minimum(rows, N - 1)
+    target = load_one(student, s_row, s_class, inside, label, known, VEC)
+    bits = tl.zeros([R], tl.int64)
+    if wrong_scale is not None:
+        bits = right_teachers(teachers, t_rows, t_classes, inside, label, known, C, classes, U, R, T, VEC, M)
 
-    tops = tl.load(at, mask=valid, other=float("-inf"))
-    top = tl.max(tops, 1)
-    below = tops - top[:, None]
-    soft_share = tl.exp2(below * rate)
-    hard_share = at_temperature_1(soft_share, below, POWER)
-    soft_sum = tl.sum(soft_share * tl.load(at + size, mask=valid, other=0.0), 1)
-    hard_sum = tl.sum(hard_share * tl.load(at + 2 * size, mask=valid, other=0.0), 1)
-    store_statistics(statistics, 0, top, soft_sum, hard_sum, rows, here, kept, N)
+    origin = tl.full([R, T], LOWEST, tl.float32)
+    soft_lanes = tl.zeros([R, T], tl.float32)
+    hard_lanes = tl.zeros([R, T], tl.float32)
+    teacher_origin = tl.full([R, T], LOWEST, tl.float32)
+    teacher_lanes = tl.zeros([R, T], tl.float32)
+    gap_lanes = tl.zeros([R, T], tl.float32)
+    whole = 0
+    if lengths is None:
+        whole = C // (U * T * VEC) * (U * T * VEC)
+    for MASKED in tl.static_range(2):
+        for start in range(whole * MASKED, C if MASKED else whole, U * T * VEC):
+            columns = start + lane_columns(U, T, VEC)
+            logits = load_lanes(student, s_row, s_class, inside, columns, classes, MASKED, VEC)
+            logits = present(logits, columns, classes, MASKED)
+            if M > 0:
+                mixture = mixed_lanes(
+                    teachers, t_rows, t_classes, teacher_weights, bits, wrong_scale, inside, columns, classes, N, MASKED, M, VEC
+                )  # fmt: skip
+            origin, soft_lanes, hard_lanes, scaled, moved = student_step(
+                logits, origin, soft_lanes, hard_lanes, rate, temperature, POWER
+            )
+            if M > 0:
+                teacher_origin, teacher_lanes, gap_lanes = teacher_step(
+                    mixture, teacher_origin, teacher_lanes, gap_lanes, scaled, moved, rate
+                )
+
+    row_origin, soft_sum, hard_sum, lane_moved = merged_student(origin, soft_lanes, hard_lanes, temperature, POWER)
+    store_statistics(statistics, 0, row_origin, soft_sum, hard_sum, rows, here, kept, N)
     teacher_sum = soft_sum
     gap = soft_sum
     if M > 0:
-        teacher_tops = tl.load(at + 3 * size, mask=valid, other=float("-inf"))
-        teacher_top = tl.max(teacher_tops, 1)
-        teacher_below = (teacher_tops - teacher_top[:, None]) * rate
-        share = tl.exp2(teacher_below)
-        sums = tl.load(at + 4 * size, mask=valid, other=0.0)
-        gaps = tl.load(at + 5 * size, mask=valid, other=0.0)
-        teacher_sum = tl.sum(share * sums, 1)
-        # A chunk's gap is relative to its own maxima; one without any teacher share says nothing.
-        moved = share * (gaps + sums * (teacher_below - below * rate))
-        gap = tl.sum(tl.where(share * sums > 0.0, moved, 0.0), 1)
-        store_statistics(statistics, 3, teacher_top, teacher_sum, None, rows, here, kept, N)
-
-    target = load_one(student, s_row, s_class, rows, label, known, VEC)
+        row_teacher_origin, teacher_sum, gap = merged_teacher(teacher_origin, teacher_lanes, gap_lanes, lane_moved)
+        store_statistics(statistics, 3, row_teacher_origin, teacher_sum, None, rows, here, kept, N)
+        if wrong_scale is not None:
+            store_weights(judged, bits, rows, here, wrong_scale, N, M)
     hard_row, soft_row, loss = row_losses(
-        top, soft_sum, hard_sum, teacher_sum, gap, target, known, kept, weight, hard_scale, soft_scale,
-        labels is not None, M,
+        row_origin, soft_sum, hard_sum, teacher_sum, gap, target, known, kept, weight, rate, temperature,
+        hard_scale, soft_scale, labels is not None, M,
     )  # fmt: skip
     tl.store(hard + rows, hard_row, mask=here)
     tl.store(soft + rows, soft_row, mask=here)
-    tl.store(losses + rows, loss, mask=here)
+    store_losses(losses, loss, weight, rows, here, SUMS)
 
 
 @triton.jit
-def reduce_kernel(
-    losses, labels, row_weight, total, inverse, N, ignore_index, MEAN: tl.constexpr, B: tl.constexpr
-):  # fmt: skip
-    """The objective from the row losses, in a fixed order, by a single program."""
+def reduce_kernel(sums, total, inverse, programs, MEAN: tl.constexpr, B: tl.constexpr):
+    """The objective from the sums of the programs, in a fixed order, by a single program."""
     loss_sum = tl.zeros([B], tl.float32)
     weight_sum = tl.zeros([B], tl.float32)
-    for start in range(0, N, B):
-        rows = start + tl.arange(0, B)
-        here = rows < N
-        _, _, weight = row_facts(labels, None, row_weight, rows, here, 1, ignore_index)
-        loss_sum += tl.load(losses + rows, mask=here, other=0.0)
-        weight_sum += weight
+    for start in range(0, programs, B):
+        at = start + tl.arange(0, B)
+        loss_sum += tl.load(sums + at, mask=at < programs, other=0.0)
+        weight_sum += tl.load(sums + programs + at, mask=at < programs, other=0.0)
     store_reduced(total, inverse, tl.sum(loss_sum, 0), tl.sum(weight_sum, 0), MEAN)
 
 
-def forward(
-    student: Tensor,
-    teachers: list[Tensor],
-    labels: Tensor | None,
-    lengths: Tensor | None,
-    teacher_weights: Tensor | None,
-    row_weight: Tensor | None,
-    temperature: float,
-    hard_scale: float,
-    soft_scale: float,
-    wrong_scale: float | None,
-    ignore_index: int,
-    reduction: str,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """total, hard, soft, and for the gradient: statistics [5, N], weights [M, N] or [0], the inverse of the divisor or [0]."""
+def forward(problem: Problem) -> tuple[Tensor, Tensor, Tensor, Saved]:
+    """total, hard, soft, and what the gradient needs."""
+    student, teachers, reduction = problem.student, problem.teachers, problem.reduction
     N, C = student.shape
     M = len(teachers)
     statistics = torch.empty(plan.STATISTICS, N, dtype=torch.float32, device=student.device)
-    losses, hard, soft = (statistics.new_empty(N) for _ in range(3))
-    total, inverse = statistics.new_empty(()), statistics.new_empty(0 if reduction == "none" else ())
-    judged = statistics.new_empty((M, N) if wrong_scale is not None else 0)
+    hard, soft = statistics.new_empty(N), statistics.new_empty(N)
+    inverse = statistics.new_empty(0 if reduction == "none" else ())
+    wrong = problem.wrong_scale is not None
+    judged = statistics.new_empty((M, N) if wrong else 0)
     vec = plan.vector_width(student, *teachers)
-    student_strides = student.stride(0) // vec, student.stride(1)
-    rate = LOG2_E.value / temperature
-    scales = hard_scale, soft_scale
-    whole = plan.fits_registers(C, M, vec)
-    tile = plan.row_tile(C, M, vec) if whole else plan.chunk_tile(M, vec)
-    shared = dict(VEC=vec, POWER=plan.whole_power(temperature), M=M)
-
+    few = C <= plan.LARGEST_SMALL
+    tile = plan.row_tile(C, M, vec) if few else plan.stream_tile(C, M, vec, student.device)
+    programs = plan.pieces(N, tile.rows)
+    single = few and reduction != "none" and N <= plan.SINGLE_PROGRAM_ROWS
+    total = statistics.new_empty(N if reduction == "none" else ())
+    sums = None if single or reduction == "none" else statistics.new_empty(2, programs)
+    losses = None if single else total if sums is None else sums
+    given = (
+        student, student.stride(0) // vec, student.stride(1), tuple(teachers), *launch.strides(teachers, vec),
+        problem.labels, problem.lengths, problem.teacher_weights, problem.row_weight,
+        losses, hard, soft, statistics, judged if wrong else None,
+    )  # fmt: skip
+    settings = (
+        N, C, LOG2_E.value / problem.temperature, problem.temperature, problem.hard_scale, problem.soft_scale,
+        problem.wrong_scale, problem.ignore_index,
+    )  # fmt: skip
+    shared = dict(
+        VEC=vec,
+        POWER=plan.whole_power(problem.temperature),
+        M=M,
+        SUMS=sums is not None,
+        warps=tile.warps,
+        registers=tile.registers,
+    )
+    mean = reduction == "mean"
     with launch.on_device(student):
-        if whole:
-            single = reduction != "none" and C <= plan.LARGEST_SMALL and N <= plan.SINGLE_PROGRAM_ROWS
+        if isinstance(tile, plan.Stream):
             launch.start(
-                rows_kernel, (1 if single else plan.pieces(N, tile.rows),),
-                student, *student_strides, tuple(teachers), *launch.strides(teachers, vec), labels, lengths, teacher_weights, row_weight,
-                None if single else losses, hard, soft, statistics, judged if wrong_scale is not None else None,
-                total if single else None, inverse if single else None,
-                N, C, rate, *scales, wrong_scale, ignore_index,
-                R=tile.rows, B=tile.classes, MEAN=reduction == "mean", warps=tile.warps, **shared,
+                stream_kernel, (programs,), *given, *settings, U=tile.groups, R=tile.rows, T=tile.lanes, **shared
             )  # fmt: skip
         else:
-            single = False
-            if wrong_scale is not None:
-                teacher_weights = judge(teachers, labels, lengths, wrong_scale, ignore_index, judged)
-            chunks = plan.pieces(C, tile.classes)
-            partials = statistics.new_empty(PARTIALS, N, chunks)
             launch.start(
-                chunk_kernel, (N * chunks,),
-                student, *student_strides, tuple(teachers), *launch.strides(teachers, vec), labels, lengths, teacher_weights, partials,
-                N, C, chunks, rate, ignore_index,
-                B=tile.classes, warps=tile.warps, **shared,
+                rows_kernel, (1 if single else programs,),
+                *given, total if single else None, inverse if single else None, *settings,
+                R=tile.rows, B=tile.classes, MEAN=mean, **shared,
             )  # fmt: skip
-            width = plan.next_power_of_2(chunks)
-            per_program = max(1, 64 // width)  # two chunks a thread, six numbers each
-            launch.start(
-                merge_kernel, (plan.pieces(N, per_program),),
-                student, *student_strides, labels, lengths, row_weight, partials, losses, hard, soft, statistics,
-                N, C, chunks, rate, *scales, ignore_index,
-                R=per_program, K=width, warps=1, **shared,
-            )  # fmt: skip
-        if reduction == "none":
-            return losses, hard, soft, statistics, judged, inverse
-        if not single:
-            launch.start(
-                reduce_kernel, (1,), losses, labels, row_weight, total, inverse, N, ignore_index,
-                MEAN=reduction == "mean", B=1024, warps=4,
-            )  # fmt: skip
-    return total, hard, soft, statistics, judged, inverse
+        if sums is not None:
+            launch.start(reduce_kernel, (1,), sums, total, inverse, programs, MEAN=mean, B=2048, warps=8)
+    return total, hard, soft, Saved(statistics, judged, inverse)

@@ -2,16 +2,18 @@
 
     total = (1 - weight) CE(student, label) + weight kl_scale KL(teacher_T || student_T)
 
-On CUDA tensors Triton kernels compute it, elsewhere plain PyTorch (`reference.py`, the definition). The kernels are two
-custom operators, statistics forward and gradient backward, so that torch.compile passes them through whole.
+On CUDA tensors Triton kernels compute it, elsewhere plain PyTorch (`reference.py`, the definition). The kernels are started
+from an autograd function, statistics forward and gradient backward. Where a graph is traced two custom operators stand in
+its place, which pass through whole; in eager mode an operator's own machinery would take longer than the launches.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
 from . import plan, reference
 from .arguments import (
@@ -24,7 +26,7 @@ from .arguments import (
     check_weighting,
     choose,
 )
-from .launch import dense
+from .problem import Problem, Saved
 from .reference import KDLoss, Teachers, as_teachers, kl_factor
 
 
@@ -65,159 +67,132 @@ def kd_loss(
     """
     check_logits("student", student)
     check_teacher_argument(teacher)
-    teachers = [logits.detach() for logits in as_teachers(teacher)]
+    teachers = [logits.detach() if logits.requires_grad else logits for logits in as_teachers(teacher)]
     shape, device = tuple(student.shape), student.device
     check_teachers(teachers, shape, device)
-    check_loss_settings(temperature, weight, kl_scale, reduction, bool(teachers), labels is not None)
+    check_loss_settings(temperature, weight, kl_scale, reduction, len(teachers) > 0, labels is not None)
     check_rows(labels, lengths, shape, device, ignore_index)
     check_weighting(teachers, labels, wrong_scale, teacher_weights, shape[0], device)
     check_row_weight(row_weight, shape[0], device)
-    if choose(impl, [student, *teachers]) == "torch":
-        return reference.kd_loss(
-            student,
-            teachers,
-            labels,
-            temperature=temperature,
-            weight=weight,
-            kl_scale=kl_scale,
-            lengths=lengths,
-            teacher_weights=teacher_weights,
-            wrong_scale=wrong_scale,
-            row_weight=row_weight,
-            ignore_index=ignore_index,
-            reduction=reduction,
-        )
-    total, hard, soft, *_ = forward_op(
-        student,
-        teachers,
-        labels,
-        lengths,
-        None if teacher_weights is None else teacher_weights.detach(),
-        None if row_weight is None else row_weight.detach(),
-        float(temperature),
-        1.0 - weight,
-        weight * kl_factor(kl_scale, temperature),
-        wrong_scale if len(teachers) > 1 else None,  # a lone teacher has weight 1, right or wrong
-        ignore_index,
-        reduction,
+    problem = Problem(
+        student=student,
+        teachers=teachers,
+        labels=labels,
+        lengths=lengths,
+        teacher_weights=None if teacher_weights is None else teacher_weights.detach(),
+        row_weight=None if row_weight is None else row_weight.detach(),
+        temperature=float(temperature),
+        hard_scale=1.0 - weight,
+        soft_scale=weight * kl_factor(kl_scale, temperature),
+        wrong_scale=wrong_scale if len(teachers) > 1 else None,  # a lone teacher has weight 1, right or wrong
+        ignore_index=ignore_index,
+        reduction=reduction,
     )
-    return KDLoss(total, hard.detach(), soft.detach())
+    if choose(impl, [student, *teachers]) == "torch":
+        return reference.kd_loss(problem)
+    if torch.compiler.is_compiling() or isinstance(student, FakeTensor):
+        total, hard, soft, *_ = forward_op(*problem)
+        return KDLoss(total, hard.detach(), soft.detach())
+    return KDLoss(*Launched.apply(student, problem))
 
 
-# The operators below take flat arguments of the kinds that an operator schema knows, hence no NamedTuple here.
+class Launched(torch.autograd.Function):
+    """total, hard and soft, from kernels; the gradient likewise."""
+
+    @staticmethod
+    def forward(ctx: Any, student: Tensor, problem: Problem) -> tuple[Tensor, Tensor, Tensor]:
+        from .forward import forward
+
+        problem = problem.dense()
+        total, hard, soft, saved = forward(problem)
+        ctx.mark_non_differentiable(hard, soft)
+        keep(ctx, problem, saved)
+        return total, hard, soft
+
+    @staticmethod
+    def backward(ctx: Any, grad_total: Tensor | None, *unused: None) -> tuple[Tensor | None, None]:  # type: ignore[override]
+        if grad_total is None:
+            return None, None
+        from .backward import backward
+
+        return backward(*kept(ctx), grad_total), None
 
 
-@torch.library.custom_op("road_kernels::kd_forward", mutates_args=())
-def forward_op(
-    student: Tensor,
-    teachers: Sequence[Tensor],
-    labels: Tensor | None,
-    lengths: Tensor | None,
-    teacher_weights: Tensor | None,
-    row_weight: Tensor | None,
-    temperature: float,
-    hard_scale: float,
-    soft_scale: float,
-    wrong_scale: float | None,
-    ignore_index: int,
-    reduction: str,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """total, hard, soft, statistics, judged weights, inverse divisor: see forward.py."""
+def keep(ctx: Any, problem: Problem, saved: Saved) -> None:
+    """Saves for the gradient; the tensors so that they are freed, and a change of one in place is noticed."""
+    student, teachers, labels, lengths, teacher_weights, row_weight, *settings = problem
+    ctx.set_materialize_grads(False)  # else autograd launches a fill for each output that nothing was computed from
+    ctx.settings = settings
+    ctx.save_for_backward(student, labels, lengths, teacher_weights, row_weight, *saved, *teachers)
+
+
+def kept(ctx: Any) -> tuple[Problem, Saved]:
+    student, labels, lengths, teacher_weights, row_weight, statistics, judged, inverse, *teachers = ctx.saved_tensors
+    problem = Problem(student, teachers, labels, lengths, teacher_weights, row_weight, *ctx.settings)
+    return problem, Saved(statistics, judged, inverse)
+
+
+# ---- for torch.compile: the same as operators, whose schema is a Problem laid flat
+
+PROBLEM = (
+    "Tensor student, Tensor[] teachers, Tensor? labels, Tensor? lengths, Tensor? teacher_weights, Tensor? row_weight, "
+    "float temperature, float hard_scale, float soft_scale, float? wrong_scale, SymInt ignore_index, str reduction"
+)
+SAVED = "Tensor statistics, Tensor judged, Tensor inverse"
+
+
+@torch.library.custom_op(
+    "road_kernels::kd_forward",
+    mutates_args=(),
+    schema=f"({PROBLEM}) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+)
+def forward_op(*flat: Any) -> tuple[Tensor, ...]:
+    """total, hard, soft and what is Saved: see forward.py."""
     from .forward import forward
 
-    return forward(
-        student,
-        list(teachers),
-        dense(labels),
-        dense(lengths),
-        dense(teacher_weights),
-        dense(row_weight),
-        temperature,
-        hard_scale,
-        soft_scale,
-        wrong_scale,
-        ignore_index,
-        reduction,
-    )
+    total, hard, soft, saved = forward(Problem(*flat).dense())
+    return total, hard, soft, *saved
 
 
 @forward_op.register_fake
-def _(student, teachers, labels, lengths, teacher_weights, row_weight, temperature, hard_scale, soft_scale, wrong_scale, ignore_index, reduction):  # fmt: skip
-    rows = student.shape[0]
+def _(*flat):
+    problem = Problem(*flat)
+    rows = problem.student.shape[0]
 
     def empty(*shape):
-        return student.new_empty(shape, dtype=torch.float32)
+        return problem.student.new_empty(shape, dtype=torch.float32)
 
-    total, inverse = (empty(rows), empty(0)) if reduction == "none" else (empty(), empty())
-    judged = empty(0) if wrong_scale is None else empty(len(teachers), rows)
+    total, inverse = (empty(rows), empty(0)) if problem.reduction == "none" else (empty(), empty())
+    judged = empty(0) if problem.wrong_scale is None else empty(len(problem.teachers), rows)
     return total, empty(rows), empty(rows), empty(plan.STATISTICS, rows), judged, inverse
 
 
-@torch.library.custom_op("road_kernels::kd_backward", mutates_args=())
-def backward_op(
-    grad_total: Tensor,
-    student: Tensor,
-    teachers: Sequence[Tensor],
-    labels: Tensor | None,
-    lengths: Tensor | None,
-    teacher_weights: Tensor | None,
-    row_weight: Tensor | None,
-    statistics: Tensor,
-    inverse: Tensor | None,
-    temperature: float,
-    hard_scale: float,
-    soft_scale: float,
-    ignore_index: int,
-) -> Tensor:
+@torch.library.custom_op(
+    "road_kernels::kd_backward", mutates_args=(), schema=f"(Tensor grad_total, {SAVED}, {PROBLEM}) -> Tensor"
+)
+def backward_op(grad_total: Tensor, statistics: Tensor, judged: Tensor, inverse: Tensor, *flat: Any) -> Tensor:
     """The student's gradient: see backward.py."""
     from .backward import backward
 
-    return backward(
-        grad_total,
-        student,
-        list(teachers),
-        dense(labels),
-        dense(lengths),
-        dense(teacher_weights),
-        dense(row_weight),
-        statistics,
-        inverse,
-        temperature,
-        hard_scale,
-        soft_scale,
-        ignore_index,
-    )
+    return backward(Problem(*flat).dense(), Saved(statistics, judged, inverse), grad_total)
 
 
 @backward_op.register_fake
-def _(grad_total, student, teachers, labels, lengths, teacher_weights, row_weight, statistics, inverse, temperature, hard_scale, soft_scale, ignore_index):  # fmt: skip
+def _(grad_total, statistics, judged, inverse, student, *rest):
     return plan.padded_logits(student)
 
 
-def save_for_gradient(ctx, inputs, output) -> None:
-    student, teachers, labels, lengths, teacher_weights, row_weight, *settings = inputs
-    statistics, judged, inverse = output[3:]
-    temperature, hard_scale, soft_scale, wrong_scale, ignore_index, reduction = settings
-    if wrong_scale is not None:
-        teacher_weights = judged
-    ctx.set_materialize_grads(False)  # else autograd launches a fill for each output that nothing was computed from
-    ctx.settings = temperature, hard_scale, soft_scale, ignore_index
-    ctx.teachers = len(teachers)
-    optional = labels, lengths, teacher_weights, row_weight, None if reduction == "none" else inverse
-    ctx.present = [tensor is not None for tensor in optional]
-    ctx.save_for_backward(student, statistics, *teachers, *(tensor for tensor in optional if tensor is not None))
+def save_for_gradient(ctx: Any, inputs: tuple, output: tuple) -> None:
+    keep(ctx, Problem(*inputs), Saved(*output[3:]))
+    ctx.teachers = len(inputs[1])
 
 
-def student_gradient(ctx, grad_total, *unused):
+def student_gradient(ctx: Any, grad_total: Tensor | None, *unused: None) -> tuple:
+    nothing = [None] * ctx.teachers, *[None] * 10
     if grad_total is None:
-        return None, [None] * ctx.teachers, *[None] * 10
-    student, statistics, *rest = ctx.saved_tensors
-    teachers, rest = rest[: ctx.teachers], iter(rest[ctx.teachers :])
-    labels, lengths, teacher_weights, row_weight, inverse = (next(rest) if there else None for there in ctx.present)
-    gradient = backward_op(
-        grad_total, student, teachers, labels, lengths, teacher_weights, row_weight, statistics, inverse, *ctx.settings
-    )
-    return gradient, [None] * ctx.teachers, *[None] * 10
+        return None, *nothing
+    problem, saved = kept(ctx)
+    return backward_op(grad_total, *saved, *problem), *nothing
 
 
 forward_op.register_autograd(student_gradient, setup_context=save_for_gradient)

@@ -7,25 +7,22 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import Tensor
 
-# Fused multiply-add is asked for by name: its default differs between Triton versions. Without a register limit of its own
-# ptxas now and then aims at a higher occupancy and spills a few bytes; 128 suit every tile, and 16 warps of them an SM.
-OPTIONS = {"num_stages": 1, "enable_fp_fusion": True, "maxnreg": 128}
+from .plan import MOST_REGISTERS
+
+# Fused multiply-add is asked for by name: its default differs between Triton versions.
+OPTIONS = {"num_stages": 1, "enable_fp_fusion": True}
 
 
-def start(kernel, grid: tuple[int, ...], *args, warps: int, **constants) -> None:
+def start(kernel, grid: tuple[int, ...], *args, warps: int, registers: int = MOST_REGISTERS, **constants) -> None:
     """Starts a kernel, if there is anything to do."""
     if all(grid):
-        kernel[grid](*args, **constants, num_warps=warps, **OPTIONS)
+        kernel[grid](*args, **constants, num_warps=warps, maxnreg=registers, **OPTIONS)
 
 
 def on_device(tensor: Tensor) -> AbstractContextManager:
     """A context in which kernels start on the tensor's own device."""
-    return torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext()
-
-
-def dense(rows: Tensor | None) -> Tensor | None:
-    """One number per row, contiguous: too few bytes to give them strides."""
-    return None if rows is None else rows.contiguous()
+    elsewhere = tensor.is_cuda and tensor.device.index != torch.cuda.current_device()
+    return torch.cuda.device(tensor.device) if elsewhere else nullcontext()
 
 
 def strides(logits: list[Tensor], vec: int) -> tuple[tuple[int, ...], tuple[int, ...]]:

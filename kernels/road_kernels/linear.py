@@ -3,18 +3,38 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
-from .arguments import REDUCTIONS, check_like, check_row_weight, check_rows, check_teacher_argument, describe, refuse
+from . import plan, reference
+from .arguments import (
+    check_like,
+    check_loss_settings,
+    check_row_weight,
+    check_rows,
+    check_teacher_argument,
+    check_weighting,
+    choose,
+    describe,
+    refuse,
+)
 from .kd_loss import kd_loss
-from .plan import pieces
-from .reference import KDLoss, Teachers, as_teachers, reduce_rows
+from .problem import Problem, Saved
+from .reference import (
+    KDLoss,
+    Teachers,
+    accumulation_dtype,
+    as_teachers,
+    divisor,
+    kl_factor,
+    reduce_rows,
+    weights_of_rows,
+)
 
-CHUNK_BYTES = 2**25  # of student logits in memory at a time, if chunk_rows is not given: the products stay large
+CHUNK_BYTES = 2**28  # of student logits in memory at a time, if chunk_rows is not given: the products stay large
 
 
 def linear_kd_loss(
@@ -45,9 +65,11 @@ def linear_kd_loss(
     as for `kd_loss`, or by `teacher_hidden` [rows, teacher width] and `teacher_head_weight` [classes, teacher width], with
     or without `teacher_bias`; for several teachers each is a list. All other arguments are `kd_loss`'s.
 
-    Of several chunks each lives only while its loss is computed, and is computed once more for its gradient: four products
-    of the head instead of three. The other way, gradients in the forward pass, would round them in fp16 before the loss
-    scale is known. Memory is that of one chunk: `chunk_rows` rows, by default as many as fill 32 MiB with student logits.
+    Memory is that of one chunk: `chunk_rows` rows, by default as many as fill 256 MiB with student logits, whose rows are padded
+    to 16 bytes and which the gradient overwrites. A lone chunk is kept for its gradient. Of several each lives only while its
+    loss is computed; in bf16 and float32 its gradient is taken at once, before grad_output is known. fp16 would lose what
+    the loss scale has not yet lifted, and reduction="none" has a grad_output for each row: there a chunk is computed once more,
+    four products of the head instead of three. A graph under torch.compile holds the logits whole.
     """
     check_head("hidden", hidden, "head_weight", head_weight, "bias", bias)
     rows, classes = hidden.shape[0], head_weight.shape[0]
@@ -60,53 +82,187 @@ def linear_kd_loss(
     logits = as_teachers(teacher)
     for index, given in enumerate(logits):
         check_like(f"teacher[{index}]", given, (rows, classes), hidden.device, floating=True)
-    # The rest is checked chunk by chunk by kd_loss; what is cut into chunks must have its full length before.
+    teachers = Heads([given.detach() for given in logits], heads)
+    check_loss_settings(temperature, weight, kl_scale, reduction, len(teachers.every()) > 0, labels is not None)
     check_rows(labels, lengths, (rows, classes), hidden.device, ignore_index)
+    check_weighting(teachers.every(), labels, wrong_scale, teacher_weights, rows, hidden.device)
     check_row_weight(row_weight, rows, hidden.device)
-    if teacher_weights is not None:
-        check_like("teacher_weights", teacher_weights, (len(logits) + len(heads), rows), hidden.device, floating=True)
-    if reduction not in REDUCTIONS:
-        refuse("reduction", describe(reduction), ", ".join(REDUCTIONS))
-
-    def chunk_loss(hidden: Tensor, head_weight: Tensor, bias: Tensor | None, part: slice) -> KDLoss:
-        with torch.no_grad():
-            spoken = [F.linear(states[part], head, offset) for states, head, offset in heads]
+    if torch.compiler.is_compiling():
         return kd_loss(
-            F.linear(hidden[part], head_weight, bias),
-            [*(given[part] for given in logits), *spoken] or None,
-            cut(labels, part),
-            temperature=temperature,
-            weight=weight,
-            kl_scale=kl_scale,
-            lengths=cut(lengths, part),
-            teacher_weights=None if teacher_weights is None else teacher_weights[:, part],
-            wrong_scale=wrong_scale,
-            row_weight=cut(row_weight, part),
-            ignore_index=ignore_index,
-            reduction="none",
-            impl=impl,
-        )
-
-    parts = [slice(first * chunk_rows, (first + 1) * chunk_rows) for first in range(max(1, pieces(rows, chunk_rows)))]
-    if len(parts) == 1:
-        losses = [chunk_loss(hidden, head_weight, bias, parts[0])]  # nothing to save by computing it again
-    else:
-        # Nothing random happens in a chunk; to save the random state would make the host wait for the device.
-        losses = [
-            KDLoss(
-                *checkpoint(chunk_loss, hidden, head_weight, bias, part, use_reentrant=False, preserve_rng_state=False)
-            )
-            for part in parts
-        ]
-    total, hard, soft = (torch.cat(column) for column in zip(*losses, strict=True))
-    row_weights = torch.ones_like(total) if row_weight is None else row_weight.to(total.dtype)
-    if labels is not None:
-        row_weights = row_weights.masked_fill(labels == ignore_index, 0.0)
-    return KDLoss(reduce_rows(total, row_weights, reduction), hard, soft)
+            F.linear(hidden, head_weight, bias), teachers.logits(slice(None)) or None, labels,
+            temperature=temperature, weight=weight, kl_scale=kl_scale, lengths=lengths, teacher_weights=teacher_weights,
+            wrong_scale=wrong_scale, row_weight=row_weight, ignore_index=ignore_index, reduction=reduction, impl=impl,
+        )  # fmt: skip
+    hidden, head_weight = as_product(hidden), as_product(head_weight)
+    bias = None if bias is None else as_product(bias)
+    problem = Problem(
+        student=hidden,  # until there are logits
+        teachers=[],
+        labels=labels,
+        lengths=lengths,
+        teacher_weights=None if teacher_weights is None else teacher_weights.detach(),
+        row_weight=None if row_weight is None else row_weight.detach(),
+        temperature=float(temperature),
+        hard_scale=1.0 - weight,
+        soft_scale=weight * kl_factor(kl_scale, temperature),
+        wrong_scale=wrong_scale if len(teachers.every()) > 1 else None,
+        ignore_index=ignore_index,
+        reduction=reduction,
+    ).dense()
+    work = Work(
+        problem, teachers, chunk_rows, choose(impl, [hidden, *teachers.every()]) == "triton", torch.is_grad_enabled()
+    )
+    return KDLoss(*Chunked.apply(hidden, head_weight, bias, work))
 
 
-def cut(rows: Tensor | None, part: slice) -> Tensor | None:
-    return None if rows is None else rows[part]
+class Heads(NamedTuple):
+    """The teachers: logits, or hidden states with a head (and a bias or None)."""
+
+    given: list[Tensor]
+    heads: list[tuple[Tensor, Tensor, Tensor | None]]
+
+    def every(self) -> list[Tensor]:
+        return [*self.given, *(states for states, _, _ in self.heads)]
+
+    def logits(self, rows: slice) -> list[Tensor]:
+        with torch.no_grad():
+            return [
+                *(given[rows] for given in self.given),
+                *(product(states[rows], *head) for states, *head in self.heads),
+            ]
+
+
+class Work(NamedTuple):
+    """What a head's loss is computed of, beside the tensors that get gradients."""
+
+    problem: Problem
+    teachers: Heads
+    chunk_rows: int
+    kernels: bool
+    training: bool
+
+    def parts(self, rows: int) -> list[slice]:
+        number = max(1, plan.pieces(rows, self.chunk_rows))
+        return [slice(first * self.chunk_rows, (first + 1) * self.chunk_rows) for first in range(number)]
+
+    @property
+    def accumulation(self) -> torch.dtype:
+        return accumulation_dtype(self.problem.student, *self.teachers.every())
+
+    def chunk(self, rows: slice, logits: Tensor, reduction: str) -> Problem:
+        return self.problem.part(rows, logits, self.teachers.logits(rows), reduction)
+
+    def loss(self, chunk: Problem) -> tuple[Tensor, Tensor, Tensor, Saved | None]:
+        if not self.kernels:
+            return *reference.kd_loss(chunk), None
+        from .forward import forward
+
+        return forward(chunk)
+
+
+class Chunked(torch.autograd.Function):
+    """total, hard and soft of a head's logits; gradients for hidden states, weight and bias."""
+
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: Any, hidden: Tensor, head_weight: Tensor, bias: Tensor | None, work: Work
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(hidden, head_weight, bias)
+        ctx.work, ctx.kept, ctx.early, ctx.divisor = work, None, None, None
+        wanted = [work.training and need for need in ctx.needs_input_grad[:3]]
+        parts = work.parts(hidden.shape[0])
+        if len(parts) == 1:
+            chunk = work.chunk(parts[0], product(hidden, head_weight, bias), work.problem.reduction)
+            total, hard, soft, saved = work.loss(chunk)
+            ctx.kept = (chunk, saved) if any(wanted) else None
+        else:
+            weights = weights_of_rows(hidden.new_empty(hidden.shape[0], dtype=work.accumulation), work.problem)
+            ctx.divisor = divisor(weights, work.problem.reduction)
+            early = any(wanted) and ctx.divisor is not None and hidden.dtype != torch.float16
+            sums = Gradients(hidden, head_weight, bias, wanted)
+            found = []
+            for part in parts:
+                chunk = work.chunk(part, product(hidden[part], head_weight, bias), "none")
+                *losses, saved = work.loss(chunk)
+                found.append(losses)
+                if early:
+                    sums.add(part, gradient(chunk, saved, (1 / ctx.divisor).expand(len(losses[0]))))
+            total, hard, soft = (torch.cat(rows) for rows in zip(*found, strict=True))
+            total = reduce_rows(total, weights, work.problem.reduction)
+            ctx.early = sums.found if early else None
+        ctx.mark_non_differentiable(hard, soft)
+        return total, hard, soft
+
+    @staticmethod
+    def backward(ctx: Any, grad_total: Tensor | None, *unused: None) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        if grad_total is None:
+            return None, None, None, None
+        if ctx.early is not None:
+            return *(None if found is None else (found * grad_total).to(found.dtype) for found in ctx.early), None
+        hidden, head_weight, bias = ctx.saved_tensors
+        work: Work = ctx.work
+        sums = Gradients(hidden, head_weight, bias, ctx.needs_input_grad[:3])
+        kept, ctx.kept = ctx.kept, None  # the gradient overwrites its logits: a second time they are computed again
+        parts = work.parts(hidden.shape[0])
+        reduction = work.problem.reduction if len(parts) == 1 else "none"
+        upstream = grad_total if ctx.divisor is None else (grad_total / ctx.divisor).expand(hidden.shape[0])
+        for part in parts:
+            if kept is None:
+                chunk = work.chunk(part, product(hidden[part], head_weight, bias), reduction)
+                kept = chunk, work.loss(chunk)[3]
+            sums.add(part, gradient(*kept, upstream if len(parts) == 1 else upstream[part]))
+            kept = None
+        return *sums.found, None
+
+
+class Gradients:
+    """Sums over chunks: of hidden states, weight and bias, each None where it is not wanted."""
+
+    def __init__(self, hidden: Tensor, head_weight: Tensor, bias: Tensor | None, wanted: Sequence[bool]) -> None:
+        self._hidden, self._head_weight = hidden, head_weight
+        self._wanted = wanted
+        self.found: list[Tensor | None] = [torch.empty_like(hidden) if wanted[0] else None, None, None]
+
+    def add(self, rows: slice, slope: Tensor) -> None:
+        """Takes in the gradient [rows, classes] of a chunk's logits."""
+        states, weights, offsets = self.found
+        if states is not None:
+            torch.mm(slope, self._head_weight, out=states[rows])
+        if self._wanted[1]:
+            part = self._hidden[rows]
+            self.found[1] = slope.t() @ part if weights is None else weights.addmm_(slope.t(), part)
+        if self._wanted[2]:
+            self.found[2] = slope.sum(0) if offsets is None else offsets + slope.sum(0)
+
+
+def gradient(chunk: Problem, saved: Saved | None, upstream: Tensor) -> Tensor:
+    """The gradient of a chunk's logits; from kernels, in the logits' own memory."""
+    if saved is not None:
+        from .backward import backward
+
+        return backward(chunk, saved, upstream, gradient=chunk.student)
+    with torch.enable_grad():
+        logits = chunk.student.detach().requires_grad_()
+        total = reference.kd_loss(chunk._replace(student=logits)).total
+    return torch.autograd.grad(total, logits, upstream)[0]
+
+
+def product(states: Tensor, head: Tensor, bias: Tensor | None) -> Tensor:
+    """states @ head.T + bias, [rows, classes], each row at a 16-byte boundary: loss and products need it to be fast."""
+    states, head = as_product(states), as_product(head)
+    logits = plan.padded(states.shape[0], head.shape[0], states.dtype, states.device)
+    if bias is None:
+        return torch.mm(states, head.t(), out=logits)
+    return torch.addmm(as_product(bias), states, head.t(), out=logits)
+
+
+def as_product(tensor: Tensor) -> Tensor:
+    """In the dtype that a product is computed in under autocast."""
+    device = tensor.device.type
+    if tensor.dtype == torch.float64 or not torch.is_autocast_enabled(device):
+        return tensor
+    return tensor.to(torch.get_autocast_dtype(device))
 
 
 def check_head(

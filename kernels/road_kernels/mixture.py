@@ -11,7 +11,6 @@ from . import launch, plan
 from .rows import (
     beats_label,
     combined_tile,
-    kept_rows,
     load_one,
     load_tile,
     row_facts,
@@ -28,8 +27,7 @@ def judge_kernel(
     """Algorithm 2's weights [M, N] for rows too large for the registers: a program reads one row of every teacher."""
     rows = tl.program_id(0).to(tl.int64) + tl.arange(0, 1)
     here = rows < N
-    kept = kept_rows(labels, rows, here, ignore_index)
-    label, classes, _ = row_facts(labels, lengths, None, rows, here, C, ignore_index)
+    label, classes, _, kept = row_facts(labels, lengths, None, rows, here, C, ignore_index)
     known = kept & (label >= 0) & (label < classes)
     bits = tl.zeros([1], tl.int64)
     for m in tl.static_range(M):
@@ -57,7 +55,7 @@ def combine_kernel(
     columns = (program % tiles) * B + tl.arange(0, B)
     here = rows < N
     # An ignored row is combined like any other: its label is no class, so no teacher is right.
-    label, classes, _ = row_facts(labels, lengths, None, rows, here, C, -1)
+    label, classes, _, _ = row_facts(labels, lengths, None, rows, here, C, -1)
     known = here & (label >= 0) & (label < classes)
     mask = here[:, None] & whole_vectors(classes, columns, VEC)
     valid = columns[None, :] < classes[:, None]
@@ -106,7 +104,7 @@ def combine(
         if wrong_scale is not None and not plan.fits_registers(C, M, vec):
             weights = torch.empty(M, N, dtype=torch.float32, device=out.device)
             teacher_weights, wrong_scale = judge(teachers, labels, lengths, wrong_scale, -1, weights), None
-        tile = plan.gradient_tile(C, M, vec) if wrong_scale is None else plan.row_tile(C, M, vec)
+        tile = plan.gradient_tile(C, M, vec, out.device) if wrong_scale is None else plan.row_tile(C, M, vec)
         tiles = plan.pieces(C, tile.classes)
         launch.start(
             combine_kernel, (plan.pieces(N, tile.rows) * tiles,),

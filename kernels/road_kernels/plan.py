@@ -2,26 +2,43 @@
 
 from __future__ import annotations
 
+import json
+import sys
+from functools import cache
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+REGIMES = {"hundreds": 1024, "thousands": 16384, "vocabulary": sys.maxsize}  # the largest number of classes of each
 LARGEST_SMALL = 32  # classes up to which many rows share a program
 SINGLE_PROGRAM_ROWS = (
     1024  # with so few small rows, one program also reduces them: one launch for the whole forward pass
 )
 MANY_TEACHERS = 3  # more of them take their share of the registers
 MOST_WARPS = 16  # of 128 registers each thread: what an SM has
+MOST_REGISTERS = 128  # a thread; without a limit ptxas now and then aims at a higher occupancy and spills a few bytes
 STATISTICS = 5  # numbers per row that the forward pass keeps for the gradient
 
 
+class Stream(NamedTuple):
+    """groups of loads and lanes that one program reads of each of its rows at a time; its warps, and registers a thread."""
+
+    groups: int
+    rows: int
+    lanes: int
+    warps: int
+    registers: int = MOST_REGISTERS
+
+
 class Tile(NamedTuple):
-    """rows x classes that one program works on at a time, and its number of warps."""
+    """rows x classes that one program works on at a time, its number of warps, and registers a thread."""
 
     rows: int
     classes: int
     warps: int
+    registers: int = MOST_REGISTERS
 
 
 def next_power_of_2(number: int) -> int:
@@ -65,17 +82,62 @@ def row_tile(classes: int, teachers: int, vec: int) -> Tile:
     return tile_of(width, MOST_WARPS, each)
 
 
+def regime(classes: int) -> str:
+    """The name under which tiles for so many classes are measured and kept."""
+    return next(name for name, most in REGIMES.items() if classes <= most)
+
+
+@cache
+def tuned() -> dict[str, dict[str, dict[str, list[int]]]]:
+    """Compute capability -> kernel -> regime -> the numbers of its tile; made by benchmarks/tune_kernels.py."""
+    return json.loads((Path(__file__).parent / "tiles.json").read_text())
+
+
+@cache
+def best(kernel: str, name: str, device: torch.device) -> list[int] | None:
+    """What was fastest on a GPU like this one; None where nothing was measured."""
+    if device.type != "cuda":
+        return None
+    capability = ".".join(map(str, torch.cuda.get_device_capability(device)))
+    return tuned().get(capability, {}).get(kernel, {}).get(name)
+
+
+def measured(kernel: str, classes: int, teachers: int, vec: int, device: torch.device) -> list[int] | None:
+    """The numbers of a tile, where they hold: loads of 8 elements, few teachers, more than a few classes."""
+    if vec != 8 or teachers > MANY_TEACHERS or classes <= LARGEST_SMALL:
+        return None
+    return best(kernel, regime(classes), device)
+
+
+def stream_tile(classes: int, teachers: int, vec: int, device: torch.device) -> Stream:
+    """The tile of a row that is read in lanes: a warp for some hundred classes, four of them above."""
+    found = measured("stream", classes, teachers, vec, device)
+    if found is not None:
+        groups, lanes, warps, registers = found
+    else:
+        groups, registers = max(1, classes_per_thread(teachers, 8) // vec), MOST_REGISTERS
+        warps = 8 if regime(classes) == "vocabulary" else 4
+        lanes = 32 if regime(classes) == "hundreds" else 32 * warps
+    lanes = min(lanes, next_power_of_2(pieces(classes, groups * vec)))
+    return Stream(groups, 32 * warps // lanes, lanes, warps, registers)
+
+
 def chunk_tile(teachers: int, vec: int) -> Tile:
     """The tile of one chunk of a row that does not fit."""
     each = classes_per_thread(teachers, vec)
     return tile_of(8 * 32 * each, 8, each)
 
 
-def gradient_tile(classes: int, teachers: int, vec: int) -> Tile:
+def gradient_tile(classes: int, teachers: int, vec: int, device: torch.device) -> Tile:
     """The tile of the elementwise kernels, which need no row as a whole."""
-    each = classes_per_thread(teachers, vec)
+    each, warps, registers = classes_per_thread(teachers, vec), 4, MOST_REGISTERS
+    found = measured("gradient", classes, teachers, vec, device)
+    if found is not None:
+        each, warps, registers = found
     width = next_power_of_2(classes)
-    return row_tile(classes, teachers, vec) if width <= 4 * 32 * each else tile_of(4 * 32 * each, 4, each)
+    if classes <= LARGEST_SMALL:
+        return row_tile(classes, teachers, vec)
+    return tile_of(min(width, warps * 32 * each), warps, each)._replace(registers=registers)
 
 
 def vector_width(*logits: Tensor) -> int:
@@ -95,10 +157,14 @@ def vector_width(*logits: Tensor) -> int:
 
 
 def padded_logits(like: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-    """An empty [rows, classes] whose rows start at 16-byte boundaries, so that whole vectors can be written.
+    """An empty [rows, classes] for logits like these."""
+    return padded(like.shape[0], like.shape[1], dtype or like.dtype, like.device)
+
+
+def padded(rows: int, classes: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """An empty [rows, classes] whose rows start at 16-byte boundaries, so that whole vectors can be read and written.
 
     Rows of few classes stay dense: there a launch costs more than the bytes.
     """
-    rows, classes = like.shape
     width = classes if classes <= LARGEST_SMALL else pieces(classes, 8) * 8
-    return torch.empty(rows, width, dtype=dtype or like.dtype, device=like.device)[:, :classes]
+    return torch.empty(rows, width, dtype=dtype, device=device)[:, :classes]

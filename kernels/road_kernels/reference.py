@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .problem import Problem
+
 Teachers = Tensor | Sequence[Tensor] | None
 
 
@@ -115,29 +117,17 @@ def result_dtype(teachers: Sequence[Tensor]) -> torch.dtype:
     return dtype
 
 
-def kd_loss(
-    student: Tensor,
-    teacher: Teachers,
-    labels: Tensor | None,
-    *,
-    temperature: float,
-    weight: float,
-    kl_scale: str | float = "t2",
-    lengths: Tensor | None = None,
-    teacher_weights: Tensor | None = None,
-    wrong_scale: float | None = None,
-    row_weight: Tensor | None = None,
-    ignore_index: int = -100,
-    reduction: str = "mean",
-) -> KDLoss:
-    """The KDLoss of `road_kernels.kd_loss`, whose arguments these are; they are not checked here."""
-    teachers = as_teachers(teacher)
+def kd_loss(problem: Problem) -> KDLoss:
+    """The KDLoss of a problem, by definition; autograd differentiates it."""
+    student, teachers, labels = problem.student, problem.teachers, problem.labels
     accumulation = accumulation_dtype(student, *teachers)
-    rows = student.shape[0]
-    hard = soft = torch.zeros(rows, dtype=accumulation, device=student.device)
+    count = student.shape[0]
+    hard = soft = torch.zeros(count, dtype=accumulation, device=student.device)
     # A masked logit has no gradient and cannot poison a sum: absent classes become -inf, ignored rows become 0.
-    absent = absent_classes(lengths, student.shape[1])
-    ignored = torch.zeros(rows, dtype=torch.bool, device=student.device) if labels is None else labels == ignore_index
+    absent = absent_classes(problem.lengths, student.shape[1])
+    ignored = torch.zeros(count, dtype=torch.bool, device=student.device)
+    if labels is not None:
+        ignored = labels == problem.ignore_index
 
     def present(logits: Tensor) -> Tensor:
         logits = logits.to(accumulation)
@@ -147,25 +137,31 @@ def kd_loss(
 
     logits = present(student)
     if labels is not None:
-        hard = F.cross_entropy(logits, labels.long(), ignore_index=ignore_index, reduction="none")
+        hard = F.cross_entropy(logits, labels.long(), ignore_index=problem.ignore_index, reduction="none")
     if teachers:
-        target = present(
-            combine_teachers(
-                teachers,
-                labels,
-                wrong_scale=wrong_scale,
-                teacher_weights=teacher_weights,
-                lengths=lengths,
-                dtype=accumulation,
-            )
+        target = combine_teachers(
+            teachers,
+            labels,
+            wrong_scale=problem.wrong_scale,
+            teacher_weights=problem.teacher_weights,
+            lengths=problem.lengths,
+            dtype=accumulation,
         )
-        soft = divergence(target, logits, temperature).masked_fill(ignored, 0.0)
-    losses = weighted(1 - weight, hard) + weighted(weight * kl_factor(kl_scale, temperature), soft)
+        soft = divergence(present(target), logits, problem.temperature).masked_fill(ignored, 0.0)
+    losses = nothing(student, accumulation)
+    for factor, rows in ((problem.hard_scale, hard), (problem.soft_scale, soft)):
+        if factor:  # a factor of 0 leaves the term out, so that an infinite one cannot turn into NaN
+            losses = losses + factor * rows
 
-    row_weights = torch.ones_like(losses) if row_weight is None else row_weight.to(accumulation)
-    row_weights = row_weights.masked_fill(ignored, 0.0)
+    row_weights = weights_of_rows(losses, problem)
     losses = torch.where(row_weights == 0, 0.0, losses * row_weights)
-    return KDLoss(reduce_rows(losses, row_weights, reduction), hard.detach(), soft.detach())
+    return KDLoss(reduce_rows(losses, row_weights, problem.reduction), hard.detach(), soft.detach())
+
+
+def weights_of_rows(losses: Tensor, problem: Problem) -> Tensor:
+    """[rows], the row weights in the dtype of the losses; 0 for an ignored row."""
+    weights = torch.ones_like(losses) if problem.row_weight is None else problem.row_weight.to(losses.dtype)
+    return weights if problem.labels is None else weights.masked_fill(problem.labels == problem.ignore_index, 0.0)
 
 
 def divergence(target: Tensor, logits: Tensor, temperature: float) -> Tensor:
@@ -187,16 +183,22 @@ def may_hold(rows: Tensor) -> bool:
     return bool(rows.any())
 
 
-def weighted(factor: float, rows: Tensor) -> Tensor:
-    """factor x rows; a factor of 0 leaves the term out, so that an infinite one cannot turn into NaN."""
-    return factor * rows if factor else torch.zeros_like(rows)
+def nothing(student: Tensor, dtype: torch.dtype) -> Tensor:
+    """[rows] zeros that depend on the student: a loss without any term has a gradient, of zero."""
+    return student[:, :0].sum(1, dtype=dtype)
 
 
 def reduce_rows(losses: Tensor, row_weights: Tensor, reduction: str) -> Tensor:
     """The objective from row losses that already carry their row weight; a mean over no weight at all is 0."""
+    by = divisor(row_weights, reduction)
+    return losses if by is None else losses.sum() / by
+
+
+def divisor(row_weights: Tensor, reduction: str) -> Tensor | None:
+    """What the sum of the losses is divided by, a scalar; None where the losses are not added up."""
     if reduction == "none":
-        return losses
+        return None
     if reduction == "sum":
-        return losses.sum()
-    divisor = row_weights.sum()
-    return losses.sum() / torch.where(divisor == 0, 1.0, divisor)
+        return torch.ones_like(row_weights[:0].sum())
+    total = row_weights.sum()
+    return torch.where(total == 0, 1.0, total)

@@ -1,9 +1,12 @@
-"""Device code that the kernels share: row facts, tiles of logits, the teachers' combination, row statistics.
+"""Device code that the kernels share: row facts, tiles of logits, the teachers' combination, exponentials, row losses.
 
-Every tile is [R rows, B classes], also where R is 1. Row strides are passed divided by the vector width VEC, so that the
-compiler sees that each row starts at a vector boundary; class strides are 1 almost always (Triton then compiles the 1 in).
-Logits are shifted by their row's maximum before anything is multiplied: in float32 that difference is exact for half
-types, so that logits of 1e4 keep their digits. Exponentials and logarithms are base 2, the hardware's own.
+Row strides are passed divided by the vector width VEC, so that the compiler sees that each row starts at a vector boundary;
+class strides are 1 almost always (Triton then compiles the 1 in).
+
+Exponentials and logarithms are base 2, the hardware's own. A logit enters one as logit x rate - origin, with
+rate = log2(e) / T and origin = the largest logit x rate, in one fused operation, which rounds once: logits of 1e4 keep their
+digits, since what the origin itself is rounded by is the same for all classes and cancels. Where no class has been seen
+yet the origin is LOWEST, which is finite: nothing is ever -inf minus -inf.
 """
 
 from __future__ import annotations
@@ -13,31 +16,26 @@ import triton.language as tl
 
 LOG2_E = tl.constexpr(1.4426950408889634)
 LN_2 = tl.constexpr(0.6931471805599453)
+LOWEST = tl.constexpr(-1e30)
 
 
 @triton.jit
 def row_facts(labels, lengths, row_weight, rows, here, C, ignore_index):
-    """label (-1: none), number of classes, weight (0 for an ignored row): each [R]."""
+    """label (-1: none), number of classes, weight (0 for an ignored row), whether it is there and not ignored: each [R]."""
     label = tl.full(rows.shape, -1, tl.int64)
     weight = tl.where(here, 1.0, 0.0)
+    kept = here
     if row_weight is not None:
         weight = tl.load(row_weight + rows, mask=here, other=0.0).to(tl.float32)
     if labels is not None:
         label = tl.load(labels + rows, mask=here, other=0).to(tl.int64)
-        weight = tl.where(label == ignore_index, 0.0, weight)
+        kept = here & (label != ignore_index)
+        weight = tl.where(kept, weight, 0.0)
     classes = tl.where(here, C, 0)
     if lengths is not None:
         length = tl.load(lengths + rows, mask=here, other=0)
         classes = tl.maximum(tl.minimum(length, classes), 0).to(tl.int32)
-    return label, classes, weight
-
-
-@triton.jit
-def kept_rows(labels, rows, here, ignore_index):
-    """[R] bool: rows that exist and are not ignored."""
-    if labels is not None:
-        here = here & (tl.load(labels + rows, mask=here, other=0) != ignore_index)
-    return here
+    return label, classes, weight, kept
 
 
 @triton.jit
@@ -118,63 +116,40 @@ def combined_tile(
 
 
 @triton.jit
-def power(base, EXPONENT: tl.constexpr):
-    out = base
-    for _ in tl.static_range(EXPONENT - 1):
-        out *= base
+def at_temperature_1(softened, scaled, temperature, POWER: tl.constexpr):
+    """The exponential at T = 1 of what is `softened` at T: for a whole T its T-th power, by squaring, without another one."""
+    if POWER == 0:
+        return tl.exp2(scaled * temperature)
+    square = softened * softened
+    fourth = square * square
+    out = softened
+    if POWER >= 4:
+        out = fourth
+    elif POWER >= 2:
+        out = square
+    if POWER == 3 or POWER == 5:
+        out *= softened
+    elif POWER == 6 or POWER == 7:
+        out *= square
+    elif POWER == 8:
+        out *= fourth
+    if POWER == 7:
+        out *= softened
     return out
 
 
 @triton.jit
-def at_temperature_1(softened, shifted, POWER: tl.constexpr):
-    """exp(logit - maximum) at T = 1, for a whole T as the T-th power of what is there already: no second exponential."""
-    if POWER > 0:
-        return power(softened, POWER)
-    else:
-        return tl.exp2(shifted * LOG2_E)
-
-
-@triton.jit
-def shift(logits, valid):
-    """The maximum [R] and the logits [R, B] below it; -inf where there is no class."""
-    top = tl.max(tl.where(valid, logits, float("-inf")), 1)
-    # Where a chunk has no finite logit there is nothing to subtract: -inf minus -inf would be NaN.
-    origin = tl.where(top == float("-inf"), 0.0, top)
-    return top, tl.where(valid, logits - origin[:, None], float("-inf"))
-
-
-@triton.jit
-def student_statistics(logits, valid, rate, POWER: tl.constexpr):
-    """maximum, logits x rate below it [R, B], and the sums of exponentials at T and at 1."""
-    top, shifted = shift(logits, valid)
-    scaled = shifted * rate
-    softened = tl.exp2(scaled)
-    sharp = at_temperature_1(softened, shifted, POWER)
-    return top, scaled, tl.sum(softened, 1), tl.sum(sharp, 1)
-
-
-@triton.jit
-def teacher_statistics(logits, valid, student_scaled, rate):
-    """maximum, sum of exponentials at T, and the sum of exponential x (teacher - student), all base 2."""
-    top, shifted = shift(logits, valid)
-    scaled = shifted * rate
-    softened = tl.exp2(scaled)
-    # Where the teacher's share is 0 the term is 0, also when a logit is -inf.
-    gap = tl.where(softened > 0.0, softened * (scaled - student_scaled), 0.0)
-    return top, tl.sum(softened, 1), tl.sum(gap, 1)
-
-
-@triton.jit
 def row_losses(
-    top, soft_sum, hard_sum, teacher_sum, gap, target, known, kept, weight, hard_scale, soft_scale,
+    origin, soft_sum, hard_sum, teacher_sum, gap, target, known, kept, weight, rate, temperature, hard_scale, soft_scale,
     HARD: tl.constexpr, M: tl.constexpr,
 ):  # fmt: skip
     """hard, soft and total (with its row weight) of each row, from the row's statistics."""
-    hard = tl.zeros(top.shape, tl.float32)
-    soft = tl.zeros(top.shape, tl.float32)
+    hard = tl.zeros(origin.shape, tl.float32)
+    soft = tl.zeros(origin.shape, tl.float32)
     if HARD:
         # A label outside the row's classes has no loss: NaN says so, without a word to the host.
-        hard = tl.where(known, tl.log2(hard_sum) * LN_2 - (target - top), float("nan"))
+        own = tl.log2(hard_sum) - tl.fma(target, rate, -origin) * temperature
+        hard = tl.where(known, own * LN_2, float("nan"))
         hard = tl.where(kept, hard, 0.0)
     if M > 0:
         soft = (gap / teacher_sum - tl.log2(teacher_sum) + tl.log2(soft_sum)) * LN_2
@@ -185,13 +160,23 @@ def row_losses(
 
 
 @triton.jit
-def store_statistics(statistics, row, top, soft_sum, hard_sum, rows, here, kept, N):
-    """Statistics from number `row` on: a maximum, and sums as reciprocals; 0 for an ignored row."""
+def store_statistics(statistics, row, origin, soft_sum, hard_sum, rows, here, kept, N):
+    """Statistics from number `row` on: an origin, and sums as reciprocals; 0 for an ignored row."""
     at = statistics + row * N + rows
-    tl.store(at, tl.where(kept, top, 0.0), mask=here)
+    tl.store(at, tl.where(kept, origin, 0.0), mask=here)
     tl.store(at + N, tl.where(kept, 1.0 / soft_sum, 0.0), mask=here)
     if hard_sum is not None:
         tl.store(at + 2 * N, tl.where(kept, 1.0 / hard_sum, 0.0), mask=here)
+
+
+@triton.jit
+def store_losses(losses, loss, weight, rows, here, SUMS: tl.constexpr):
+    """The losses of the rows, or only the sums over the program's rows of losses and of weights: [2, programs]."""
+    if SUMS:
+        tl.store(losses + tl.program_id(0), tl.sum(loss, 0))
+        tl.store(losses + tl.num_programs(0) + tl.program_id(0), tl.sum(weight, 0))
+    else:
+        tl.store(losses + rows, loss, mask=here)
 
 
 @triton.jit
