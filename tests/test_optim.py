@@ -62,7 +62,10 @@ def test_albert_shares_its_layers():
     rates = rates_of(Both("albert", embedding_size=16))
     shared = {rate for name, rate in rates.items() if ".albert_layer_groups.0." in name}
     assert shared == {0.25}, "one layer, the top one"
-    assert rates["encoder.embeddings.word_embeddings.weight"] == rates["encoder.encoder.embedding_hidden_mapping_in.weight"]
+    assert (
+        rates["encoder.embeddings.word_embeddings.weight"]
+        == rates["encoder.encoder.embedding_hidden_mapping_in.weight"]
+    )
     assert (rates["encoder.embeddings.word_embeddings.weight"], rates["encoder.pooler.weight"]) == (0.125, 0.5)
 
 
@@ -72,7 +75,9 @@ def test_deberta_has_weights_beside_its_layers():
     rates = rates_of(Both("deberta-v2", **more, conv_kernel_size=3, conv_act="gelu"))
     assert rates["encoder.encoder.rel_embeddings.weight"] == rates["encoder.encoder.LayerNorm.weight"] == 0.5**5
     assert {rate for name, rate in rates.items() if ".conv." in name} == {0.5**4}
-    assert depths(["encoder.encoder.layer.1.x", "encoder.encoder.LayerNorm.bias"])["encoder.encoder.LayerNorm.bias"] == 1
+    assert (
+        depths(["encoder.encoder.layer.1.x", "encoder.encoder.LayerNorm.bias"])["encoder.encoder.LayerNorm.bias"] == 1
+    )
 
 
 def test_layers_and_embeddings_by_other_names():

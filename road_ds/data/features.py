@@ -28,7 +28,7 @@ from road_ds.hub import local_file
 from road_ds.log import progress, warn, write_json
 from road_ds.packing import Packing
 
-ENCODING = 2  # part of every cache key: raise it when the same rows encode to other features
+ENCODING = 3  # part of every cache key: raise it when the same rows encode to other features
 CHUNK = 1000  # rows per Arrow record batch
 PAD_MULTIPLE = 8  # tokens; half-precision matrix units want it
 IGNORED = -100  # the label of a row that has none
