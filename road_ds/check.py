@@ -10,7 +10,7 @@ import torch
 from road_ds.config import RoadConfig, fit_batch, fit_optimizer, fit_precision
 from road_ds.data.features import FeatureSet
 from road_ds.log import counted, table
-from road_ds.model import base_config, check_lengths, head_config, load_tokenizer
+from road_ds.model import base_config, check_lengths, fresh_model, load_tokenizer
 from road_ds.objectives import objective_from, teachers_of
 from road_ds.tasks import Task, heads
 from road_ds.train import load_data, plan
@@ -143,7 +143,7 @@ def parameters(settings: Any, tasks: dict[str, Task]) -> tuple[int, dict[str, in
     encoders, own = [], {}
     with torch.device("meta"):
         for name, task in tasks.items():
-            shell = task.model.from_config(head_config(settings, task))
+            shell = fresh_model(settings, task)
             encoder = sum(p.numel() for p in getattr(shell, shell.base_model_prefix).parameters())
             own[name] = sum(p.numel() for p in shell.parameters()) - encoder
             encoders.append(encoder)

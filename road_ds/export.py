@@ -15,6 +15,7 @@ from road_ds.config import RoadConfig, validated
 from road_ds.errors import RoadError
 from road_ds.log import write_json
 from road_ds.model import MultiTaskModel, build_model, load_tokenizer
+from road_ds.pretrained import written_head
 from road_ds.strict_json import load_json
 from road_ds.tasks import Task, heads, task_from
 
@@ -89,13 +90,12 @@ def read_task(folder: Path) -> Task:
         return task_from(load_json(folder / TASK_FILE), str(folder / TASK_FILE))
     if not (folder / "config.json").exists():
         raise RoadError(f"{folder}: no config.json: expected an exported model folder (runs/<name>/model/<task>)")
-    config = load_json(folder / "config.json")
-    architecture = (config.get("architectures") or ["?"])[0]
+    architectures, labels = written_head(folder)
+    architecture = next(iter(architectures), "?")
     if architecture.endswith("ForQuestionAnswering"):
         return task_from({"type": "span_qa"}, str(folder))
-    names = config.get("id2label") or {}
-    if architecture.endswith("ForSequenceClassification") and len(names) > 1:
-        return task_from({"type": "classification", "labels": [names[k] for k in sorted(names, key=int)]}, str(folder))
+    if architecture.endswith("ForSequenceClassification") and len(labels) > 1:
+        return task_from({"type": "classification", "labels": labels}, str(folder))
     if architecture.endswith("ForSequenceClassification"):
         return task_from({"type": "regression"}, str(folder))
     raise RoadError(f"{folder}: {architecture} has no task head: expected a question-answering or classification model")

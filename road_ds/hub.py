@@ -1,18 +1,33 @@
 """Model names to folders: the embedded sample, a folder on disk, or a repository of the Hugging Face hub."""
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from road_ds.errors import RoadError
+from road_ds.strict_json import quote
 
 SAMPLE = Path(__file__).resolve().parent / "sample_data"
 HUB_NAME = re.compile(r"([A-Za-z0-9._-]+/)?[A-Za-z0-9._-]+(@[A-Za-z0-9._/-]+)?")
 
 
+@contextmanager
+def readable(name: str) -> Iterator[None]:
+    """RoadError where a name cannot be looked up: no permission, no such home, too long, a NUL."""
+    try:
+        yield
+    except (OSError, RuntimeError, ValueError) as error:
+        why = error.strerror if isinstance(error, OSError) else str(error)
+        raise RoadError(f"{quote(name)}: cannot be read: {why}") from None
+
+
 def sample_path(name: str) -> Path:
     """The file or folder that `sample:NAME` stands for. RoadError when the embedded sample has no such entry."""
-    path = (SAMPLE / name).resolve()
-    if SAMPLE not in path.parents or not path.exists():
+    with readable(f"sample:{name}"):
+        path = (SAMPLE / name).resolve()
+        found = SAMPLE in path.parents and path.exists()
+    if not found:
         known = ", ".join(
             sorted(p.name for p in SAMPLE.iterdir() if p.suffix not in (".py", ".md") and p.name[0] not in "_.")
         )
@@ -22,14 +37,18 @@ def sample_path(name: str) -> Path:
 
 def local_file(name: str) -> Path:
     """The path of a data file: `sample:NAME` inside the embedded sample, anything else as it is."""
-    return sample_path(name.removeprefix("sample:")) if name.startswith("sample:") else Path(name).expanduser()
+    if name.startswith("sample:"):
+        return sample_path(name.removeprefix("sample:"))
+    with readable(name):
+        return Path(name).expanduser()
 
 
 def trained_heads(name: str) -> dict[str, Path]:
     """The models that a run folder holds, by head; nothing for a name that is no run folder."""
-    models = Path(name).expanduser() / "model"
-    found = sorted(models.iterdir()) if models.is_dir() else []
-    return {path.name: path for path in found if (path / "config.json").exists()}
+    with readable(name):
+        models = Path(name).expanduser() / "model"
+        found = sorted(models.iterdir()) if models.is_dir() else []
+        return {path.name: path for path in found if (path / "config.json").exists()}
 
 
 def head_folder(name: str, head: str) -> str:
@@ -52,10 +71,14 @@ def model_folder(name: str, *, weights: bool = True) -> Path:
     """
     if name.startswith("sample:"):
         return sample_path(name.removeprefix("sample:"))
-    folder = next(iter(trained_heads(name).values()), Path(name).expanduser())
-    if folder.is_dir():
-        if not (folder / "config.json").exists() and not (folder / "tokenizer_config.json").exists():
-            raise RoadError(f"{name}: the folder holds no config.json: expected a Hugging Face model folder")
+    heads = trained_heads(name)
+    with readable(name):
+        folder = next(iter(heads.values()), Path(name).expanduser())
+        there = folder.is_dir()
+        whole = (folder / "config.json").exists() or (folder / "tokenizer_config.json").exists()
+    if there and not whole:
+        raise RoadError(f"{name}: the folder holds no config.json: expected a Hugging Face model folder")
+    if there:
         return folder
     if not HUB_NAME.fullmatch(name):
         raise RoadError(f"{name}: no such folder, and not a hub name (org/name): check the path")

@@ -7,7 +7,7 @@ import re
 import string
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from itertools import pairwise
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -66,13 +66,14 @@ def squad_scores(
     `golds` holds each question's answer texts, none for an unanswerable one. HasAns_* and NoAns_* are there when the
     data has such questions. A prediction with `no_answer` above `threshold` counts as "" (official default: 1.0).
 
-    Two deliberate differences from the official program:
+    Deliberate differences from the official program:
     - A question without a prediction scores 0, answerable or not, and is counted in `missing`; the official program
-      leaves it out of its averages, so that answering fewer questions can raise the score.
+      says which one is missing and stops.
     - best_exact, best_exact_thresh, best_f1, best_f1_thresh (the threshold tuned on these very questions) are given
       only where there is something to tune: not without `no_answer` (as in the official program), nor when all its
-      values are equal, where the official search stops somewhere among the ties, at a score no threshold reaches.
-    Thresholds are in the unit of `no_answer`; 0.0 also stands for "answer nothing", as in the official program.
+      values are equal. Scoring at a reported threshold gives the score beside it; the official search may stop between
+      equal values, and says 0.0 where "answer nothing" is best. "" scores the same at a threshold as when predicted.
+    Thresholds are in the unit of `no_answer`; "answer nothing" is the next number below its lowest value.
     """
     if not golds:
         raise RoadError("no gold questions to score; expected at least one")
@@ -82,15 +83,17 @@ def squad_scores(
     tuned: dict[str, float] = {}
     if no_answer is not None:
         _check_no_answer(answered, no_answer)
-        known = set(answered)
-        ranked = sorted((question for question in no_answer if question in known), key=no_answer.__getitem__)
-        if any(no_answer[first] != no_answer[second] for first, second in pairwise(ranked)):
+        empty = {q: exact_match("", golds[q]) for q in answered}
+        if len({no_answer[q] for q in answered}) > 1:
             for name, scores in (("exact", exact), ("f1", f1)):
-                best, at = _best_threshold(ranked, scores, golds, predictions, no_answer)
-                tuned |= {f"best_{name}": 100.0 * best / len(golds), f"best_{name}_thresh": at}
-        for question in ranked:
+                gained, at = _best_threshold(no_answer, {q: scores[q] - empty[q] for q in answered})
+                tuned |= {
+                    f"best_{name}": 100.0 * (sum(empty.values()) + gained) / len(golds),
+                    f"best_{name}_thresh": at,
+                }
+        for question in answered:
             if no_answer[question] > threshold:
-                exact[question] = f1[question] = float(not golds[question])
+                exact[question] = f1[question] = empty[question]
     result = _averages(exact, f1, list(golds))
     for prefix, group in (("HasAns", [q for q in golds if golds[q]]), ("NoAns", [q for q in golds if not golds[q]])):
         if group:
@@ -119,26 +122,18 @@ def _check_no_answer(answered: list[str], no_answer: Mapping[str, float]) -> Non
             raise RoadError(f"no-answer probability of question {quote(question)} is {no_answer[question]}; not finite")
 
 
-def _best_threshold(
-    ranked: list[str],
-    scores: Mapping[str, float],
-    golds: Mapping[str, Sequence[str]],
-    predictions: Mapping[str, str],
-    no_answer: Mapping[str, float],
-) -> tuple[float, float]:
-    """The highest sum of scores and its threshold, by the official search: answer one more question at a time.
+def _best_threshold(no_answer: Mapping[str, float], gains: Mapping[str, float]) -> tuple[float, float]:
+    """The highest sum of gains over "answer nothing", and the lowest threshold that gives it.
 
-    Begins with no question answered; ties keep the order of `no_answer`, and the search may stop inside one.
+    gains: by question, what answering it adds. Questions with equal `no_answer` are answered together or not at all.
     """
-    score = float(sum(not golds[question] for question in ranked))
-    best, threshold = score, 0.0
-    for question in ranked:
-        if golds[question]:
-            score += scores[question]
-        elif predictions[question]:
-            score -= 1
-        if score > best:
-            best, threshold = score, no_answer[question]
+    ranked = sorted(gains, key=no_answer.__getitem__)
+    best, threshold = 0.0, float(np.nextafter(no_answer[ranked[0]], -np.inf))
+    score = 0.0
+    for value, group in groupby(ranked, key=no_answer.__getitem__):
+        score += sum(gains[question] for question in group)
+        if score > best + 1e-9:  # rounding is no gain
+            best, threshold = score, value
     return best, threshold
 
 

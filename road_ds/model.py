@@ -3,27 +3,27 @@
 import copy
 import importlib
 import inspect
-import json
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import nn
-from transformers import CONFIG_MAPPING, AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel
+from transformers import CONFIG_MAPPING, AutoConfig, AutoModel, PreTrainedModel
 from transformers.utils import logging
 
 from road_ds.config import ModelSpec, nearest
 from road_ds.data.features import Batch, rounded_up
-from road_ds.errors import RoadError
+from road_ds.errors import RoadError, first_line
 from road_ds.hub import model_folder, trained_heads
 from road_ds.objectives import Outputs
 from road_ds.packing import ATTENTION, Packing, unpack_output
+from road_ds.pretrained import load_weights, read_config, read_tensors, written_head
 from road_ds.tasks import Task
+from road_ds.tokenizer import check_vocabulary, read_tokenizer
 
 
 class Replay(nn.Module):
@@ -171,24 +171,19 @@ class MultiTaskModel(nn.Module):
 
 
 def load_tokenizer(spec: ModelSpec) -> Any:
-    """The tokenizer of a model. RoadError when it has no fast version (character offsets come from it)."""
+    """The tokenizer of a model. RoadError when it cannot be used."""
     name = spec.tokenizer or spec.name or ""
     folder = model_folder(name, weights=False)
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False)
-    except (OSError, ValueError, ImportError) as error:
-        raise RoadError(f"{name}: the tokenizer cannot be loaded: {_first_line(error)}") from None
-    if not tokenizer.is_fast:
-        raise RoadError(
-            f"{name}: the tokenizer has no fast version (tokenizer.json), which gives the character offsets"
-        )
-    if tokenizer.pad_token_id is None:
-        raise RoadError(f"{name}: the tokenizer has no padding token: expected the tokenizer of an encoder")
-    return tokenizer
+    if spec.tokenizer is None:
+        read_config(folder, name)  # which the tokenizer's class comes from: its faults have a message of their own
+    return read_tokenizer(folder, name)
 
 
 def base_config(spec: ModelSpec, tokenizer: Any, dropout: float | None) -> Any:
-    """The encoder's Hugging Face configuration, with the run's dropout in every place that has one."""
+    """The encoder's Hugging Face configuration, with the run's dropout in every place that has one.
+
+    RoadError where it does not go with the tokenizer, whose ids are the rows of its embedding.
+    """
     if spec.architecture is not None:
         if spec.architecture not in CONFIG_MAPPING:
             raise RoadError(
@@ -197,16 +192,17 @@ def base_config(spec: ModelSpec, tokenizer: Any, dropout: float | None) -> Any:
             )
         _check_settings(CONFIG_MAPPING[spec.architecture], spec.config)
         changes = {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id, **spec.config}
-        config = AutoConfig.for_model(spec.architecture, **changes)
-    else:
-        folder = model_folder(spec.name or "", weights=False)
         try:
-            config = AutoConfig.from_pretrained(str(folder), trust_remote_code=False, **spec.config)
-        except (OSError, ValueError) as error:
-            raise RoadError(f"{spec.name}: config.json cannot be used: {_first_line(error)}") from None
+            config = AutoConfig.for_model(spec.architecture, **changes)
+        except Exception as error:
+            raise RoadError(f"road.model.config: {spec.architecture} cannot use it: {first_line(error)}") from None
+    else:
+        config = read_config(model_folder(spec.name or "", weights=False), spec.name or "", spec.config)
         _check_settings(type(config), spec.config)
+    where = "road.model.config.vocab_size" if "vocab_size" in spec.config else spec.name or "road.model"
+    check_vocabulary(tokenizer, config, where, trained=spec.name is not None)
     if dropout is not None:
-        for key, value in config.to_dict().items():
+        for key, value in list(vars(config).items()):
             if "dropout" in key and (value is None or isinstance(value, float | int)) and not isinstance(value, bool):
                 setattr(config, key, dropout)
     return config
@@ -241,12 +237,17 @@ def check_lengths(config: Any, tasks: Mapping[str, Task]) -> None:
             )
 
 
-def head_config(config: Any, task: Task) -> Any:
-    """The configuration of one head's model."""
+def fresh_model(config: Any, task: Task) -> PreTrainedModel:
+    """The Hugging Face model of a task's head around an encoder of this configuration. RoadError where there is none."""
     changed = copy.deepcopy(config)
     for key, value in task.head_settings().items():
         setattr(changed, key, value)
-    return changed
+    try:
+        return task.model.from_config(changed)
+    except Exception as error:  # the settings are the user's, and each architecture fails on them in its own way
+        raise RoadError(
+            f"road.model: {config.model_type} with these settings gives no model for {task.type}: {first_line(error)}"
+        ) from None
 
 
 def build_model(
@@ -268,14 +269,7 @@ def build_model(
     config = base_config(spec, tokenizer, dropout)
     check_lengths(config, tasks)
     torch.manual_seed(seed)
-    shells = {}
-    for name, task in tasks.items():
-        try:
-            shells[name] = task.model.from_config(head_config(config, task))
-        except Exception as error:  # the settings are the user's, and each architecture fails on them in its own way
-            raise RoadError(
-                f"road.model: {config.model_type} with these settings gives no model for {task.type}: {_first_line(error)}"
-            ) from None
+    shells = {name: fresh_model(config, task) for name, task in tasks.items()}
     # A classification head of BERT or ALBERT needs the pooler, which span heads build their encoder without.
     encoder = max((getattr(s, s.base_model_prefix) for s in shells.values()), key=lambda e: len(list(e.parameters())))
     if spec.name is not None and pretrained:
@@ -299,60 +293,34 @@ def _try_out(model: MultiTaskModel) -> None:
             for head in model.tasks:
                 model(batch, head)
     except Exception as error:
-        raise RoadError(f"road.model: the model cannot compute with these settings: {_first_line(error)}") from None
+        raise RoadError(f"road.model: the model cannot compute with these settings: {first_line(error)}") from None
     model.train(training)
 
 
 def _load_encoder(encoder: PreTrainedModel, folder: Path, name: str) -> None:
     """Copies a folder's encoder weights, whether it holds them bare or inside a model with a head."""
-    if not any(folder.glob("model*.safetensors")):
-        raise RoadError(
-            f"{name}: no model.safetensors: weights are read as safetensors only; a hub repository often has them in a "
-            f"revision, given as {name}@refs/pr/N"
-        )
-    try:
-        source, report = AutoModel.from_pretrained(
-            str(folder), config=encoder.config, dtype=torch.float32, use_safetensors=True, output_loading_info=True
-        )
-    except (SafetensorError, OSError, RuntimeError, ValueError) as error:
-        raise RoadError(f"{name}: the weights cannot be loaded: {_first_line(error)}") from None
-    missing = sorted(key for key in report["missing_keys"] if "pooler" not in key and not key.endswith("position_ids"))
-    if missing:
-        raise RoadError(
-            f"{name}: {len(missing)} weights of {type(encoder).__name__} are missing, the first is {missing[0]}"
-        )
+    source = load_weights(AutoModel, folder, name, spared="pooler", config=encoder.config, dtype=torch.float32)
     found = source.state_dict()
     encoder.load_state_dict({key: found.get(key, value) for key, value in encoder.state_dict().items()})
 
 
 def _load_head(shell: PreTrainedModel, folder: Path, task: Task) -> None:
     """Copies a folder's head where it is this task's own; leaves the fresh one otherwise."""
-    source = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    architectures, before = written_head(folder)
     wanted = {k: v for k, v in shell.state_dict().items() if not k.startswith(shell.base_model_prefix + ".")}
-    if type(shell).__name__ not in source.get("architectures", ()):
+    if type(shell).__name__ not in architectures:
         return
-    state = _read_tensors(folder, wanted)
+    state = read_tensors(folder, wanted)
     if any(key not in state or state[key].shape != value.shape for key, value in wanted.items()):
         return
     labels = task.head_settings().get("id2label")
     if labels is not None:
-        names = source.get("id2label") or {}
-        before = [names[key] for key in sorted(names, key=int)]
         if sorted(before) != sorted(labels.values()):
             return
         order = [before.index(labels[i]) for i in range(len(labels))]
         last = list(wanted)[-1].rpartition(".")[0]  # the final projection, whose rows are the labels
         state |= {key: value[order] for key, value in state.items() if key.startswith(last + ".")}
     shell.load_state_dict(state, strict=False)
-
-
-def _read_tensors(folder: Path, names: Collection[str]) -> dict[str, torch.Tensor]:
-    """The named tensors of a folder's safetensors files, as far as they are there."""
-    found: dict[str, torch.Tensor] = {}
-    for file in sorted(folder.glob("model*.safetensors")):
-        with safe_open(str(file), "pt") as tensors:
-            found |= {name: tensors.get_tensor(name) for name in tensors.keys() if name in names}  # noqa: SIM118
-    return found
 
 
 def uses_token_types(config: Any, tokenizer: Any) -> bool:
@@ -363,7 +331,3 @@ def uses_token_types(config: Any, tokenizer: Any) -> bool:
 def parameter_count(model: nn.Module) -> int:
     """Trainable parameters of a model, also where ZeRO 3 has partitioned them."""
     return sum(getattr(p, "ds_numel", p.numel()) for p in model.parameters() if p.requires_grad)
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -2,24 +2,39 @@
 
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-LAYER = re.compile(r"\.(?:layer|layers|albert_layer_groups)\.(\d+)\.")
+LAYER = re.compile(r"\.(\d+)\.")  # the first numbered module on the way to a parameter
 
 
-def depth(name: str, layers: int) -> int:
-    """How far a parameter lies below the heads: 0 for a head, 1 for the top layer, layers + 1 for the embeddings."""
-    if not name.startswith("encoder."):
-        return 0
-    layer = LAYER.search(name)
-    if layer:
-        return layers - int(layer.group(1))
-    return layers + 1 if "embedding" in name else 1  # poolers and final norms go with the top layer
+def depths(names: Collection[str]) -> dict[str, int]:
+    """How far each parameter lies below the heads, as in google-research/electra.
+
+    0 for a head, 1 for a pooler or final norm, 2 for the top layer, ..., layers + 2 for the embeddings. ALBERT's layer
+    groups count as layers, so the layer that all its depths share is the top one.
+    """
+    inside = [name for name in names if name.startswith("encoder.")]
+    layers = 1 + max((int(match.group(1)) for name in inside if (match := LAYER.search(name))), default=-1)
+    # What all layers share of the positions; DeBERTa has a norm for it beside the layers, where others have a final one.
+    shared = any("rel_embeddings" in name for name in inside)
+
+    def depth(name: str) -> int:
+        if not name.startswith("encoder."):
+            return 0
+        if layer := LAYER.search(name):
+            return layers + 1 - int(layer.group(1))
+        if name.startswith("encoder.encoder.conv."):  # DeBERTa's, which runs behind layer 0
+            return layers + 1
+        if "embed" in name or "relative_attention_bias" in name or (shared and "encoder.encoder.LayerNorm." in name):
+            return layers + 2
+        return 1
+
+    return {name: depth(name) for name in names}
 
 
 def parameter_groups(
@@ -27,17 +42,16 @@ def parameter_groups(
 ) -> list[dict[str, Any]]:
     """Optimizer groups, one per depth and decay: rate lr x layer_lr_decay ** depth, no decay on biases and norms.
 
-    Head x1, top layer x d, next x d^2, ..., embeddings x d^(layers + 1) (ROaD Table 8's layer-wise multiplier).
+    Head x1, pooler or final norm x d, top layer x d^2, next x d^3, ..., embeddings x d^(layers + 2) (ROaD Table 8's
+    layer-wise multiplier).
     """
-    names = [name for name, _ in model.named_parameters()]
-    layers = 1 + max((int(match.group(1)) for name in names if (match := LAYER.search(name))), default=-1)
+    below = depths([name for name, _ in model.named_parameters()])
     groups: dict[tuple[int, bool], dict[str, Any]] = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
-        below = depth(name, layers)
         decays = parameter.ndim > 1
-        key = (below if layer_lr_decay < 1 else 0, decays)
+        key = (below[name] if layer_lr_decay < 1 else 0, decays)
         rate = lr * layer_lr_decay ** key[0]
         group = groups.setdefault(key, {"params": [], "lr": rate, "weight_decay": weight_decay if decays else 0.0})
         group["params"].append(parameter)

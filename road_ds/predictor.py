@@ -6,17 +6,17 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
 
 from road_ds.data.features import Batch, Feature
 from road_ds.data.readers import Example
-from road_ds.errors import RoadError
 from road_ds.evaluation import MemorySet, compute_logits
 from road_ds.export import read_task
 from road_ds.hub import head_folder, model_folder
 from road_ds.model import uses_token_types
 from road_ds.objectives import Outputs
+from road_ds.pretrained import load_weights, read_config
 from road_ds.tasks import Task
+from road_ds.tokenizer import check_vocabulary, read_tokenizer
 
 
 @dataclass(frozen=True)
@@ -32,18 +32,15 @@ class Predictor:
     @classmethod
     def load(cls, name: str) -> "Predictor":
         """The predictor of an exported folder, or of any question-answering or classification model."""
-        from transformers import AutoTokenizer
         from transformers.utils import logging
 
         logging.disable_progress_bar()
         folder = model_folder(head_folder(name, ""))
         task = read_task(folder)
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        try:
-            model = task.model.from_pretrained(str(folder), use_safetensors=True, trust_remote_code=False)
-            tokenizer = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False)
-        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-            raise RoadError(f"{name}: the model cannot be loaded: {str(error).strip().splitlines()[0]}") from None
+        config, tokenizer = read_config(folder, name), read_tokenizer(folder, name)
+        check_vocabulary(tokenizer, config, name)
+        model = load_weights(task.model, folder, name)
         return cls(name, model.eval().to(device), tokenizer, task, device)
 
     def __call__(self, batch: Batch, head: str, layers: Sequence[int] = ()) -> Outputs:

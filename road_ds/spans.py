@@ -61,8 +61,17 @@ def best_context(tokens: int, starts: Sequence[int], capacity: int) -> np.ndarra
     return best
 
 
+def trimmed(text: str, start: int, end: int) -> tuple[int, int]:
+    """The characters [start, end) of a text without the white space around them; nothing is left of white space alone."""
+    part = text[start:end]
+    start += len(part) - len(part.lstrip())
+    return start, start + len(part.strip())
+
+
 def token_range(offsets: np.ndarray, start: int, end: int) -> tuple[int, int] | None:
-    """First and last token that overlap the characters [start, end); None where no token does."""
+    """First and last token that overlap the characters [start, end); None where no token does, or there are none."""
+    if start >= end:
+        return None
     inside = np.flatnonzero((offsets[:, 1] > start) & (offsets[:, 0] < end) & (offsets[:, 1] > offsets[:, 0]))
     return (int(inside[0]), int(inside[-1])) if len(inside) else None
 
@@ -150,17 +159,10 @@ def answer(
     ranked = sorted(found.items(), key=lambda item: -item[1])[:n_best]
     if not ranked:
         return [Answered("", 0, 0, -np.inf, null_score)]
-    return [_trimmed(context, *span, score, null_score) for span, score in ranked]
+    spans = [(*trimmed(context, *span), score) for span, score in ranked]  # some tokenizers count spaces into a token
+    return [Answered(context[start:end], start, end, score, null_score) for start, end, score in spans]
 
 
 def _top(scores: np.ndarray, n: int) -> np.ndarray:
     order = np.argsort(-scores, kind="stable")[:n]
     return order[np.isfinite(scores[order])]
-
-
-def _trimmed(context: str, start: int, end: int, score: float, null_score: float) -> Answered:
-    """A span without the spaces that some tokenizers count into a token."""
-    text = context[start:end]
-    start += len(text) - len(text.lstrip())
-    text = text.strip()
-    return Answered(text, start, start + len(text), score, null_score)

@@ -18,7 +18,7 @@ from road_ds.data.features import IGNORED, Batch, Feature
 from road_ds.data.readers import Example
 from road_ds.errors import RoadError
 from road_ds.objectives import Outputs
-from road_ds.spans import Answered, PairTemplate, answer, token_range, windows
+from road_ds.spans import Answered, PairTemplate, answer, token_range, trimmed, windows
 from road_ds.strict_json import quote
 
 NO_SPAN = 1e9  # by how much "no answer" wins where a context has no tokens
@@ -133,7 +133,8 @@ class SpanQA(Task):
             span = None
             if example.answers:
                 gold = example.answers[0]
-                span = token_range(offsets[context], gold.start, gold.start + len(gold.text))
+                place = trimmed(example.text_b, gold.start, gold.start + len(gold.text))
+                span = token_range(offsets[context], *place)
             yield from windows(
                 question[: self.max_question_length],
                 ids[context],
@@ -206,22 +207,16 @@ class TextTask(Task):
     model: ClassVar[Any] = AutoModelForSequenceClassification
 
     def encode(self, examples, tokenizer, first=0):
-        pairs = [e.text_b for e in examples]
-        paired = any(text is not None for text in pairs)
-        encoded = tokenizer(
-            [e.text_a for e in examples],
-            [text or "" for text in pairs] if paired else None,
-            truncation=True,
-            max_length=self.max_length,
-            return_token_type_ids=True,
-        )
+        options = {"truncation": True, "max_length": self.max_length, "return_token_type_ids": True}
+        features = {}
+        for paired in (False, True):  # a tokenizer takes lone texts or pairs, and a row is one or the other by itself
+            rows = [number for number, e in enumerate(examples) if (e.text_b is not None) == paired]
+            if rows:
+                texts = [examples[row].text_a for row in rows], *([[examples[row].text_b for row in rows]] * paired)
+                encoded = tokenizer(*texts, **options)
+                features |= zip(rows, zip(encoded["input_ids"], encoded["token_type_ids"], strict=True), strict=True)
         for number, example in enumerate(examples):
-            yield Feature(
-                input_ids=encoded["input_ids"][number],
-                token_type_ids=encoded["token_type_ids"][number],
-                labels=[self.label(example)],
-                example=first + number,
-            )
+            yield Feature(*features[number], labels=[self.label(example)], example=first + number)
 
     def label(self, example: Example) -> int | float:
         """The target of an example, IGNORED where it has none."""

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import AutoConfig, AutoTokenizer
 
 from road_ds.config import RoadConfig
 from road_ds.data.features import Batch, FeatureSet, load_features, tokenizer_hash
@@ -18,9 +17,11 @@ from road_ds.hub import head_folder, model_folder
 from road_ds.model import check_lengths
 from road_ds.objectives import HiddenKD, Objective, Taught, Teaching, teachers_of
 from road_ds.predictor import Predictor
+from road_ds.pretrained import read_config
 from road_ds.ranks import Ranks
 from road_ds.soft_targets import Origin, SoftTargets, order_of
 from road_ds.tasks import Task, label_names
+from road_ds.tokenizer import check_vocabulary, read_tokenizer
 
 
 class NoTeachers:
@@ -59,11 +60,13 @@ class Pupil:
         own, other = label_names(self.task), label_names(theirs)
         if sorted(own or ()) != sorted(other or ()):
             raise RoadError(f"{about} tells apart {other}, the data set's task {own}: they must have the same names")
-        if self.task.rows_per_feature > 1 and tokenizer_hash(read_tokenizer(folder)) != tokenizer_hash(self.tokenizer):
+        settings, tokenizer = read_config(folder, about), read_tokenizer(folder, about)
+        check_vocabulary(tokenizer, settings, about)
+        if self.task.rows_per_feature > 1 and tokenizer_hash(tokenizer) != tokenizer_hash(self.tokenizer):
             raise RoadError(
                 f"{about} has another tokenizer than the student: for spans, whose classes are tokens, it must be the same"
             )
-        check_lengths(AutoConfig.from_pretrained(str(folder), trust_remote_code=False), {self.head: self.task})
+        check_lengths(settings, {self.head: self.task})
         return folder
 
     def origin(self, name: str, folder: Path, dtype: str) -> Origin:
@@ -74,7 +77,7 @@ class Pupil:
             teacher=weights_hash(model_folder(head_folder(name, self.head))),
             rows=self.rows.manifest["rows_sha256"],
             features=len(self.rows),
-            tokenizer=tokenizer_hash(read_tokenizer(folder)),
+            tokenizer=tokenizer_hash(read_tokenizer(folder, name)),
             windows={
                 key: settings[key] for key in ("max_length", "doc_stride", "max_question_length") if key in settings
             },
@@ -83,15 +86,13 @@ class Pupil:
         )
 
 
-def read_tokenizer(folder: Path) -> Any:
-    """The tokenizer of a teacher's folder."""
-    return AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False)
-
-
 def weights_hash(folder: Path) -> str:
     """The hash of a model folder's configuration and weights."""
     files = [folder / "config.json", *sorted(folder.glob("*.safetensors"))]
-    return text_sha256("".join(file_sha256(path) for path in files))
+    try:
+        return text_sha256("".join(file_sha256(path) for path in files))
+    except OSError as error:
+        raise RoadError(f"{error.filename}: cannot be read: {error.strerror}") from None
 
 
 class CachedTeachers:
@@ -178,7 +179,7 @@ def open_teachers(
         for dataset, own in pupils.items():
             for name in names[dataset]:
                 folder = own.accept(name)
-                if tokenizer_hash(read_tokenizer(folder)) != tokenizer_hash(tokenizer):
+                if tokenizer_hash(read_tokenizer(folder, name)) != tokenizer_hash(tokenizer):
                     raise RoadError(
                         f"road.distill.teachers.{dataset}: {name} has another tokenizer than the student and cannot read its "
                         'batches: set road.distill.source to "cached"'

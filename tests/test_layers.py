@@ -8,7 +8,7 @@ ROOT = Path(__file__).resolve().parent.parent / "road_ds"
 LAYERS = [
     {"errors", "exchange"},
     {"digest", "strict_json", "deepspeed_keys", "data.catalog", "fused", "dropout", "linear"},
-    {"config", "log", "metrics", "packing", "preemption", "ranks", "surroundings"},
+    {"config", "log", "metrics", "packing", "preemption", "ranks", "surroundings", "tokenizer", "pretrained"},
     {"hub", "data.publishers"},
     {"data.formats"},
     {"data.readers"},

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from road_ds.data.readers import Answer, Example
 from road_ds.errors import RoadError
 from road_ds.metrics import (
     classification_baseline,
@@ -25,6 +26,8 @@ from road_ds.metrics import (
     squad_baseline,
     squad_scores,
 )
+from road_ds.spans import Answered
+from road_ds.tasks import SpanQA
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data" / "squad2"
 real_rows = pytest.mark.skipif(not DATA.is_dir(), reason=f"real SQuAD 2.0 rows are not at {DATA}")
@@ -148,11 +151,20 @@ def test_no_threshold_is_claimed_where_none_was_tuned():
     assert not any(key.startswith("best") for key in plain)
 
 
-def test_ties_keep_the_order_of_the_probabilities_as_in_the_official_search():
+def test_questions_of_one_probability_are_answered_together():
     tied = {"sure": 0.2, "none": 0.2, "late": 0.7, "wrong": 0.7}
-    assert squad_scores(GOLDS, PREDICTIONS, tied)["best_exact"] == 50  # "sure" alone, before "none" costs a point
-    tied = {"none": 0.2, "sure": 0.2, "late": 0.7, "wrong": 0.7}
-    assert squad_scores(GOLDS, PREDICTIONS, tied)["best_exact"] == 25
+    scores = squad_scores(GOLDS, PREDICTIONS, tied)  # "sure" is right, "none" loses its point: nothing is gained
+    assert (scores["best_exact"], scores["best_exact_thresh"]) == (25, math.nextafter(0.2, -1))
+    assert squad_scores(GOLDS, PREDICTIONS, tied, scores["best_exact_thresh"])["exact"] == 25
+    assert squad_scores(GOLDS, PREDICTIONS, tied, 0.0)["exact"] == 25
+
+
+def test_answering_nothing_has_a_threshold_that_answers_nothing():
+    golds, predictions, chances = {"a": [], "b": []}, {"a": "x", "b": "y"}, {"a": -3.5, "b": -1.0}
+    scores = squad_scores(golds, predictions, chances)
+    assert scores["best_f1"] == 100 and scores["best_f1_thresh"] < -3.5
+    assert squad_scores(golds, predictions, chances, scores["best_f1_thresh"])["f1"] == 100
+    assert squad_scores(golds, predictions, chances, 0.0)["f1"] == 0, "what 0.0 would have given"
 
 
 # --------------------------------------------------------------------- a second, naive implementation
@@ -183,17 +195,12 @@ def naive_exact(prediction, golds):
 
 
 def naive_best(golds, predictions, no_answer, score):
-    """Every cut of the ranking is scored from nothing; the first of the best wins."""
-    ranked = sorted(no_answer, key=lambda question: no_answer[question])
+    """Every threshold is scored from nothing; the first of the best wins."""
+    values = sorted({no_answer[question] for question in predictions})
     outcomes = []
-    for cut in range(len(ranked) + 1):
-        total = 0.0
-        for place, question in enumerate(ranked):
-            if not golds[question]:
-                total += place >= cut or predictions[question] == ""
-            elif place < cut:
-                total += score(predictions[question], golds[question])
-        outcomes.append((total, no_answer[ranked[cut - 1]] if cut else 0.0))
+    for threshold in [math.nextafter(values[0], -math.inf), *values]:
+        said = {q: "" if no_answer[q] > threshold else predictions[q] for q in predictions}
+        outcomes.append((sum(score(said[q], golds[q]) for q in said), threshold))
     best = max(total for total, _ in outcomes)
     return 100 * best / len(golds), next(at for total, at in outcomes if total >= best - 1e-9)
 
@@ -214,8 +221,8 @@ def test_agrees_with_the_naive_scores(prediction, golds):
 
 questions = st.lists(
     st.tuples(
-        st.lists(st.sampled_from(["red", "red car", "blue"]), max_size=2),
-        st.sampled_from(["", "red", "car", "blue"]),
+        st.lists(st.sampled_from(["red", "red car", "blue", "the"]), max_size=2),
+        st.sampled_from(["", "red", "car", "blue", "a", None]),
         st.sampled_from([-1.5, 0.0, 0.25, 0.5, 0.75, 3.0]),
     ),
     min_size=2,
@@ -223,12 +230,17 @@ questions = st.lists(
 )
 
 
+def given_by(rows):
+    golds, predictions, no_answer = ({str(i): row[part] for i, row in enumerate(rows)} for part in range(3))
+    return golds, {question: text for question, text in predictions.items() if text is not None}, no_answer
+
+
 @given(questions)
 @settings(max_examples=300, deadline=None)
 def test_best_thresholds_agree_with_brute_force(rows):
-    golds, predictions, no_answer = ({str(i): row[part] for i, row in enumerate(rows)} for part in range(3))
+    golds, predictions, no_answer = given_by(rows)
     scores = squad_scores(golds, predictions, no_answer)
-    assert ("best_f1" in scores) == (len(set(no_answer.values())) > 1)
+    assert ("best_f1" in scores) == (len({no_answer[question] for question in predictions}) > 1)
     if "best_f1" in scores:
         for name, score in (("exact", naive_exact), ("f1", naive_f1)):
             best, at = naive_best(golds, predictions, no_answer, score)
@@ -237,14 +249,42 @@ def test_best_thresholds_agree_with_brute_force(rows):
 
 
 @given(questions)
-@settings(max_examples=100, deadline=None)
-def test_a_best_threshold_without_ties_is_reached_by_using_it(rows):
-    golds, predictions = ({str(i): row[part] for i, row in enumerate(rows)} for part in range(2))
-    no_answer = {question: (int(question) + 1) / 10 for question in golds}
+@settings(max_examples=300, deadline=None)
+def test_scoring_at_the_best_threshold_gives_the_best_score(rows):
+    golds, predictions, no_answer = given_by(rows)
     scores = squad_scores(golds, predictions, no_answer)
-    for name in ("exact", "f1"):
+    for name in ("exact", "f1") if "best_f1" in scores else ():
         used = squad_scores(golds, predictions, no_answer, scores[f"best_{name}_thresh"])
         assert used[name] == pytest.approx(scores[f"best_{name}"])
+
+
+spans = st.lists(
+    st.tuples(
+        st.lists(st.sampled_from(["red", "red car", "the"]), max_size=2),
+        st.sampled_from(["", "red", "car", "a"]),
+        st.sampled_from([-math.inf, -2.0, 1.5, 4.0]),
+        st.sampled_from([-1.0, 1.5, 3.0]),
+    ),
+    min_size=1,
+    max_size=6,
+)
+
+
+@given(spans)
+@settings(max_examples=200, deadline=None)
+def test_a_null_threshold_of_the_best_score_gives_it(rows):
+    """From the scores of an evaluation to the setting of a task, and back."""
+    task = SpanQA(type="span_qa")
+    examples = [
+        Example(str(i), "q", "c", None, tuple(Answer(gold, 0) for gold in golds), "row")
+        for i, (golds, *_) in enumerate(rows)
+    ]
+    said = ((text if score > -math.inf else "", score, null) for _, text, score, null in rows)  # no span, no text
+    predictions = [Answered(text, 0, len(text), score, null) for text, score, null in said]
+    scores = task.score(examples, predictions)
+    if "best_f1" in scores:
+        tuned = task.model_copy(update={"null_threshold": scores["best_f1_thresh"]})
+        assert tuned.score(examples, predictions)["f1"] == pytest.approx(scores["best_f1"])
 
 
 # ----------------------------------------------------------------------- classification and regression

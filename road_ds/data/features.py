@@ -27,8 +27,9 @@ from road_ds.errors import RoadError
 from road_ds.hub import local_file
 from road_ds.log import progress, warn, write_json
 from road_ds.packing import Packing
+from road_ds.tokenizer import check_texts
 
-ENCODING = 2  # part of every cache key: raise it when the same rows encode to other features
+ENCODING = 3  # part of every cache key: raise it when the same rows encode to other features
 CHUNK = 1000  # rows per Arrow record batch
 PAD_MULTIPLE = 8  # tokens; half-precision matrix units want it
 IGNORED = -100  # the label of a row that has none
@@ -280,7 +281,9 @@ def load_features(name: str, part: Part, spec: DatasetSpec, task: Any, tokenizer
                     _compare_counts(spec, source, FeatureSet(name, folder).manifest)
         except OSError as error:
             raise RoadError(f"road.cache {cache}: cannot be written: {error}: free space there, or set it") from None
-    return FeatureSet(name, folder)
+    features = FeatureSet(name, folder)
+    check_texts(tokenizer, features, f"datasets.{name}.{part}")
+    return features
 
 
 def _file_hash(path: Path) -> str:
