@@ -14,6 +14,7 @@ from typing import Any
 from road_ds.config import DatasetSpec, load_config, nearest, override, setting, validated
 from road_ds.errors import RoadError, Terminated
 from road_ds.log import is_main, quiet_libraries, versions, write_json
+from road_ds.strict_json import half_character, quote
 
 
 def check(options: argparse.Namespace) -> None:
@@ -80,7 +81,7 @@ def predict(options: argparse.Namespace) -> None:
     if options.text is not None:
         examples = [Example("text", options.text, options.pair, None, None, "--text")]
     elif options.file is not None:
-        examples = read_rows(options.file, options.set)
+        examples = read_rows(options.file, options.set, scored=False)
     else:
         examples = read_lines(sys.stdin.buffer.read())
     predictor = Predictor.load(options.model)
@@ -113,14 +114,14 @@ def read_lines(data: bytes) -> list[Any]:
     return examples
 
 
-def read_rows(source: str, settings: list[str]) -> list[Any]:
-    """The examples of a file or split, with the settings of `road.datasets` given as KEY=VALUE."""
+def read_rows(source: str, settings: list[str], scored: bool = True) -> list[Any]:
+    """The examples of a file or split, with the settings of `road.datasets` given as KEY=VALUE; labels where `scored`."""
     from road_ds.data.features import read_part
 
     block: dict[str, Any] = {"task": "given", "dev": source}
     for assignment in settings:
         override(block, assignment)
-    return read_part("given", "dev", validated(DatasetSpec, block, "--set")).examples
+    return read_part("given", "dev", validated(DatasetSpec, block, "--set"), scored).examples
 
 
 def datasets(options: argparse.Namespace) -> None:
@@ -386,6 +387,8 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser().parse_args(arguments)
     quiet_libraries()
     try:
+        if (text := half_character(vars(options))) is not None:
+            raise RoadError(f"{quote(text)} on the command line is not UTF-8: rename the file, or type the text again")
         options.run(options)
         sys.stdout.flush()
         return 0

@@ -3,7 +3,7 @@
 import json
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
@@ -15,13 +15,14 @@ from pydantic import (
     Tag,
     ValidationError,
     field_validator,
+    model_serializer,
     model_validator,
 )
 
 from road_ds import deepspeed_keys
 from road_ds.data import catalog
 from road_ds.errors import RoadError, nearest
-from road_ds.strict_json import load_json, parse_json, quote
+from road_ds.strict_json import half_character, load_json, parse_json, quote
 
 NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}")  # it becomes a file name
 
@@ -35,13 +36,21 @@ class Strict(BaseModel):
 
 
 class Columns(Strict):
-    """Which columns of a table hold what: a column's name, or its position (from 0) in a file without a header."""
+    """Which columns of a table hold what: a column's name, or its position (from 0) in a file without a header.
+
+    A null that is given says that there is none; what is not given is looked for by well-known names.
+    """
 
     id: str | int | None = None
     text_a: str | int | None = None
     text_b: str | int | None = None
     label: str | int | None = None
     answers: str | int | None = None
+
+    @model_serializer(mode="wrap")
+    def given(self, dump: Callable[["Columns"], dict[str, Any]]) -> dict[str, Any]:
+        """What is given alone: read again, it means the same."""
+        return {key: value for key, value in dump(self).items() if key in self.model_fields_set}
 
 
 class DatasetSpec(Strict):
@@ -241,6 +250,8 @@ class RoadConfig(Strict):
 
 def validated(model: type[Model], data: Any, where: str) -> Model:
     """`data` as a `model`. RoadError that names the key, the value and the nearest known key otherwise."""
+    if (text := half_character(data)) is not None:
+        raise RoadError(f"{where}: {quote(text)} holds half a character: mend the text")
     try:
         return model.model_validate(data)
     except ValidationError as error:
@@ -331,6 +342,8 @@ def load_config(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -
     `road.output` is filled in as `runs/<config name>`, and `road.use` applied. Raises RoadError for anything that does not hold; sizes that
     depend on the number of processes or the device are fitted later, by `fit_batch`, `fit_precision` and `fit_optimizer`.
     """
+    if half_character(str(path)) is not None:
+        raise RoadError(f"{quote(str(path))}: the path is not UTF-8: rename the file or folder")
     data = load_json(path)
     if not isinstance(data, dict):
         raise RoadError(f'{path}: expected an object with DeepSpeed\'s keys and a "road" block')

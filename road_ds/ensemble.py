@@ -7,7 +7,7 @@ import numpy as np
 
 from road_ds.config import RoadConfig
 from road_ds.data.features import Feature, Source, read_part, tokenizer_hash
-from road_ds.data.readers import Example
+from road_ds.data.readers import Example, distinct
 from road_ds.errors import RoadError
 from road_ds.evaluation import Evaluated, score
 from road_ds.export import read_task
@@ -44,7 +44,7 @@ class Ensemble:
 
     def evaluate(self, examples: Sequence[Example], batch_size: int = 64, metric: str | None = None) -> Evaluated:
         """The task's scores of the mean logits on examples with labels; `metric`: the data set's own, if it has one."""
-        for example in examples:
+        for example in distinct(examples):
             if not self.task.labelled(example):
                 raise RoadError(f"{example.where}: the row has nothing to score against: check its columns")
         return score(self.task, examples, *self.logits(examples, batch_size), metric)

@@ -8,7 +8,7 @@ from pathlib import Path
 from road_ds.config import DatasetSpec
 from road_ds.data.catalog import CATALOG, GLUE, TASKS
 from road_ds.data.features import read_part
-from road_ds.data.readers import Example
+from road_ds.data.readers import Example, distinct
 from road_ds.ensemble import Ensemble
 from road_ds.errors import RoadError
 from road_ds.evaluation import Evaluated
@@ -53,9 +53,8 @@ def rows_of(name: str, part: str, data: str | None) -> list[Example]:
     path = None if data is None else str(Path(data) / name)
     if not part.startswith("test"):
         return read_part(name, "dev", DatasetSpec(task=name, catalog=name, dev=part, path=path)).examples
-    # the hub labels them -1, which is no reason to drop them here
-    rows = read_part(name, "dev", DatasetSpec(task=name, catalog=name, dev=part, path=path, drop_labels=[]))
-    return [replace(example, label=None) for example in rows.examples]
+    rows = read_part(name, "dev", DatasetSpec(task=name, catalog=name, dev=part, path=path), scored=False)
+    return list(distinct(rows.examples))
 
 
 def evaluate(models: Mapping[str, Path], data: str | None, batch_size: int) -> dict[str, Evaluated]:

@@ -86,7 +86,8 @@ def write_json(path: str | Path, value: Any) -> None:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     staged = path.with_name(f".{path.name}.{os.getpid()}")
-    staged.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+    staged.write_text(text, encoding="utf-8", errors="backslashreplace")  # half a character as JSON's own escape
     os.replace(staged, path)
 
 

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import re
 import reprlib
 import zlib
 from collections import Counter
@@ -9,6 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from road_ds.errors import RoadError
+
+SURROGATE = re.compile(
+    "[\ud800-\udfff]"
+)  # half a character: an escape without its other half, or a byte that is not UTF-8
 
 
 def load_json(path: str | Path) -> Any:
@@ -40,6 +45,14 @@ def parse_json(text: str) -> Any:
         return json.loads(text, object_pairs_hook=_unique_keys, parse_constant=_refuse_constant)
     except RecursionError:
         raise ValueError("JSON nested too deeply; expected a few levels") from None
+
+
+def half_character(value: Any) -> str | None:
+    """The first text in a JSON value that UTF-8 cannot hold, None where all can."""
+    if isinstance(value, str):
+        return value if SURROGATE.search(value) else None
+    inner = [*value, *value.values()] if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return next((found for item in inner if (found := half_character(item)) is not None), None)
 
 
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

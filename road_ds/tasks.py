@@ -21,6 +21,7 @@ from road_ds.objectives import Outputs
 from road_ds.spans import Answered, PairTemplate, answer, token_range, trimmed, windows
 from road_ds.strict_json import quote
 
+FLOAT32 = float(np.finfo(np.float32).max)
 NO_SPAN = 1e9  # by how much "no answer" wins where a context has no tokens
 
 
@@ -310,6 +311,8 @@ class Regression(TextTask):
             value = float("nan")
         if not np.isfinite(value):
             raise RoadError(f"{example.where}: label {example.label!r} is not a number: a regression needs one")
+        if abs(value) > FLOAT32:
+            raise RoadError(f"{example.where}: label {example.label!r} is beyond {FLOAT32:.1e}: scale such labels down")
         return value
 
     def predict(self, examples, features, logits):

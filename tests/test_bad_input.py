@@ -62,7 +62,14 @@ FAULTS = {
         "rows.jsonl:1: the row has no label that the task of datasets.rows (classification) can learn from",
     ),
     "a label is null": ({"rows.jsonl": jsonl(*pairs(1), *pairs(1, id="x", label=None))}, {}, "rows.jsonl:2: column 'label' "),
-    "same id": ({"rows.jsonl": jsonl(*pairs(1), *pairs(1))}, {}, "rows.jsonl:2: id '0' also stands at rows.jsonl:1"),
+    "same id": (
+        {"rows.jsonl": jsonl(*pairs(1), *pairs(1))}, {"road.datasets.rows.dev": "rows.jsonl"},
+        "rows.jsonl:2: id '0' also stands at rows.jsonl:1; rows are scored by their ids: set columns.id to another column, or to null",
+    ),
+    "half a character": (
+        {}, {"road.tasks.pairs": {**PAIRS, "labels": ["no", "\ud83d"]}},
+        "road: '\\ud83d' holds half a character: mend the text",
+    ),
     "malformed": ({"rows.jsonl": jsonl(*pairs(1)) + '{"id": 1,\n'}, {}, "rows.jsonl:2: malformed JSON at column"),
     "nan": (
         {"rows.jsonl": jsonl(*pairs(1, label="nan"))}, {"road.tasks.pairs": {"type": "regression"}},
@@ -318,6 +325,16 @@ def test_numbers_are_labels_by_their_name(load):
         load(regression, {"text": "a", "label": value}, name=f"{value}.jsonl")[0].labels for value in (2, 0.5, "1e2")
     ]
     assert np.concatenate(values).tolist() == [2, 0.5, 100]
+
+
+def test_a_label_beyond_float32_is_named(load):
+    """It would train as an infinity: the check is made in float64, the training in float32."""
+    regression = Regression(type="regression", max_length=16)
+    for value in (1e39, -1e39, "1e39", 10**39):
+        with pytest.raises(RoadError, match=r"rows\.jsonl:1: label .* is beyond 3\.4e\+38: scale such labels down"):
+            load(regression, {"text": "a", "label": value})
+    largest = load(regression, {"text": "a", "label": 3.4e38})[0].labels
+    assert np.isfinite(largest).all() and largest[0] == np.float32(3.4e38)
 
 
 def test_bad_rows_are_skipped_up_to_the_limit_and_counted(load):

@@ -85,6 +85,31 @@ def test_predict_on_a_file_gives_one_json_line_a_row(run, command, tmp_path):
     assert lines[3]["span"] == lines[3]["answer"] == ""
 
 
+@pytest.mark.parametrize("label", ["", None, -1, "hidden", 1.5])
+def test_predict_needs_neither_labels_nor_answers_nor_ids_of_their_own(run, command, tmp_path, label):
+    rows = [{"id": "same", "premise": "Ada lives in Oslo.", "hypothesis": "h", "label": label}] * 2
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    model = run / "model" / "inference"
+    code, out, _ = command("predict", model, "--file", tmp_path / "rows.jsonl")
+    assert code == 0 and [json.loads(line)["id"] for line in out.splitlines()] == ["same", "same"]
+    settings = ["--set", "columns.label=missing", "--set", "columns.id=null"]
+    code, out, _ = command("predict", model, "--file", tmp_path / "rows.jsonl", *settings)
+    assert code == 0 and [json.loads(line)["id"] for line in out.splitlines()] == ["rows-0", "rows-1"]
+    message = error_of(command("evaluate", model, "--data", tmp_path / "rows.jsonl"))
+    assert message.startswith(f"error: {tmp_path}/rows.jsonl:1: " if label in ("", None) else "error: rows.jsonl:")
+    for answers in (None, [{"text": "nowhere", "answer_start": 3}], [{"text": "", "answer_start": -1}]):
+        paragraph = {"context": CONTEXT, "qas": [{"id": "q", "question": "Where?", "answers": answers}]}
+        (tmp_path / "test.json").write_text(json.dumps({"data": [{"paragraphs": [paragraph]}]}))
+        code, out, _ = command("predict", run / "model" / "qa", "--file", tmp_path / "test.json")
+        assert code == 0 and json.loads(out)["id"] == "q"
+
+
+@pytest.mark.parametrize("option", ["--text", "--file"])
+def test_text_that_is_not_utf_8_is_named(run, command, option):
+    message = error_of(command("predict", run / "model" / "inference", option, os.fsdecode(b"caf\xe9")))
+    assert message.startswith("error: 'caf\\udce9' on the command line is not UTF-8")
+
+
 def test_predict_on_standard_input_is_predict_on_text(run, command, typed):
     typed("\ufeffAda lives in Oslo.\tAda does not live in Oslo.\r\n\n  \nOne text, Ole\tå\n".encode())
     code, out, _ = command("predict", run / "model" / "inference")

@@ -1,13 +1,17 @@
 """The feature cache: keyed by content, whole or absent, the same on every rank."""
 
 import json
+import math
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.model_selection import train_test_split
 from transformers import AutoTokenizer
 
-from road_ds.config import DatasetSpec
-from road_ds.data.features import IGNORED, PAD_MULTIPLE, collate, load_features, read_part, tokenizer_hash
+from road_ds.config import Columns, DatasetSpec
+from road_ds.data.features import IGNORED, PAD_MULTIPLE, _side, collate, load_features, read_part, tokenizer_hash
 from road_ds.errors import RoadError
 from road_ds.hub import sample_path
 from road_ds.tasks import task_from
@@ -101,6 +105,97 @@ def test_a_held_out_share_is_the_same_every_time_and_keeps_the_labels(tmp_path, 
     assert [e.id for e in read_part("rows", "dev", spec).examples] == [e.id for e in dev]
     cached = load_features("rows", "dev", spec, NLI, tokenizer, tmp_path / "cache")
     assert [e.id for e in cached.examples()] == [e.id for e in dev]
+
+
+@pytest.mark.parametrize(
+    ("labels", "share"),
+    [
+        ([f"l{i % 12}" for i in range(96)], 0.1),  # fewer held-out rows than labels
+        (["a"] * 50 + ["b"] * 49 + ["c"], 0.1),
+        (["a"] * 50 + ["b"] * 49 + [f"c{i}" for i in range(7)], 0.05),
+        (["a", "b"] * 10, 0.01),
+        (["a"] * 20 + [0.5] * 20 + [None] * 20, 0.2),
+        ([i / 7 for i in range(20)], 0.3),
+        ([None] * 20, 0.2),
+        ([True] * 19 + [False], 0.2),
+    ],
+)
+def test_a_share_is_held_out_of_any_labels(labels, share):
+    """Every label that has room keeps its share to a row, and nothing fails."""
+    held = _side("rows", labels, share, "dev")
+    assert (held != _side("rows", labels, share, "train")).all()
+    assert held.sum() == math.ceil(share * len(labels))
+    for label in ("a", "b") if held.sum() > 3 else ():
+        of = np.array([other == label for other in labels])
+        assert abs(held[of].sum() - share * of.sum()) <= 1
+
+
+@given(
+    st.lists(
+        st.one_of(st.none(), st.booleans(), st.sampled_from("abcdefgh"), st.sampled_from([0.5, 2.0, 10.0])),
+        min_size=2,
+        max_size=120,
+    ),
+    st.floats(0.01, 0.9),
+)
+@settings(max_examples=100, deadline=None)
+def test_a_share_is_held_out_of_generated_labels(labels, share):
+    if (held := math.ceil(share * len(labels))) < len(labels):
+        assert _side("rows", labels, share, "dev").sum() == held
+
+
+@pytest.mark.parametrize("labels", [["b", "a", "a"] * 20, [10.0, 2.0, 0.5] * 20, [True, False, False] * 20])
+def test_a_share_that_can_be_stratified_stays_what_it_was(labels):
+    """The rows that an earlier version held out are held out still: a model must not meet its training rows again."""
+    _, dev = train_test_split(range(len(labels)), test_size=0.25, random_state=0, stratify=labels)
+    assert np.flatnonzero(_side("rows", labels, 0.25, "dev")).tolist() == sorted(dev)
+
+
+def test_a_share_of_rows_whose_label_column_is_not_known_says_so(tmp_path, tokenizer):
+    rows = [{"text": f"row {i}", "stars": i % 2} for i in range(20)]
+    spec = write(tmp_path / "rows.jsonl", rows).model_copy(update={"dev": 0.2})
+    with pytest.raises(RoadError, match=r"rows\.jsonl:\d+: the row has no label that .* check its columns"):
+        load_features("rows", "train", spec, NLI, tokenizer, tmp_path / "cache")
+
+
+def test_only_rows_that_are_scored_need_ids_of_their_own(tmp_path, tokenizer):
+    rows = [{"id": "same", "text": f"row {i}", "label": "yes"} for i in range(3)]
+    spec = write(tmp_path / "rows.jsonl", rows).model_copy(update={"dev": str(tmp_path / "rows.jsonl")})
+    assert len(load_features("rows", "train", spec, NLI, tokenizer, tmp_path / "cache")) == 3
+    with pytest.raises(RoadError, match=r"rows\.jsonl:2: id 'same' also stands at rows\.jsonl:1; .* or to null"):
+        load_features("rows", "dev", spec, NLI, tokenizer, tmp_path / "cache")
+    numbered = spec.model_copy(update={"columns": Columns(id=None)})
+    source = load_features("rows", "dev", numbered, NLI, tokenizer, tmp_path / "cache")
+    assert [e.id for e in source.examples()] == ["rows-0", "rows-1", "rows-2"]
+
+
+@pytest.mark.parametrize("label_map", [{"0": "no", "1": "yes"}, {"0.0": "no", "false": "no", "1": "yes", "1.0": "yes"}])
+@pytest.mark.parametrize("labels", [[0, 1], [0.0, 1.0], [False, True], ["0", "1"]])
+def test_labels_are_renamed_however_they_are_written(tmp_path, label_map, labels):
+    spec = write(tmp_path / "rows.jsonl", [{"text": "a", "label": label} for label in labels])
+    names = {**label_map, "0": "no"}
+    found = read_part("rows", "train", spec.model_copy(update={"label_map": names})).examples
+    assert [e.label for e in found] == ["no", "yes"]
+
+
+def test_arrow_labels_are_renamed(tmp_path):
+    datasets = pytest.importorskip("datasets")
+    for number, labels in enumerate([[0.0, 1.0], [False, True], [0, 1]]):
+        folder = tmp_path / str(number)
+        datasets.Dataset.from_dict({"text": ["a", "b"], "label": labels}).save_to_disk(folder)
+        spec = DatasetSpec(task="t", format="disk", path=str(folder), train="train", label_map={"0": "no", "1": "yes"})
+        assert [e.label for e in read_part("rows", "train", spec).examples] == ["no", "yes"]
+
+
+@pytest.mark.parametrize("label", ["", None, -1, "-", []])
+def test_rows_that_are_not_scored_need_no_labels(tmp_path, label):
+    path = tmp_path / "rows.jsonl"
+    write(path, [{"text": "a", "label": "yes"}, {"text": "b", "label": label}, {"text": "c"}])
+    spec = DatasetSpec(task="t", dev=str(path), drop_labels=["-"])
+    found = read_part("rows", "dev", spec, scored=False).examples
+    assert [(e.text_a, e.label) for e in found] == [("a", None), ("b", None), ("c", None)]
+    with pytest.raises(RoadError, match=r"labels decide on a share of the rows; give a file"):
+        read_part("rows", "dev", DatasetSpec(task="t", train=str(path), dev=0.5), scored=False)
 
 
 def test_labels_are_renamed_and_refused_by_name(tmp_path, tokenizer):

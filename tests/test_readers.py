@@ -1,6 +1,7 @@
 """Every format, every fault by its message, real files completely, and the hub through its real client."""
 
 import csv
+import gzip
 import json
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from stand_in_hub import client_environment, serve
 
 from road_ds.config import Columns, DatasetSpec
 from road_ds.data.formats import FORMATS, LIMIT
-from road_ds.data.readers import Answer, Example, read
+from road_ds.data.readers import Answer, Example, distinct, read
 from road_ds.errors import RoadError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -138,6 +139,7 @@ def test_squad_questions_without_answers_key_have_no_label(write):
         ({"question1": "a", "question2": "b"}, "a", "b"),
         ({"question": "a", "context": "b"}, "a", "b"),
         ({"text_a": "a", "text_b": "b"}, "a", "b"),
+        ({"question": "a", "sentence": "b"}, "a", "b"),
         ({"text": "a"}, "a", None),
         ({"sentence": "a"}, "a", None),
         ({"text_a": "a"}, "a", None),
@@ -155,6 +157,96 @@ def test_given_columns_come_before_well_known_ones(write):
     assert read(write("a.jsonl", jsonl(row)), spec(columns)).examples[0] == Example(
         "7", "yes", None, "4", None, "a.jsonl:1"
     )
+
+
+@pytest.mark.parametrize("first", [{}, {"text_b": None}, {"text_b": ""}, {"text_b": "1"}])
+def test_the_second_text_may_be_lacking_and_is_never_dropped(write, first):
+    rows = [{"text_a": "one", **first}, {"text_a": "two", "text_b": "2"}, {"text_a": "three", "label": "x"}]
+    examples = read(write("a.jsonl", jsonl(*rows)), spec()).examples
+    assert [(e.text_a, e.text_b, e.label) for e in examples] == [
+        ("one", first.get("text_b") or None, None), ("two", "2", None), ("three", None, "x"),
+    ]  # fmt: skip
+    with pytest.raises(RoadError, match=r"a\.jsonl:3: no column 'text_b' \(columns\.text_b\)"):
+        read(write("a.jsonl", jsonl(rows[1], rows[1], rows[2])), spec({"text_b": "text_b"}))
+
+
+def test_a_null_says_that_there_is_no_such_column(write):
+    row = {"id": "x", "text_a": "a", "text_b": "b", "label": "l", "answers": [], "is_impossible": True}
+    none = dict.fromkeys(("id", "text_b", "label", "answers"))
+    assert read(write("a.jsonl", jsonl(row)), spec(none)).examples == [
+        Example("a-0", "a", None, None, None, "a.jsonl:1")
+    ]
+    dumped = DatasetSpec(task="t", columns=Columns(**none)).model_dump()
+    assert dumped["columns"] == none and DatasetSpec(task="t").model_dump()["columns"] == {}
+
+
+@pytest.mark.parametrize("ids", [["x", "x"], [1.5, 2.5], [None, None], [True, ""], [["x"], {}]])
+def test_a_null_for_the_id_numbers_the_rows(write, ids):
+    file = write("a.jsonl", jsonl(*({**PAIR, "id": id} for id in ids)))
+    assert [e.id for e in read(file, spec({"id": None})).examples] == ["a-0", "a-1"]
+    nested = write("b.json", squad([qa(id=id) for id in ids]))
+    assert [e.id for e in read(nested, spec({"id": None})).examples] == ["b-0", "b-1"]
+
+
+def test_ids_must_differ_where_rows_are_scored(write):
+    file = write("a.json", squad([qa(), qa("q2"), qa()]))
+    examples = read(file, spec()).examples
+    assert [e.id for e in examples] == ["q1", "q2", "q1"]
+    at = r"a\.json data\[0\]\.paragraphs\[0\]\.qas"
+    with pytest.raises(RoadError, match=rf"{at}\[2\]: id 'q1' also stands at {at}\[0\]; .* columns\.id .* or to null"):
+        list(distinct(examples))
+    assert list(distinct(examples[:2])) == examples[:2]
+
+
+@pytest.mark.parametrize(
+    ("settings", "labels", "kept"),
+    [
+        ({"drop_labels": ["0"]}, [0, 0.0, False, "0", -0.0, 1.0], [1.0]),
+        ({"drop_labels": ["1.0"]}, [1, 1.0], ["1"]),
+        ({"drop_labels": ["True"]}, [True, False, "True", "1", 1], ["false", "1", "1"]),
+    ],
+)
+def test_settings_name_a_label_however_it_is_written(write, settings, labels, kept):
+    file = write("a.jsonl", jsonl(*({"text": "t", "label": label} for label in labels)))
+    assert [e.label for e in read(file, spec(**settings)).examples] == kept
+
+
+@pytest.mark.parametrize("answers", [[{"text": "", "answer_start": -1}], {"text": ["", ""], "answer_start": [-1, -1]}])
+@pytest.mark.parametrize("more", [{}, {"is_impossible": True}])
+def test_an_empty_text_at_minus_one_is_no_answer(write, answers, more):
+    row = {"id": "q", "question": "Who?", "context": "c", "answers": answers, **more}
+    assert read(write("a.jsonl", jsonl(row)), spec()).examples[0].answers == ()
+    assert read(write("a.json", squad([row])), spec()).examples[0].answers == ()
+
+
+FLAT = [{"id": f"q{n}", "title": "T", **SPAN} for n in range(2)]
+
+
+@pytest.mark.parametrize(
+    ("content", "places"),
+    [
+        (json.dumps({"version": "0.1.0", "data": FLAT}), [" data[0]", " data[1]"]),
+        (json.dumps({"version": "0.1.0", "data": FLAT}, indent=2), [" data[0]", " data[1]"]),
+        (jsonl(*FLAT), [":1", ":2"]),
+        ("\ufeff\n" + jsonl(FLAT[0]) + "\n" + jsonl(FLAT[1]), [":2", ":4"]),
+        (jsonl(*(row | {"data": "more"} for row in FLAT)), [":1", ":2"]),
+    ],
+)
+@pytest.mark.parametrize("suffix", ["", ".gz"])
+def test_flat_questions_and_json_lines_in_a_json_file(write, content, places, suffix):
+    packed = gzip.compress(content.encode()) if suffix else content
+    examples = read(write(f"dev.json{suffix}", packed), spec()).examples
+    expected = [("Where?", "In Rouen.", (Answer("Rouen", 3),), f"dev.json{suffix}{place}") for place in places]
+    assert [(e.text_a, e.text_b, e.answers, e.where) for e in examples] == expected
+    assert [e.id for e in examples] == ["q0", "q1"]
+
+
+@pytest.mark.parametrize(("name", "between"), [("a.csv", ","), ("a.tsv", "\t")])
+def test_columns_without_a_name_at_the_end_are_a_spreadsheets(write, name, between):
+    """A leading column without a name is an index, as pandas writes it."""
+    content = ",label,text,,,\n0,ham,one,,,\n1,spam,two, ,,\n".replace(",", between)
+    examples = read(write(name, content), spec()).examples
+    assert [(e.text_a, e.label) for e in examples] == [("one", "ham"), ("two", "spam")]
 
 
 @pytest.mark.parametrize(
@@ -258,7 +350,14 @@ def test_max_rows_stops_reading(write):
         ("a.jsonl", jsonl({**PAIR, "id": ""}), r"id is ''; expected text or an integer"),
         ("a.jsonl", jsonl({"body": "b", "stars": 1}), r"a\.jsonl:1: no column with a well-known name .* columns\.text_a to one of 'body', 'stars'"),
         ("a.jsonl", "{}", r"to one of no columns"),
-        ("a.jsonl", jsonl({**PAIR, "id": "x"}, PAIR | {"id": "y"}, PAIR | {"id": "x"}), r"a\.jsonl:3: id 'x' also stands at a\.jsonl:1"),
+        ("a.jsonl", jsonl(*({**PAIR, "id": id} for id in (1, 2.5))), r"a\.jsonl:2: id is 2\.5; .* or set columns\.id to null to number"),
+        ("a.jsonl", jsonl({**PAIR, "id": None}), r"id is None; expected text or an integer, or set columns\.id to null"),
+        ("a.jsonl", '{"text": "t", "id": "q\\ud83d"}', r"a\.jsonl:1: id has '\\ud83d' at 1, half a character; mend the text"),
+        ("a.jsonl", '{"text": "t", "label": "\\ud83d"}', r"a\.jsonl:1: label has '\\ud83d' at 0, half a character"),
+        ("a.jsonl", jsonl({"sentence": "s"}, {"sentence": "s", "text": "t"}), r"a\.jsonl:2: columns\.text_a could be 'sentence', as in the rows before, or 'text': set it"),
+        ("a.jsonl", jsonl({"sentence": "s"}, {"text": "t"}), r"a\.jsonl:2: no column 'sentence' \(columns\.text_a\); found 'text'"),
+        ("a.jsonl", jsonl({"text": "t", "gold_label": "x"}, {"text": "t", "gold_label": "x", "label": "y"}), r"a\.jsonl:2: columns\.label could be 'gold_label', as in the rows before, or 'label'"),
+        ("a.jsonl", jsonl({"text": "t"}, {"text": "t", "label": "x"}, {"text": "t"}), r"a\.jsonl:3: no column 'label' \(columns\.label\)"),
         ("a.jsonl", "\n \n", r"a\.jsonl: the data set is empty"),
         # span rows
         ("a.jsonl", jsonl(SPAN | {"answers": {"text": ["rouen"], "answer_start": [3]}}), r"a\.jsonl:1: id 'a-0': answer 'rouen' should stand at 3 of the context, which has 'Rouen' there"),
@@ -284,7 +383,9 @@ def test_max_rows_stops_reading(write):
         ("a.json", squad([qa(answers=None)]), r"column 'answers' \(columns\.answers\) is null"),
         ("a.json", squad([qa(question="")]), r"column 'question' \(columns\.text_a\) is empty"),
         ("a.json", squad([qa(answers=[])], context=""), r"column 'context' \(columns\.text_b\) is empty"),
-        ("a.json", squad([qa(), qa()]), r"qas\[1\]: id 'q1' also stands at a\.json data\[0\]\.paragraphs\[0\]\.qas\[0\]"),
+        ("a.json", squad([qa(text="", start=-1, is_impossible=False)]), r"is_impossible is false, but the row has no answer"),
+        ("a.jsonl", jsonl(SPAN | {"answers": {"text": ["Rouen", ""], "answer_start": [3, -1]}}), r"answer '' at -1; expected text"),
+        ("a.json", '{"data": [{"body": "b"}]}', r"a\.json data\[0\]: no column with a well-known name .* to one of 'body'"),
         ("a.json", squad([]), r"a\.json: the data set is empty"),
         # delimited files
         ("a.tsv", "text\tlabel\none\n", r"a\.tsv:2: found 1 fields, expected 2 as in the first line; set quoting true"),
@@ -293,6 +394,9 @@ def test_max_rows_stops_reading(write):
         ("a.tsv", b"text\tlabel\none\tx\ncaf\xe9\ty\n", r"a\.tsv:3: byte 0xE9 in .* is not UTF-8"),
         ("a.tsv", "text\tlabel\none\tx\n".encode("utf-16"), r"a\.tsv:1: header: byte 0xFF in .* is not UTF-8"),
         ("a.tsv", "text\ttext\none\tx\n", r"a\.tsv:1: the header names column 'text' twice"),
+        ("a.csv", "text,label,,\none,x,,\ntwo,x,y,\n", r"a\.csv:3: 'y' stands beyond the last column that the header names; name that one too"),
+        ("a.csv", ",,\none,x,\n", r"a\.csv:1: the header names no column; expected names, or set header false"),
+        ("a.csv", "text,,,label\none,,,x\n", r"a\.csv:1: the header names column '' twice"),
         ("a.tsv", "body\tstars\none\tx\n", r"columns\.text_a to one of 'body', 'stars'"),
         ("a.tsv", "text\tlabel\n", r"a\.tsv: the data set is empty"),
         ("a.tsv", "", r"a\.tsv: the data set is empty"),

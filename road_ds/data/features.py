@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import os
 import shutil
 from array import array
@@ -18,10 +19,10 @@ import pyarrow as pa
 import torch
 from filelock import FileLock
 
-from road_ds.config import DatasetSpec, validated
+from road_ds.config import Columns, DatasetSpec, validated
 from road_ds.data import catalog
 from road_ds.data.negatives import with_negatives
-from road_ds.data.readers import Answer, Example, Reading, choose, stream
+from road_ds.data.readers import Answer, Example, Reading, choose, distinct, label_names, stream
 from road_ds.digest import file_sha256, text_sha256
 from road_ds.errors import RoadError
 from road_ds.hub import local_file
@@ -178,8 +179,11 @@ class Source:
     metric: str | None = None  # the one that is published for the data set
 
     @classmethod
-    def of(cls, name: str, part: Part, spec: DatasetSpec) -> "Source":
-        """Where a part's rows are. RoadError where the part is not given, or the catalog does not know the rest."""
+    def of(cls, name: str, part: Part, spec: DatasetSpec, scored: bool = True) -> "Source":
+        """Where a part's rows are; labels and answers are not looked at unless rows are trained on or `scored`.
+
+        RoadError where the part is not given, or the catalog does not know the rest.
+        """
         source = spec.dev if part == "dev" and not isinstance(spec.dev, float) else spec.train
         if source is None:
             raise RoadError(f"datasets.{name}.{part}: is required: a file, or a split for the formats hub and disk")
@@ -189,6 +193,11 @@ class Source:
             source, spec = _of_catalog(name, source, spec)
         if part == "dev":
             spec = spec.model_copy(update={"both_orders": False, "negatives": 0.0})
+        if not scored and isinstance(spec.dev, float):
+            raise RoadError(f"datasets.{name}.dev: got {spec.dev:g}: labels decide on a share of the rows; give a file")
+        if not scored:
+            columns = {**spec.columns.model_dump(), "label": None, "answers": None}
+            spec = spec.model_copy(update={"columns": Columns(**columns)})
         return cls(name, part, source if spec.format in ("hub", "disk") else str(local_file(source)), spec, metric)
 
     @property
@@ -206,8 +215,9 @@ class Source:
     def _given(self, reading: Reading) -> Iterator[Example]:
         chosen = None if not isinstance(self.spec.dev, float) else self._held_out(self.spec.dev)
         for example in stream(self.source, self.spec, reading, chosen):
-            if isinstance(example.label, str) and example.label in self.spec.label_map:
-                example = replace(example, label=self.spec.label_map[example.label])
+            names = () if example.label is None else label_names(example.label)
+            if (name := next((name for name in names if name in self.spec.label_map), None)) is not None:
+                example = replace(example, label=self.spec.label_map[name])
             yield example
 
     def _held_out(self, share: float) -> np.ndarray:
@@ -226,29 +236,52 @@ def _of_catalog(name: str, part: str, spec: DatasetSpec) -> tuple[str, DatasetSp
         source, settings = catalog.sources(spec.catalog or "", part, spec.path)
     except RoadError as error:
         raise RoadError(f"datasets.{name}: {error}") from None
-    return source, validated(DatasetSpec, {**settings, **given}, f"datasets.{name}")
+    columns = {**settings.get("columns", {}), **given.get("columns", {})}
+    return source, validated(DatasetSpec, {**settings, **given, "columns": columns}, f"datasets.{name}")
 
 
-def read_part(name: str, part: Part, spec: DatasetSpec) -> Reading:
-    """The rows of one part of a data set, labels renamed by `label_map`. RoadError where the part is not given."""
+def read_part(name: str, part: Part, spec: DatasetSpec, scored: bool = True) -> Reading:
+    """The rows of one part of a data set, labels renamed by `label_map`; without labels where nothing is `scored`.
+
+    RoadError where the part is not given.
+    """
     reading = Reading()
-    reading.examples = list(Source.of(name, part, spec).examples(reading))
+    reading.examples = list(Source.of(name, part, spec, scored).examples(reading))
     return reading
 
 
 def _side(name: str, labels: list, share: float, part: Part) -> np.ndarray:
-    """Which rows are on one side of a held-out split, [rows] bool."""
+    """Which rows are on one side of a held-out split, [rows] bool: each label's share as far as that goes."""
     from sklearn.model_selection import train_test_split
 
-    counts = Counter(labels)
-    stratify = labels if min(counts.values()) > 1 and len(counts) < len(labels) / 4 else None
+    held = math.ceil(share * len(labels))
+    strata = _strata(labels, min(held, len(labels) - held))
     try:
-        train, dev = train_test_split(range(len(labels)), test_size=share, random_state=0, stratify=stratify)
+        train, dev = train_test_split(range(len(labels)), test_size=share, random_state=0, stratify=strata)
     except ValueError as error:
         raise RoadError(f"datasets.{name}.dev: cannot hold out {share:g} of {len(labels)} rows: {error}") from None
     chosen = np.zeros(len(labels), dtype=bool)
     chosen[train if part == "train" else dev] = True
     return chosen
+
+
+def _strata(labels: list, room: int) -> list[int] | None:
+    """A number for each row's label; one for all labels that cannot be held out by their share, the rarest.
+
+    None where all rows are alike, and where labels are about as many as rows. room: rows of the smaller side, each of
+    which wants one of every stratum.
+    """
+    counts = Counter(labels)
+    if len(counts) >= len(labels) / 4:
+        return None
+    common = [label for label, count in counts.most_common() if count > 1]
+    if len(common) < len(counts) or len(common) > room:
+        common = common[: max(0, room - 1)]
+        if len(labels) - sum(counts[label] for label in common) == 1:  # the rest is one row: it goes with the last
+            common.pop()
+    alike = len({type(label) for label in common}) == 1
+    number = {label: i for i, label in enumerate(sorted(common, key=None if alike else str))}
+    return [number.get(label, len(number)) for label in labels] if number else None
 
 
 def load_features(name: str, part: Part, spec: DatasetSpec, task: Any, tokenizer: Any, cache: str | Path) -> FeatureSet:
@@ -366,6 +399,8 @@ def _encode(source: Source, task: Any, tokenizer: Any, folder: Path, key: str) -
             progress(None, f"encoding {source.name} {source.part}", "row") as bar,
         ):
             rest = source.examples(reading)
+            if source.part == "dev":
+                rest = distinct(rest)
             while chunk := list(islice(rest, CHUNK)):
                 for example in chunk:
                     _check_labelled(example, source.name, task)

@@ -18,15 +18,18 @@ from road_ds.config import DatasetSpec
 from road_ds.data import catalog
 from road_ds.data.publishers import Bad, Dropped, Row, Rows
 from road_ds.errors import RoadError
-from road_ds.strict_json import load_json, parse_json, quote
+from road_ds.strict_json import SURROGATE, load_json, parse_json, quote
 
 LIMIT = 16 * 2**20  # characters a line, or a quoted field
 NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*(/[A-Za-z0-9_-][A-Za-z0-9._-]*)?")
-SURROGATE = re.compile("[\ud800-\udfff]")  # what surrogateescape makes of bytes that are not UTF-8
 
 
 def _squad(source: str, spec: DatasetSpec) -> Rows:
+    """SQuAD's questions, of articles and paragraphs; an entry of "data" without paragraphs is a row itself."""
     for i, article in enumerate(_items(source, "", load_json(source), "data")):
+        if isinstance(article, dict) and article and "paragraphs" not in article:
+            yield f" data[{i}]", article
+            continue
         for j, paragraph in enumerate(_items(source, f" data[{i}]", article, "paragraphs")):
             for k, qa in enumerate(_items(source, f" data[{i}].paragraphs[{j}]", paragraph, "qas")):
                 place = f" data[{i}].paragraphs[{j}].qas[{k}]"
@@ -38,7 +41,8 @@ def _items(source: str, place: str, value: Any, key: str) -> list:
     if not isinstance(value, dict) or not isinstance(value.get(key), list):
         raise RoadError(
             f'{source}{place}: no list "{key}"; format "squad" expects {{"data": [{{"paragraphs": '
-            f'[{{"context": ..., "qas": [...]}}]}}]}}, "jsonl" one object a line'
+            f'[{{"context": ..., "qas": [...]}}]}}]}} or {{"data": [{{"question": ..., "context": ...}}]}}, '
+            '"jsonl" one object a line'
         )
     return value[key]
 
@@ -90,6 +94,12 @@ def _jsonl(source: str, spec: DatasetSpec) -> Rows:
             yield f":{number}", _json_row(line)
 
 
+def is_json_lines(source: str) -> bool:
+    """Whether the first line of a file is a row, and not (the start of) one document."""
+    row = _json_row(next((line for line in _lines(source) if line.strip()), ""))
+    return isinstance(row, dict) and not isinstance(row.get("data"), list)
+
+
 def _json_row(line: str) -> Row | Bad:
     if bad := bad_line(line):
         return bad
@@ -112,21 +122,33 @@ def _csv(source: str, spec: DatasetSpec) -> Rows:
 
 def _delimited(source: str, spec: DatasetSpec, delimiter: str, quoting: bool) -> Rows:
     names: list[str] | list[int] = []
+    width = 0  # fields of the first line
     hint = "set quoting false if quotes are literal" if quoting else "set quoting true if quotes enclose fields"
     for number, record in _quoted(source, delimiter) if quoting else _unquoted(source, delimiter):
         fields = [] if isinstance(record, Bad) else record
         bad = Bad(f"{record}; {hint}") if isinstance(record, Bad) else bad_line("".join(fields))
         if names or not spec.header:
-            names = names or list(range(len(fields)))
-            if not bad and len(fields) != len(names):
-                bad = Bad(f"found {len(fields)} fields, expected {len(names)} as in the first line; {hint}")
-            yield f":{number}", bad or dict(zip(names, fields, strict=True))
+            names, width = names or list(range(len(fields))), width or len(fields)
+            if not bad and len(fields) != width:
+                bad = Bad(f"found {len(fields)} fields, expected {width} as in the first line; {hint}")
+            elif not bad and (beyond := "".join(fields[len(names) :]).strip()):
+                bad = Bad(f"{quote(beyond)} stands beyond the last column that the header names; name that one too")
+            yield f":{number}", bad or dict(zip(names, fields, strict=False))
         elif bad:
             raise RoadError(f"{source}:{number}: header: {bad}")
         else:
-            names = fields
-            if twice := [name for name, count in Counter(fields).items() if count > 1]:
-                raise RoadError(f"{source}:{number}: the header names column {quote(twice[0])} twice; rename one")
+            names, width = _header(fields, f"{source}:{number}"), len(fields)
+
+
+def _header(fields: list[str], place: str) -> list[str]:
+    """The names of the columns, without those at the end that have none: a spreadsheet's empty columns."""
+    named = [i for i, name in enumerate(fields, 1) if name]
+    names = fields[: named[-1]] if named else []
+    if not names:
+        raise RoadError(f"{place}: the header names no column; expected names, or set header false")
+    if twice := [name for name, count in Counter(names).items() if count > 1]:
+        raise RoadError(f"{place}: the header names column {quote(twice[0])} twice; rename one")
+    return names
 
 
 def _unquoted(source: str, delimiter: str) -> Iterator[tuple[int, list[str] | Bad]]:

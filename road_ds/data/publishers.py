@@ -80,7 +80,7 @@ def trivia_qa(row: Row, spec: DatasetSpec) -> Rows:
     wanted = re.compile(rf"(?<!\w)(?:{'|'.join(map(re.escape, aliases))})(?!\w)", re.IGNORECASE)
     for name, text in _evidence(row, spec) if original else _hub_evidence(row):
         context = _first_words(text, spec.context_words)
-        place = f" {name}"
+        place = f" {quote(name)}"
         if found := wanted.search(context):
             yield place, _qa(f"{id}--{name}", question, context, [found.span()])
         else:

@@ -11,23 +11,25 @@ from typing import Any
 import numpy as np
 
 from road_ds.config import Columns, DatasetSpec
-from road_ds.data.formats import FORMATS, SUFFIXES, SURROGATE, plain, quote_all
+from road_ds.data.formats import FORMATS, SUFFIXES, is_json_lines, plain, quote_all
 from road_ds.data.publishers import SHAPES, Bad, Dropped, Row, Rows
 from road_ds.errors import RoadError, nearest
-from road_ds.strict_json import quote
+from road_ds.strict_json import SURROGATE, quote
 
-# Where `columns` names no text, the first pair whose columns the row has:
+# Where `columns` names no text, the first pair that the row has. A text of LONE may stand without its second.
 TEXTS = (
     ("premise", "hypothesis"),
     ("sentence1", "sentence2"),
     ("question", "context"),
+    ("question", "sentence"),
     ("question1", "question2"),
     ("text_a", "text_b"),
     ("text", None),
     ("sentence", None),
-    ("text_a", None),
 )
+LONE = ("text_a", "text", "sentence")
 LABELS = ("label", "gold_label")
+BOOLEANS = {"true": ("True", "1"), "false": ("False", "0")}
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +46,18 @@ class Example:
     label: str | float | None  # a number only where the source has a fraction or exponent; an integer is text, "5"
     answers: tuple[Answer, ...] | None  # None: no answers column; (): unanswerable
     where: str  # "train.tsv:17", "dev.json data[0].paragraphs[3].qas[1]"
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """The columns of rows with some keys, by what they hold; lone: a row may lack its second text."""
+
+    id: str | int | None
+    text_a: str | int | None
+    text_b: str | int | None
+    label: str | int | None
+    answers: str | int | None
+    lone: bool
 
 
 @dataclass
@@ -66,7 +80,7 @@ def stream(source: str, spec: DatasetSpec, reading: Reading, chosen: np.ndarray 
 
     chosen: numbers of the rows to take, ascending; by default those of `choose`. Rows without an id column are called
     "<file stem>-<row>", counted from 0 over all rows of the source.
-    RoadError: no such file or format, a bad row beyond `skip_bad`, an id that comes twice, or no rows left.
+    RoadError: no such file or format, a bad row beyond `skip_bad`, or no rows left.
     """
     if chosen is None and spec.sample is not None:
         chosen = choose(source, spec)[0]
@@ -105,8 +119,8 @@ def _origin(source: str, spec: DatasetSpec) -> str:
 def _examples(source: str, spec: DatasetSpec, reading: Reading) -> Iterator[Example]:
     format, origin = _format(source, spec), _origin(source, spec)
     name = origin if format == "hub" else Path(origin).name
-    columns: Columns | None = None  # settled by the first row that has the columns
-    places: dict[str, str] = {}  # id -> where it stands; ids made here are unique
+    columns: Found | None = None  # as far as the rows so far have settled them
+    names: tuple[str | int, ...] = ()  # of the row that `columns` was found for
     taken = 0
     for number, (place, row) in enumerate(_shaped(FORMATS[format](source, spec), spec)):
         if spec.max_rows is not None and taken >= spec.max_rows:
@@ -117,9 +131,10 @@ def _examples(source: str, spec: DatasetSpec, reading: Reading) -> Iterator[Exam
         try:
             if isinstance(row, Bad):
                 raise row
-            columns = columns or _resolve(spec.columns, row)
+            if columns is None or names != tuple(row):
+                columns, names = _find(spec.columns, row, columns), tuple(row)
             label = None if columns.label is None else _label(_value(row, columns, "label"))
-            if label is not None and str(label) in spec.drop_labels:
+            if label is not None and any(name in spec.drop_labels for name in label_names(label)):
                 reading.dropped[str(label)] = reading.dropped.get(str(label), 0) + 1
                 continue
             example = _example(row, columns, label, f"{Path(source).stem}-{number}", name + place)
@@ -130,13 +145,6 @@ def _examples(source: str, spec: DatasetSpec, reading: Reading) -> Iterator[Exam
                     f"{reading.skipped[-1]} (bad row {len(reading.skipped)}; skip_bad allows {spec.skip_bad})"
                 ) from bad
             continue
-        if columns.id is not None:
-            if example.id in places:
-                raise RoadError(
-                    f"{origin}{place}: id {quote(example.id)} also stands at {places[example.id]}; "
-                    "ids must be unique, or set columns.id to another column"
-                )
-            places[example.id] = example.where
         taken += 1
         yield example
 
@@ -184,6 +192,19 @@ def _rows(source: str, spec: DatasetSpec, reading: Reading) -> Iterator[Example]
         yield example
 
 
+def distinct(examples: Iterable[Example]) -> Iterator[Example]:
+    """The examples as they come. RoadError where an id comes twice: for rows whose scores are kept by id."""
+    places: dict[str, str] = {}
+    for example in examples:
+        if example.id in places:
+            raise RoadError(
+                f"{example.where}: id {quote(example.id)} also stands at {places[example.id]}; rows are scored by their "
+                "ids: set columns.id to another column, or to null to number the rows"
+            )
+        places[example.id] = example.where
+        yield example
+
+
 def draw(labels: Iterable[Any], size: int, seed: int, *, stratified: bool = False) -> tuple[np.ndarray, list[Any]]:
     """Numbers, ascending, and labels of `size` rows drawn uniformly in one pass (a reservoir, algorithm R).
 
@@ -221,37 +242,58 @@ def _format(source: str, spec: DatasetSpec) -> str:
     elif not Path(source).is_file():
         kind = "is a folder" if Path(source).is_dir() else "does not exist"
         raise RoadError(f"{source} {kind}; expected a file (looked at {Path(source).absolute()})")
-    return format
+    return "jsonl" if spec.format is None and suffix == ".json" and is_json_lines(source) else format
 
 
-def _resolve(given: Columns, row: Row) -> Columns:
-    """The columns to read: those given, and where none is given those with well-known names that the row has."""
-    text_a, text_b = given.text_a, given.text_b
+def _find(given: Columns, row: Row, before: Found | None) -> Found:
+    """The columns to read: those given, else those of the rows before, else those with well-known names in the row.
+
+    Bad where the row could have its texts or its label elsewhere than the rows before: which is meant is not guessed.
+    """
+    pairs = [(a, b) for a, b in TEXTS if a in row and (b in row or a in LONE)]
+    text_a = given.text_a
     if text_a is None:
-        known = (pair for pair in TEXTS if pair[0] in row and (pair[1] is None or pair[1] in row))
-        text_a, partner = next(known, (None, None))
-        text_b = partner if text_b is None else text_b
+        text_a = _column("text_a", [a for a, _ in pairs], row, before)
         if text_a is None:
             raise Bad(f"no column with a well-known name for text; set columns.text_a to one of {quote_all(row)}")
-    first_label = next((name for name in LABELS if name in row), None)
-    return Columns(
-        id=given.id if given.id is not None else "id" if "id" in row else None,
+    partners = [b for a, b in pairs if a == text_a and given.text_a is None]
+
+    def column(role: str, known: Iterable[str | None], before: Found | None = before) -> str | int | None:
+        if role in given.model_fields_set:  # null too: there is none
+            return getattr(given, role)
+        return _column(role, known, row, before)
+
+    return Found(
+        id=column("id", ("id",), None),  # a row without it is numbered
         text_a=text_a,
-        text_b=text_b,
-        label=given.label if given.label is not None else first_label,
-        answers=given.answers if given.answers is not None else "answers" if "answers" in row else None,
+        text_b=column("text_b", partners),
+        label=column("label", LABELS),
+        answers=column("answers", ("answers",)),
+        lone=text_a in LONE and "text_b" not in given.model_fields_set,
     )
 
 
-def _example(row: Row, columns: Columns, label: str | float | None, generated_id: str, where: str) -> Example:
-    id = generated_id if columns.id is None else _id(_value(row, columns, "id"))
+def _column(role: str, known: Iterable[str | None], row: Row, before: Found | None) -> str | int | None:
+    settled = None if before is None else getattr(before, role)
+    found = next((name for name in known if name in row), None)
+    if settled is None or found is None or found == settled:
+        return found if settled is None else settled
+    if settled in row:
+        both = f"{quote(settled)}, as in the rows before, or {quote(found)}"
+        raise Bad(f"columns.{role} could be {both}: set it")
+    return settled
+
+
+def _example(row: Row, columns: Found, label: str | float | None, generated_id: str, where: str) -> Example:
+    id = generated_id if columns.id is None else _id(row, columns)
     text_a = _text(row, columns, "text_a")
-    text_b = None if columns.text_b is None else _text(row, columns, "text_b")
+    alone = columns.text_b is None or (columns.lone and row.get(columns.text_b) in (None, ""))
+    text_b = None if alone else _text(row, columns, "text_b")
     answers = None if columns.answers is None else _answers(row, columns, id, text_a, text_b)
     return Example(id, text_a, text_b, label, answers, where)
 
 
-def _value(row: Row, columns: Columns, setting: str) -> Any:
+def _value(row: Row, columns: Found, setting: str) -> Any:
     name = getattr(columns, setting)
     if name not in row:
         raise Bad(f"no column {quote(name)} (columns.{setting}); found {quote_all(row)}")
@@ -260,21 +302,27 @@ def _value(row: Row, columns: Columns, setting: str) -> Any:
     return row[name]
 
 
-def _text(row: Row, columns: Columns, setting: str) -> str:
+def _text(row: Row, columns: Found, setting: str) -> str:
     text, name = _value(row, columns, setting), getattr(columns, setting)
     if not isinstance(text, str):
         raise Bad(f"column {quote(name)} (columns.{setting}) is {quote(text)}; expected text")
     if not text:
         raise Bad(f"column {quote(name)} (columns.{setting}) is empty; expected text")
+    return _whole(text, f"column {quote(name)}")
+
+
+def _whole(text: str, what: str) -> str:
+    """The text itself. Bad where it holds half a surrogate pair, which UTF-8 cannot say."""
     if found := SURROGATE.search(text):
-        raise Bad(f"column {quote(name)} has {quote(found[0])} at {found.start()}, half a character; mend the text")
+        raise Bad(f"{what} has {quote(found[0])} at {found.start()}, half a character; mend the text")
     return text
 
 
-def _id(value: Any) -> str:
+def _id(row: Row, columns: Found) -> str:
+    value = row[columns.id] if columns.id in row else _value(row, columns, "id")
     if isinstance(value, bool) or not isinstance(value, str | int) or value == "":
-        raise Bad(f"id is {quote(value)}; expected text or an integer")
-    return str(value)
+        raise Bad(f"id is {quote(value)}; expected text or an integer, or set columns.id to null to number the rows")
+    return _whole(str(value), "id")
 
 
 def _label(value: Any) -> str | float:
@@ -284,8 +332,15 @@ def _label(value: Any) -> str | float:
     if isinstance(value, float) and abs(value) < float("inf"):
         return value
     if isinstance(value, str | int) and value != "":
-        return str(value)
+        return _whole(str(value), "label")
     raise Bad(f"label is {quote(value)}; expected text or a finite number")
+
+
+def label_names(label: str | float) -> tuple[str, ...]:
+    """What `label_map` and `drop_labels` may call a label: as it is written; 1.0 also "1", and true also "True" and "1"."""
+    if isinstance(label, float):
+        return (str(label), f"{label + 0:.0f}") if label.is_integer() else (str(label),)
+    return (label, *BOOLEANS.get(label, ()))
 
 
 def _answers(row: Row, columns: Columns, id: str, question: str, context: str | None) -> tuple[Answer, ...]:
@@ -303,14 +358,19 @@ def _answers(row: Row, columns: Columns, id: str, question: str, context: str | 
 
 
 def _pairs(answers: Any, id: str) -> list[tuple[Any, Any]]:
-    """(text, start) from {"text": [...], "answer_start": [...]} or from SQuAD's [{"text", "answer_start"}, ...]."""
+    """(text, start) from {"text": [...], "answer_start": [...]} or from SQuAD's [{"text", "answer_start"}, ...].
+
+    No pairs where all that stand there are empty texts at -1, as some write "no answer".
+    """
     try:
         if isinstance(answers, list):
-            return [(answer["text"], answer["answer_start"]) for answer in answers]
-        return list(zip(answers["text"], answers["answer_start"], strict=True))
+            pairs = [(answer["text"], answer["answer_start"]) for answer in answers]
+        else:
+            pairs = list(zip(answers["text"], answers["answer_start"], strict=True))
     except (KeyError, TypeError, ValueError):
         expected = '{"text": [...], "answer_start": [...]} with lists of one length'
         raise Bad(f"id {quote(id)}: answers are {quote(answers)}; expected {expected}") from None
+    return [] if all(pair == ("", -1) for pair in pairs) else pairs
 
 
 def _answer(text: Any, start: Any, id: str, context: str) -> Answer:
