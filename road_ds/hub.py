@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 
+from road_ds.config import RoadConfig
 from road_ds.errors import RoadError
 
 SAMPLE = Path(__file__).resolve().parent / "sample_data"
@@ -23,6 +24,14 @@ def sample_path(name: str) -> Path:
 def local_file(name: str) -> Path:
     """The path of a data file: `sample:NAME` inside the embedded sample, anything else as it is."""
     return sample_path(name.removeprefix("sample:")) if name.startswith("sample:") else Path(name).expanduser()
+
+
+def models_of(config: RoadConfig) -> list[str]:
+    """The models and tokenizers that a run reads: its own start and its teachers."""
+    taught = (config.distill or {}).get("teachers") or {}
+    return [name for name in (config.model.name, config.model.tokenizer) if name] + [
+        name for names in taught.values() for name in names
+    ]
 
 
 def trained_heads(name: str) -> dict[str, Path]:
