@@ -99,8 +99,10 @@ def write_faults_kept(engine: Any, faults: list[Exception]) -> Iterator[None]:
     def keeping(*args: Any, **kwargs: Any) -> None:
         try:
             write(*args, **kwargs)
-        except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
+        except OSError as error:
             faults.append(error)
+        except RuntimeError as error:  # torch's writer does not say why it wrote less than it should
+            faults.append(OSError(f"{error} (is the disk full?)"))
 
     engine.checkpoint_engine.save, engine._copy_recovery_script = keeping, lambda folder: None
     try:

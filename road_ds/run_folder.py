@@ -151,11 +151,13 @@ class RunFolder:
             self._lock.close()
             self._lock = None
 
-    def begin(self) -> None:
-        """Makes the folder a new run's: what an earlier one left is removed, and the id is another."""
+    def begin(self, resolved: dict[str, Any], *, anew: bool = True) -> None:
+        """Writes the configuration. A new run's folder is cleared of what an earlier one left, and gets another id."""
         if is_main():
-            self.clear()
-            self.write(MARKER, {"run": uuid.uuid4().hex})
+            if anew:
+                self.clear()
+                self.write(MARKER, {"run": uuid.uuid4().hex})
+            self.write("config.json", resolved)
 
     def clear(self) -> None:
         """Removes what an earlier run wrote here, and nothing else. RoadError when something cannot be removed."""
@@ -233,8 +235,13 @@ class RunFolder:
         if is_main():
             kept = [line for line in self.records() if not again(line)]
             staged = self.metrics_file.with_name(".metrics.jsonl")
-            staged.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
-            os.replace(staged, self.metrics_file)
+            try:
+                staged.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+                os.replace(staged, self.metrics_file)
+            except OSError as error:
+                raise RoadError(f"{self.metrics_file}: cannot be written: {error.strerror}: free space") from None
+            finally:
+                staged.unlink(missing_ok=True)
 
 
 @contextmanager

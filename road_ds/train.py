@@ -156,9 +156,7 @@ def run(config: RoadConfig, ds: dict[str, Any], ranks: Ranks, folder: RunFolder,
     mode, notes = speed.prepare(model, config, ds, ranks.device.type, capability, precision)
     limits = {name: tasks[config.head_of(name)].max_length for name in train}
     padding = Padding(mode, tokenizer.pad_token_id, limits)
-    if found is None:
-        folder.begin()
-    folder.write("config.json", resolved)
+    ranks.apart(lambda: folder.begin(resolved, anew=found is None))
     pieces, micro = ds["gradient_accumulation_steps"], ds["train_micro_batch_size_per_gpu"]
     say(
         f"{config.output}: {parameter_count(model) / 1e6:.1f} M parameters, {counted(len(tasks), 'head')}, "
@@ -190,7 +188,9 @@ def run(config: RoadConfig, ds: dict[str, Any], ranks: Ranks, folder: RunFolder,
         checkpoint.restore(engine, ranks, found)
         start = found.step
         # an evaluation after the last step is made again
-        folder.forget(lambda line: line["step"] > start or (line["step"] == steps and "loss" not in line))
+        ranks.apart(
+            lambda: folder.forget(lambda line: line["step"] > start or (line["step"] == steps and "loss" not in line))
+        )
         say(f"resumed from {found.folder.name}")
 
     of = {name: (config.head_of(name), tasks[config.head_of(name)]) for name in train}
@@ -228,7 +228,9 @@ def run(config: RoadConfig, ds: dict[str, Any], ranks: Ranks, folder: RunFolder,
         save(step)
     scores = evaluate(step)
     state = export.full_state(engine)
-    if is_main():
+
+    @full_disk_named(folder.path)
+    def finish(scores: dict[str, evaluation.Evaluated], state: dict[str, torch.Tensor]) -> None:
         chosen = step
         if config.select == "best":
             chosen, scores, state = best.load()
@@ -252,7 +254,8 @@ def run(config: RoadConfig, ds: dict[str, Any], ranks: Ranks, folder: RunFolder,
         headlines = [f"{name}/{result.headline}" for name, result in scores.items()]
         plot_curves(folder.records(), headlines, folder.path / "curves.png")
         say("", card, "", *closing(folder.path, exported, config, {**train, **dev}, time.monotonic() - began))
-    ranks.barrier()
+
+    ranks.apart(lambda: finish(scores, state) if is_main() else None)
     return step, ""
 
 

@@ -36,8 +36,7 @@ def opened(config, resume: bool = False, overwrite: bool = False) -> RunFolder:
 def used(settings, tmp_path):
     """The folder of a run that has ended, and its id."""
     folder = opened(settings())
-    folder.begin()
-    folder.write("config.json", {})
+    folder.begin({})
     for name in FOLDERS:
         (folder.path / name).mkdir()
         (folder.path / name / "file").write_text("of the run")
@@ -63,7 +62,7 @@ def test_a_folder_that_no_run_made_is_left_as_it_is(settings, tmp_path, name, as
 def test_empty_folders_and_other_files_are_no_hindrance(settings, tmp_path):
     (tmp_path / "run" / "checkpoints").mkdir(parents=True)
     (tmp_path / "run" / "log.txt").write_text("mine")
-    opened(settings()).begin()
+    opened(settings()).begin({})
     assert (tmp_path / "run" / "log.txt").read_text() == "mine"
 
 
@@ -75,9 +74,9 @@ def test_a_used_folder_is_gone_on_with_or_removed_as_asked(settings, used):
     again.release()
     before, replaced = used.run, opened(settings(), overwrite=True)
     assert replaced.run == before and all((used.path / name / "file").exists() for name in FOLDERS)
-    replaced.begin()
+    replaced.begin({})
     assert replaced.run != before, "the id of another run"
-    assert sorted(p.name for p in used.path.iterdir()) == [".lock", "run.json"]
+    assert sorted(p.name for p in used.path.iterdir()) == [".lock", "config.json", "run.json"]
 
 
 def test_there_must_be_something_to_resume(settings, tmp_path):
@@ -104,7 +103,7 @@ def test_a_new_run_removes_nothing_behind_a_link(settings, used, tmp_path):
     assert (elsewhere / "file").exists() and (used.path / "model" / "file").exists()
     opened(settings(), resume=True).release()
     (elsewhere / "file").unlink()
-    opened(settings(), overwrite=True).begin()
+    opened(settings(), overwrite=True).begin({})
     assert (used.path / "checkpoints").is_symlink()
 
 
@@ -196,7 +195,7 @@ def test_a_file_system_without_locks_is_told_of(settings, monkeypatch, capsys):
         raise OSError(95, "Operation not supported")
 
     monkeypatch.setattr("road_ds.run_folder.fcntl.flock", refuse)
-    opened(settings()).begin()
+    opened(settings()).begin({})
     assert "cannot be locked (Operation not supported)" in capsys.readouterr().err
 
 
