@@ -41,7 +41,7 @@ def evaluate(options: argparse.Namespace) -> None:
     from road_ds.ensemble import Ensemble, evaluate_run
     from road_ds.evaluation import report, write_results
 
-    began, folder = time.time(), options.output and Path(options.output)
+    began, folder = time.monotonic(), options.output and Path(options.output).expanduser()
     if folder and (folder / "config.json").exists():
         raise RoadError(f"--output {folder}: holds a run or a model: give another folder")
     if options.config:
@@ -52,7 +52,7 @@ def evaluate(options: argparse.Namespace) -> None:
         results = {Path(options.data).name: Ensemble.of(options.models).evaluate(examples, options.batch_size)}
     if folder:
         safe = {re.sub(r"[^A-Za-z0-9._-]", "_", name): result for name, result in results.items()}
-        seconds = round(time.time() - began, 1)
+        seconds = round(time.monotonic() - began, 1)
         write_results(folder, safe, {"models": options.models, "wall_seconds": seconds, "versions": versions()})
     if options.json:
         summaries = {name: result.summary() for name, result in results.items()}
@@ -188,7 +188,7 @@ def export(options: argparse.Namespace) -> None:
 
     if not Path(options.checkpoint).is_dir():
         raise RoadError(f"{options.checkpoint}: no such folder: give runs/<name> or runs/<name>/checkpoints/step-N")
-    for folder in export_checkpoint(Path(options.checkpoint), options.output and Path(options.output)):
+    for folder in export_checkpoint(Path(options.checkpoint), options.output and Path(options.output).expanduser()):
         print(folder)
 
 
@@ -201,7 +201,7 @@ def recipe(options: argparse.Namespace) -> None:
 
     path = Path(options.recipe)
     recipe = load_recipe(path)
-    output = Path(options.output or f"runs/{path.stem}")
+    output = Path(options.output or f"runs/{path.stem}").expanduser()
     runs = plan(recipe, path, output, dict(map(setting, options.set)))
     stages = set(recipe.compare.stages or recipe.stages) if recipe.compare else set()
     if recipe.compare and recipe.compare.baseline not in (known := {r.group for r in runs if r.stage in stages}):

@@ -363,7 +363,7 @@ def load_config(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -
         raise RoadError(f"{path}: road.{error}") from None
     config = validated(RoadConfig, road, f"{path}: road").narrowed()
     check_engine(data, str(path))
-    output = config.output or f"runs/{Path(path).stem}"
+    output = str(Path(config.output or f"runs/{Path(path).stem}").expanduser())
     return config.model_copy(update={"output": output}), data
 
 

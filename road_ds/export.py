@@ -3,19 +3,23 @@
 import contextlib
 import io
 import json
+import os
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers.utils import logging
 
-from road_ds.checkpoint import ENGINE, Checkpoint, newest, verify
+from road_ds.checkpoint import ENGINE, Checkpoint, newest, verify, without_code
 from road_ds.config import RoadConfig, validated
 from road_ds.errors import RoadError
 from road_ds.log import write_json
 from road_ds.model import MultiTaskModel, build_model, load_tokenizer
 from road_ds.pretrained import written_head
+from road_ds.run_folder import RunFolder
 from road_ds.strict_json import load_json
 from road_ds.tasks import Task, heads, task_from
 
@@ -38,20 +42,58 @@ def full_state(engine: Any) -> dict[str, torch.Tensor]:
 def export(
     model: MultiTaskModel, state: Mapping[str, torch.Tensor], tokenizer: Any, folder: Path, card: str
 ) -> list[Path]:
-    """Writes one folder per head: weights (safetensors), configuration, tokenizer, task settings and model card."""
+    """Writes one folder per head: weights (safetensors), configuration, tokenizer, task settings and model card.
+
+    The heads are staged and take their names together: heads of two exports never stand side by side. RoadError when they
+    cannot be written, and those before then stay, or when a folder of a head's name is no exported one.
+    """
     logging.disable_progress_bar()
-    folders = []
-    for head, task in model.tasks.items():
-        target = folder / head
-        target.mkdir(parents=True, exist_ok=True)
-        whole = model.head_model(head, state)
-        whole.config.architectures = [type(whole).__name__]
-        whole.save_pretrained(str(target))
-        tokenizer.save_pretrained(str(target))
-        write_json(target / TASK_FILE, task.model_dump())
-        (target / "README.md").write_text(_card(head, task, type(whole).__name__, card), encoding="utf-8")
-        folders.append(target)
-    return folders
+    targets = [folder / head for head in model.tasks]
+    staged, before = folder / ".staged", folder / ".replaced"
+    try:
+        _put_back(before, folder)  # where an export was killed
+        for target in targets:
+            if target.exists() and not (target / TASK_FILE).exists():
+                raise RoadError(
+                    f"{target}: exists and is no exported model ({TASK_FILE} is missing): give another folder"
+                )
+        shutil.rmtree(staged, ignore_errors=True)
+        for head, task in model.tasks.items():
+            _write_head(staged / head, task, model.head_model(head, state), tokenizer, card)
+        before.mkdir()
+        for target in filter(Path.exists, targets):
+            os.replace(target, before / target.name)
+        for target in targets:
+            os.replace(staged / target.name, target)
+    except (OSError, SafetensorError) as error:
+        with contextlib.suppress(OSError):
+            _put_back(before, folder)
+        raise RoadError(
+            f"{folder}: the models cannot be written: {getattr(error, 'strerror', None) or error}: free space there, then "
+            "python -m road_ds export"
+        ) from None
+    finally:
+        shutil.rmtree(staged, ignore_errors=True)
+    shutil.rmtree(before, ignore_errors=True)
+    return targets
+
+
+def _write_head(target: Path, task: Task, whole: Any, tokenizer: Any, card: str) -> None:
+    target.mkdir(parents=True)
+    whole.config.architectures = [type(whole).__name__]
+    whole.save_pretrained(str(target))
+    tokenizer.save_pretrained(str(target))
+    write_json(target / TASK_FILE, task.model_dump())
+    (target / "README.md").write_text(_card(target.name, task, type(whole).__name__, card), encoding="utf-8")
+
+
+def _put_back(before: Path, folder: Path) -> None:
+    """Gives the heads that an export had moved aside their places again."""
+    if before.is_dir():
+        for head in before.iterdir():
+            shutil.rmtree(folder / head.name, ignore_errors=True)
+            os.replace(head, folder / head.name)
+        before.rmdir()
 
 
 def export_checkpoint(folder: Path, output: Path | None) -> list[Path]:
@@ -59,25 +101,30 @@ def export_checkpoint(folder: Path, output: Path | None) -> list[Path]:
 
     Nothing of the engine's pickled files is opened before the manifest's hashes have been compared.
     """
-    found = newest(folder / "checkpoints") if (folder / "checkpoints").is_dir() else verify(folder)
-    config = validated(RoadConfig, found.manifest["config"]["road"], str(found.folder / "manifest.json"))
+    run = RunFolder(folder)
+    if (folder / "checkpoints").is_dir():
+        found = newest(folder / "checkpoints", run.run if run.is_run else None)
+    else:
+        found = verify(folder)
+    config = validated(RoadConfig, found.manifest.config["road"], str(found.folder / "manifest.json"))
     tokenizer = load_tokenizer(config.model)
     model = build_model(
         config.model, heads(config), tokenizer, dropout=config.dropout, seed=config.seed, pretrained=False
     )
-    state = _engine_state(found)
+    with without_code(found):
+        state = _engine_state(found)
     target = output or found.folder.parent.parent / "model"
     return export(model, state, tokenizer, target, f"From the checkpoint after {found.step} steps.")
 
 
 def _engine_state(found: Checkpoint) -> dict[str, torch.Tensor]:
     """The model's weights in a verified checkpoint, put together from all ranks' parts under ZeRO 3."""
-    if found.manifest["stage"] < 3:
+    if found.manifest.stage < 3:
         path = found.folder / ENGINE / "mp_rank_00_model_states.pt"
-        return torch.load(path, map_location="cpu", weights_only=False)["module"]
+        return torch.load(path, map_location="cpu")["module"]
     from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 
-    config = found.manifest["config"]
+    config = found.manifest.config
     dtype = next((kind for key, kind in HALF.items() if config.get(key, {}).get("enabled")), torch.float32)
     with contextlib.redirect_stdout(io.StringIO()):  # it prints its progress
         state = get_fp32_state_dict_from_zero_checkpoint(str(found.folder), tag=ENGINE)

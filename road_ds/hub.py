@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from road_ds.config import RoadConfig
 from road_ds.errors import RoadError
 from road_ds.strict_json import quote
 
@@ -41,6 +42,14 @@ def local_file(name: str) -> Path:
         return sample_path(name.removeprefix("sample:"))
     with readable(name):
         return Path(name).expanduser()
+
+
+def models_of(config: RoadConfig) -> list[str]:
+    """The models and tokenizers that a run reads: its own start and its teachers."""
+    taught = (config.distill or {}).get("teachers") or {}
+    return [name for name in (config.model.name, config.model.tokenizer) if name] + [
+        name for names in taught.values() for name in names
+    ]
 
 
 def trained_heads(name: str) -> dict[str, Path]:

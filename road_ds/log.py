@@ -1,15 +1,14 @@
-"""What a run tells people and files: rank-0 lines, metrics.jsonl, status.json, and the curves."""
+"""What a run tells people and files: lines on rank 0, tables, JSON files, and the curves."""
 
+import contextlib
 import json
 import logging
-import math
 import os
 import platform
 import re
-import shutil
 import sys
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -34,6 +33,38 @@ def warn(message: str, everywhere: bool = False) -> None:
     """Prints a warning to standard error, on rank 0 or, for what only one rank knows, everywhere."""
     if everywhere or is_main():
         print(f"warning: {message}", file=sys.stderr, flush=True)
+
+
+class Spared:
+    """A stream to a log or a terminal: what cannot be written there is left out, and the work goes on."""
+
+    def __init__(self, stream: Any):
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        with contextlib.suppress(OSError):
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with contextlib.suppress(OSError):
+            self._stream.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+@contextlib.contextmanager
+def spared_output() -> Iterator[None]:
+    """Inside, a log on a full disk or a reader that has gone ends nothing."""
+    streams = sys.stdout, sys.stderr
+    with contextlib.redirect_stdout(Spared(sys.stdout)), contextlib.redirect_stderr(Spared(sys.stderr)):
+        yield
+    for stream in streams:
+        try:
+            stream.flush()
+        except OSError:  # what is left in its buffer would give the process another exit code
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def quiet_libraries() -> None:
@@ -71,11 +102,6 @@ def table(rows: Iterable[Iterable[Any]], header: Iterable[str]) -> str:
     return "\n".join("  ".join(line).rstrip() for line in zip(*columns, strict=True))
 
 
-def _finite(line: dict[str, Any]) -> dict[str, Any]:
-    """The same line with null for numbers that JSON cannot hold."""
-    return {key: None if isinstance(v, float) and not math.isfinite(v) else v for key, v in line.items()}
-
-
 def counted(number: int, one: str, many: str = "") -> str:
     """A number with its noun: "1 step", "2 steps"."""
     return f"{number:,} {one if number == 1 else many or one + 's'}"
@@ -87,8 +113,11 @@ def write_json(path: str | Path, value: Any) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     staged = path.with_name(f".{path.name}.{os.getpid()}")
     text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
-    staged.write_text(text, encoding="utf-8", errors="backslashreplace")  # half a character as JSON's own escape
-    os.replace(staged, path)
+    try:
+        staged.write_text(text, encoding="utf-8", errors="backslashreplace")  # half a character as JSON's own escape
+        os.replace(staged, path)
+    finally:
+        staged.unlink(missing_ok=True)  # where the disk is full, a part of it
 
 
 def versions() -> dict[str, str]:
@@ -101,71 +130,6 @@ def versions() -> dict[str, str]:
         except metadata.PackageNotFoundError:
             continue
     return found
-
-
-class RunFolder:
-    """A run's folder on rank 0; on other ranks its writing methods do nothing."""
-
-    def __init__(self, path: str | Path):
-        self.path = Path(path)
-        self.metrics_file = self.path / "metrics.jsonl"
-
-    def status(self, status: str, step: int, reason: str = "", everywhere: bool = False) -> None:
-        """Writes status.json: running, finished, preempted or failed, the step, and why."""
-        if everywhere or is_main():
-            write_json(
-                self.path / "status.json", {"status": status, "step": step, "reason": reason, "pid": os.getpid()}
-            )
-
-    def clear(self) -> None:
-        """Removes what an earlier run wrote here, and nothing else."""
-        if is_main():
-            for name in ("checkpoints", "model", "best", "predictions"):
-                shutil.rmtree(self.path / name, ignore_errors=True)
-            for name in ("config.json", "metrics.jsonl", "results.json", "curves.png"):
-                (self.path / name).unlink(missing_ok=True)
-
-    def has_failed(self) -> bool:
-        """Whether another process has already said why the run failed."""
-        try:
-            return json.loads((self.path / "status.json").read_text(encoding="utf-8"))["status"] == "failed"
-        except (OSError, ValueError, KeyError):
-            return False
-
-    def write(self, name: str, value: Any) -> None:
-        """Writes a JSON file into the folder."""
-        if is_main():
-            write_json(self.path / name, value)
-
-    def record(self, *lines: dict[str, Any]) -> None:
-        """Appends lines to metrics.jsonl."""
-        if is_main() and lines:
-            with self.metrics_file.open("a", encoding="utf-8") as file:
-                file.writelines(json.dumps(_finite(line), allow_nan=False) + "\n" for line in lines)
-
-    def records(self) -> list[dict[str, Any]]:
-        """The lines of metrics.jsonl, oldest first; a half-written last line is left out."""
-        if not self.metrics_file.exists():
-            return []
-        lines = []
-        for text in self.metrics_file.read_text(encoding="utf-8").splitlines():
-            try:
-                lines.append(json.loads(text))
-            except json.JSONDecodeError:
-                continue
-        return lines
-
-    def last_step(self) -> int:
-        """The newest step that metrics.jsonl tells of, 0 before the first."""
-        return max((line["step"] for line in self.records()), default=0)
-
-    def forget_after(self, step: int) -> None:
-        """Drops the metrics of steps that a resumed run will do again."""
-        if is_main():
-            kept = [line for line in self.records() if line["step"] <= step]
-            staged = self.metrics_file.with_name(".metrics.jsonl")
-            staged.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
-            os.replace(staged, self.metrics_file)
 
 
 def plot_curves(records: list[dict[str, Any]], metrics: list[str], path: str | Path) -> None:

@@ -15,11 +15,12 @@ from road_ds.data.features import Batch, FeatureSet
 from road_ds.data.passes import Passes
 from road_ds.errors import RankError, RoadError
 from road_ds.guard import Guarded
-from road_ds.log import RunFolder, progress
+from road_ds.log import progress
 from road_ds.meter import Meter
 from road_ds.objectives import Objective, Teachers, gradient_share
 from road_ds.preemption import Preemption
 from road_ds.ranks import Ranks
+from road_ds.run_folder import RunFolder
 
 
 def fit(

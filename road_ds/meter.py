@@ -11,9 +11,10 @@ import torch
 from road_ds.data.batches import Padding
 from road_ds.data.features import FeatureSet
 from road_ds.data.passes import Pass, micro_batches
-from road_ds.log import RunFolder, warn
+from road_ds.log import warn
 from road_ds.objectives import Loss
 from road_ds.ranks import Ranks
+from road_ds.run_folder import RunFolder
 
 PARTS = ("hard", "soft", "soft_share")  # of the loss and its gradient, where there are teachers
 

@@ -10,12 +10,20 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from road_ds.checkpoint import commit, committed, prune
+from road_ds import sealed
+from road_ds.checkpoint import committed, prune
 from road_ds.errors import RoadError
 from road_ds.evaluation import Evaluated, mean_headline
 from road_ds.export import full_state
 from road_ds.log import warn
 from road_ds.ranks import Ranks
+from road_ds.sealed import Damaged, Manifest, commit, seal
+
+
+class Kept(Manifest):
+    """What the best evaluation's folder says of itself."""
+
+    mean_headline: float
 
 
 class Best:
@@ -24,8 +32,9 @@ class Best:
     A resumed run does some steps again; an evaluation that only equals the one kept does not replace it.
     """
 
-    def __init__(self, root: Path):
+    def __init__(self, root: Path, run: str):
         self.root = root
+        self.run = run  # the run's id
 
     def offer(self, engine: Any, ranks: Ranks, step: int, results: Mapping[str, Evaluated]) -> None:
         """Keeps the weights as they are now when the mean headline is above the one kept. On all ranks together.
@@ -37,35 +46,46 @@ class Best:
             return
         state = full_state(engine)
         if ranks.rank == 0:
+            staged = self.root / ".staged"
             try:
-                self._keep(step, results, state)
+                self._keep(staged, step, results, state)
             except (OSError, SafetensorError) as error:
+                shutil.rmtree(staged, ignore_errors=True)
                 warn(f"step {step}: its weights could not be kept as the best: {error}")
 
     def _kept_score(self) -> float:
-        folders = committed(self.root)
-        return json.loads((folders[0] / "score.json").read_text())["mean_headline"] if folders else float("-inf")
+        for folder in committed(self.root):
+            try:
+                return sealed.read_manifest(folder, Kept).mean_headline
+            except Damaged as error:
+                warn(f"the best evaluation so far is lost ({error}): the next counts as the best")
+        return float("-inf")
 
-    def _keep(self, step: int, results: Mapping[str, Evaluated], state: Mapping[str, torch.Tensor]) -> None:
-        staged = self.root / ".staged"
+    def _keep(
+        self, staged: Path, step: int, results: Mapping[str, Evaluated], state: Mapping[str, torch.Tensor]
+    ) -> None:
         shutil.rmtree(staged, ignore_errors=True)
         staged.mkdir(parents=True)
         save_file({key: value.contiguous() for key, value in state.items()}, staged / "weights.safetensors")
-        (staged / "score.json").write_text(json.dumps({"step": step, "mean_headline": mean_headline(results)}))
         (staged / "results.json").write_text(json.dumps({name: vars(result) for name, result in results.items()}))
+        seal(staged, {"run": self.run, "step": step, "mean_headline": mean_headline(results)})
         commit(staged, self.root / f"step-{step:08d}")
         prune(self.root, 1)
 
     def load(self) -> tuple[int, dict[str, Evaluated], dict[str, torch.Tensor]]:
-        """Step, scores and weights of the best evaluation. RoadError when nothing whole is there."""
-        folders = committed(self.root)
+        """Step, scores and weights of the best evaluation. RoadError when nothing whole of this run is there."""
         try:
-            step = json.loads((folders[0] / "score.json").read_text())["step"]
-            results = json.loads((folders[0] / "results.json").read_text(encoding="utf-8"))
-            state = load_file(folders[0] / "weights.safetensors")
-        except (IndexError, OSError, ValueError, KeyError, SafetensorError) as error:
+            folder = next(iter(committed(self.root)), None)
+            if folder is None:
+                raise Damaged("no evaluation was kept")
+            kept = sealed.verify(folder, Kept)
+            if kept.run != self.run:
+                raise Damaged(f"{folder}: is of another run ({kept.run})")
+            results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+            state = load_file(folder / "weights.safetensors")
+        except (Damaged, OSError, ValueError, SafetensorError) as error:
             raise RoadError(
-                f"{self.root}: the best evaluation's weights cannot be read ({error or type(error).__name__}): "
-                "take the last ones with python -m road_ds export"
+                f"{self.root}: the best evaluation's weights cannot be read ({error}): take the last ones with "
+                "python -m road_ds export"
             ) from None
-        return step, {name: Evaluated(**result) for name, result in results.items()}, state
+        return kept.step, {name: Evaluated(**result) for name, result in results.items()}, state

@@ -27,11 +27,13 @@ from road_ds.data.batches import Padding
 from road_ds.data.features import FeatureSet, load_features
 from road_ds.data.passes import Passes, draw_weights
 from road_ds.errors import RankError, RoadError
-from road_ds.log import RunFolder, counted, is_main, plot_curves, quiet_libraries, say, table, versions, warn
+from road_ds.hub import trained_heads
+from road_ds.log import counted, is_main, plot_curves, quiet_libraries, say, spared_output, table, versions, warn
 from road_ds.loop import fit
 from road_ds.model import base_config, build_model, check_lengths, load_tokenizer, parameter_count
 from road_ds.objectives import Taught, objective_from
 from road_ds.ranks import Ranks
+from road_ds.run_folder import RunFolder, full_disk_named
 from road_ds.selection import Best
 from road_ds.strict_json import flat_keys
 from road_ds.tasks import Task, heads
@@ -53,6 +55,7 @@ CHANGEABLE = {
 }
 
 
+@spared_output()
 def main(arguments: list[str] | None = None) -> int:
     """The exit code of a run: 0 finished, 2 a fault the user can mend, 143 preempted, 1 anything else."""
     options = parse(arguments)
@@ -62,11 +65,13 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         config, ds = load_config(options.deepspeed_config, options.set)
         ranks = Ranks.start()
-        folder = ranks.together(lambda: open_folder(config, options.resume, options.overwrite))
+        folder = ranks.together(lambda: RunFolder.open(config, resume=options.resume, overwrite=options.overwrite))
         folder.status("running", 0)
-        step, reason = run(config, ds, ranks, folder, resume=options.resume, overwrite=options.overwrite)
+        with full_disk_named(folder.path):
+            step, reason = run(config, ds, ranks, folder, resume=options.resume)
         folder.status("preempted" if reason else "finished", step, reason)
         ranks.barrier()
+        folder.release()
         return PREEMPTED if reason else 0
     except RoadError as error:
         alone = isinstance(error, RankError)
@@ -80,8 +85,10 @@ def main(arguments: list[str] | None = None) -> int:
     except Exception as error:
         fault, code = f"{type(error).__name__}: {error}", 1
         traceback.print_exc()
-    if folder is not None and (code != 1 or not folder.has_failed()):  # a rank that died takes the others along
-        folder.status("failed", folder.last_step(), fault, everywhere=alone)
+    if folder is not None:
+        if code != 1 or not folder.has_failed():  # a rank that died takes the others along
+            folder.status("failed", folder.last_step(), fault, everywhere=alone)
+        folder.release()
     return code
 
 
@@ -102,34 +109,15 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def open_folder(config: RoadConfig, resume: bool, overwrite: bool) -> RunFolder:
-    """The run's folder, new, or a used one as asked. RoadError when it is used and nothing was asked."""
-    path = Path(config.output or "runs/run")
-    used = (path / "config.json").exists()
-    if used and not resume and not overwrite:
-        raise RoadError(
-            f"{path} holds a run already: add --resume to go on, --overwrite to remove it, or set road.output"
-        )
-    if resume and not used:
-        raise RoadError(f"{path}: nothing to resume: no run was started there")
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise RoadError(f"road.output {path}: cannot be written: {error.strerror}: set another folder") from None
-    return RunFolder(path)
-
-
-def run(
-    config: RoadConfig, ds: dict[str, Any], ranks: Ranks, folder: RunFolder, *, resume: bool, overwrite: bool
-) -> tuple[int, str]:
+def run(config: RoadConfig, ds: dict[str, Any], ranks: Ranks, folder: RunFolder, *, resume: bool) -> tuple[int, str]:
     """Steps done, and why the run stopped early ("" when it did not).
 
-    Nothing but status.json is written, and nothing of an overwritten run removed, before all that can be wrong with
-    settings, model and data has been looked at.
+    Nothing but the folder's id, its lock and status.json is written, and nothing of an overwritten run removed, before
+    all that can be wrong with settings, model and data has been looked at.
     """
     import deepspeed
 
-    began = time.time()
+    began = time.monotonic()
     tasks, objective = heads(config), objective_from(config)
     ds |= fit_batch(ds, config.passes, ranks.world_size)
     capability = torch.cuda.get_device_capability() if ranks.device.type == "cuda" else None
@@ -168,9 +156,7 @@ def run(
     mode, notes = speed.prepare(model, config, ds, ranks.device.type, capability, precision)
     limits = {name: tasks[config.head_of(name)].max_length for name in train}
     padding = Padding(mode, tokenizer.pad_token_id, limits)
-    if overwrite:
-        folder.clear()
-    folder.write("config.json", resolved)
+    ranks.apart(lambda: folder.begin(resolved, anew=found is None))
     pieces, micro = ds["gradient_accumulation_steps"], ds["train_micro_batch_size_per_gpu"]
     say(
         f"{config.output}: {parameter_count(model) / 1e6:.1f} M parameters, {counted(len(tasks), 'head')}, "
@@ -201,12 +187,15 @@ def run(
     if found is not None:
         checkpoint.restore(engine, ranks, found)
         start = found.step
-        folder.forget_after(start)
+        # an evaluation after the last step is made again
+        ranks.apart(
+            lambda: folder.forget(lambda line: line["step"] > start or (line["step"] == steps and "loss" not in line))
+        )
         say(f"resumed from {found.folder.name}")
 
     of = {name: (config.head_of(name), tasks[config.head_of(name)]) for name in train}
 
-    best = Best(folder.path / "best")
+    best = Best(folder.path / "best", folder.run)
 
     def evaluate(step: int) -> dict[str, evaluation.Evaluated]:
         scores = evaluation.evaluate(
@@ -220,7 +209,9 @@ def run(
 
     def save(step: int) -> bool:
         try:
-            checkpoint.save(engine, ranks, folder.path / "checkpoints", step=step, config=saved, keep=config.keep)
+            checkpoint.save(
+                engine, ranks, folder.path / "checkpoints", run=folder.run, step=step, config=saved, keep=config.keep
+            )
         except OSError as error:
             warn(f"step {step}: {error}; older checkpoints are kept")
             return False
@@ -233,11 +224,13 @@ def run(
     if reason:
         say(f"{reason} after step {step}; go on with --resume")
         return step, reason
-    if config.save_every:
+    if config.save_every and step > start:
         save(step)
     scores = evaluate(step)
     state = export.full_state(engine)
-    if is_main():
+
+    @full_disk_named(folder.path)
+    def finish(scores: dict[str, evaluation.Evaluated], state: dict[str, torch.Tensor]) -> None:
         chosen = step
         if config.select == "best":
             chosen, scores, state = best.load()
@@ -248,7 +241,7 @@ def run(
             "step": step,
             "exported_step": chosen,
             "best": {name: highest(folder, f"{name}/{result.headline}") for name, result in scores.items()},
-            "wall_seconds": round(time.time() - began, 1),
+            "wall_seconds": round(time.monotonic() - began, 1),
             "world_size": ranks.world_size,
             "device": torch.cuda.get_device_name() if capability else "cpu",
             "precision": precision,
@@ -260,8 +253,9 @@ def run(
         })  # fmt: skip
         headlines = [f"{name}/{result.headline}" for name, result in scores.items()]
         plot_curves(folder.records(), headlines, folder.path / "curves.png")
-        say("", card, "", *closing(folder.path, exported, config, {**train, **dev}, time.time() - began))
-    ranks.barrier()
+        say("", card, "", *closing(folder.path, exported, config, {**train, **dev}, time.monotonic() - began))
+
+    ranks.apart(lambda: finish(scores, state) if is_main() else None)
     return step, ""
 
 
@@ -304,8 +298,8 @@ def fingerprints(sources: dict[str, FeatureSet]) -> dict[str, str]:
 
 def resumable(folder: RunFolder, wanted: dict[str, Any]) -> checkpoint.Checkpoint:
     """The checkpoint to go on from. RoadError that shows the difference when the run's settings or rows have changed."""
-    found = checkpoint.newest(folder.path / "checkpoints")
-    before, now = flat_keys(found.manifest["config"]), flat_keys(wanted)
+    found = checkpoint.newest(folder.path / "checkpoints", folder.run)
+    before, now = flat_keys(found.manifest.config), flat_keys(wanted)
     changed = [key for key in sorted({*before, *now}) if before.get(key) != now.get(key)]
     refused = [key for key in changed if not any(key == k or key.startswith(k + ".") for k in CHANGEABLE)]
     if refused:
@@ -314,8 +308,15 @@ def resumable(folder: RunFolder, wanted: dict[str, Any]) -> checkpoint.Checkpoin
             "a resumed run must keep its rows and the settings that decide on weights and rates; these differ:\n"
             + table(rows, ("key", "saved", "now"))
             + "\nset them back, or start another run with road.output"
+            + (f" that goes on from this one's model: {lengthened(folder)}" if "road.steps" in refused else "")
         )
     return found
+
+
+def lengthened(folder: RunFolder) -> str:
+    """What to set so that a run with more steps begins with a run's weights: its own schedule ends where it was told to."""
+    setting = f"road.model={folder.path}"
+    return setting if trained_heads(str(folder.path)) else f"python -m road_ds export {folder.path}, then {setting}"
 
 
 def closing(

@@ -245,10 +245,10 @@ def test_a_full_disk_on_one_rank_costs_one_checkpoint(unbroken, tmp_path):
 def test_damaged_newer_checkpoints_are_set_aside(tmp_path):
     """Else pruning would keep the damaged one as the newest and remove the good ones."""
     for step in (2, 4, 6):
-        checkpoint.save(FakeEngine(), ALONE, tmp_path, step=step, config={}, keep=3)
+        checkpoint.save(FakeEngine(), ALONE, tmp_path, run="a", step=step, config={}, keep=3)
     (tmp_path / "step-00000006" / "engine" / "weights.pt").write_bytes(b"")
     checkpoint.set_aside(checkpoint.newest(tmp_path))
-    checkpoint.save(FakeEngine(), ALONE, tmp_path, step=5, config={}, keep=1)
+    checkpoint.save(FakeEngine(), ALONE, tmp_path, run="a", step=5, config={}, keep=1)
     assert checkpoint.newest(tmp_path).step == 5
     assert sorted(path.name for path in tmp_path.iterdir()) == ["damaged-step-00000006", "step-00000005"]
 
@@ -278,16 +278,16 @@ ALONE = Ranks(rank=0, world_size=1, local_rank=0, device=torch.device("cpu"), co
 
 @pytest.mark.parametrize("fault", [OSError(28, "No space left on device"), RuntimeError("unexpected pos 64 vs 0")])
 def test_a_full_disk_fails_loudly_and_keeps_older_checkpoints(tmp_path, fault):
-    checkpoint.save(FakeEngine(), ALONE, tmp_path, step=2, config={}, keep=1)
+    checkpoint.save(FakeEngine(), ALONE, tmp_path, run="a", step=2, config={}, keep=1)
     with pytest.raises(OSError, match="could not be written"):
-        checkpoint.save(FakeEngine(fault), ALONE, tmp_path, step=4, config={}, keep=1)
+        checkpoint.save(FakeEngine(fault), ALONE, tmp_path, run="a", step=4, config={}, keep=1)
     assert checkpoint.newest(tmp_path).step == 2
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000002"]
 
 
 def test_only_the_newest_are_kept_and_a_step_can_be_saved_again(tmp_path):
     for step in (2, 4, 6, 6):
-        checkpoint.save(FakeEngine(), ALONE, tmp_path, step=step, config={}, keep=2)
+        checkpoint.save(FakeEngine(), ALONE, tmp_path, run="a", step=step, config={}, keep=2)
     assert [path.name for path in checkpoint.committed(tmp_path)] == ["step-00000006", "step-00000004"]
 
 

@@ -16,8 +16,8 @@ from road_ds.data.readers import read
 from road_ds.ensemble import Ensemble
 from road_ds.errors import RoadError
 from road_ds.evaluation import Evaluated
-from road_ds.log import RunFolder
 from road_ds.objectives import objective_from
+from road_ds.run_folder import RunFolder
 from road_ds.selection import Best
 
 
@@ -106,17 +106,17 @@ def evaluated(score: float) -> dict[str, Evaluated]:
 
 
 def test_best_keeps_the_highest_and_the_first_of_equals(tmp_path):
-    best = Best(tmp_path / "best")
+    best = Best(tmp_path / "best", "a")
     for step, score in enumerate([50.0, 70.0, 70.0, 60.0], 1):
         best.offer(Engine(step), Alone(), step, evaluated(score))
-        best = Best(tmp_path / "best")  # as a resumed run begins
+        best = Best(tmp_path / "best", "a")  # as a resumed run begins
     step, results, state = best.load()
     assert (step, results, state["weight"].tolist()) == (2, evaluated(70.0), [[2.0, 2.0]])
     assert [p.name for p in (tmp_path / "best").iterdir()] == ["step-00000002"]
 
 
 def test_a_kill_while_the_best_is_written_leaves_the_one_before(tmp_path, monkeypatch):
-    best = Best(tmp_path / "best")
+    best = Best(tmp_path / "best", "a")
     best.offer(Engine(1), Alone(), 1, evaluated(50.0))
     monkeypatch.setattr("road_ds.selection.commit", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
@@ -128,7 +128,7 @@ def test_a_kill_while_the_best_is_written_leaves_the_one_before(tmp_path, monkey
 
 
 def test_a_full_disk_is_a_warning_and_keeps_the_one_before(tmp_path, monkeypatch, capsys):
-    best = Best(tmp_path / "best")
+    best = Best(tmp_path / "best", "a")
     best.offer(Engine(1), Alone(), 1, evaluated(50.0))
     monkeypatch.setattr("road_ds.selection.save_file", lambda *_: (_ for _ in ()).throw(OSError("No space left")))
     best.offer(Engine(2), Alone(), 2, evaluated(60.0))
@@ -137,8 +137,8 @@ def test_a_full_disk_is_a_warning_and_keeps_the_one_before(tmp_path, monkeypatch
 
 def test_a_damaged_best_is_named(tmp_path):
     with pytest.raises(RoadError, match="cannot be read"):
-        Best(tmp_path / "none").load()
-    best = Best(tmp_path / "best")
+        Best(tmp_path / "none", "a").load()
+    best = Best(tmp_path / "best", "a")
     best.offer(Engine(1), Alone(), 1, evaluated(50.0))
     (checkpoint.committed(best.root)[0] / "weights.safetensors").write_bytes(b"")
     with pytest.raises(RoadError, match="take the last ones with python -m road_ds export"):

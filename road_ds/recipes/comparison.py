@@ -11,8 +11,9 @@ import numpy as np
 
 from road_ds.config import nearest
 from road_ds.errors import RoadError
-from road_ds.log import RunFolder, table
+from road_ds.log import table
 from road_ds.recipes.difference import difference
+from road_ds.run_folder import RunFolder
 from road_ds.strict_json import load_json, quote
 
 

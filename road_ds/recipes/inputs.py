@@ -10,7 +10,7 @@ from road_ds.config import RoadConfig
 from road_ds.data.features import Part, Source
 from road_ds.digest import file_sha256, text_sha256
 from road_ds.errors import RoadError
-from road_ds.hub import local_file
+from road_ds.hub import local_file, models_of
 from road_ds.log import versions, write_json
 from road_ds.strict_json import flat_keys, quote
 from road_ds.train import CHANGEABLE
@@ -55,14 +55,6 @@ def inputs_of(
     found |= {f"run {name}": result_of(folder) for name, folder in before.items()}
     found["code"] = f"road_ds {versions().get('road_ds', 'not installed')}"
     return json.loads(json.dumps(found)), missing  # as it will be read back
-
-
-def models_of(config: RoadConfig) -> list[str]:
-    """The models and tokenizers that a run reads: its own start and its teachers."""
-    taught = (config.distill or {}).get("teachers") or {}
-    return [name for name in (config.model.name, config.model.tokenizer) if name] + [
-        name for names in taught.values() for name in names
-    ]
 
 
 def _inside(name: str, before: Mapping[str, Path]) -> bool:

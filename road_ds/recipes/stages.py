@@ -11,11 +11,12 @@ from typing import IO, Any
 from road_ds.checkpoint import committed
 from road_ds.config import RoadConfig, load_config
 from road_ds.errors import RoadError
-from road_ds.log import RunFolder, counted, table
+from road_ds.log import counted, table
 from road_ds.objectives import Taught, objective_from
 from road_ds.recipes.inputs import FILE, Inputs, Missing, differences, inputs_of, is_finished, keep_inputs, kept_inputs
 from road_ds.recipes.launcher import Launcher
 from road_ds.recipes.recipe import Run, chosen, with_dependents
+from road_ds.run_folder import RunFolder
 from road_ds.tasks import heads
 
 SKIP, START, RESUME, REDO = "done", "to do", "resume", "redo"
@@ -167,8 +168,13 @@ def carry_out(steps: Sequence[Step], launcher: Launcher) -> None:
 
 def wipe(folder: Path) -> None:
     """Removes what an earlier run left in a folder, its status included."""
-    RunFolder(folder).clear()
-    (folder / "status.json").unlink(missing_ok=True)
+    run = RunFolder(folder)
+    run.lock()
+    try:
+        run.clear()
+        (folder / "status.json").unlink(missing_ok=True)
+    finally:
+        run.release()
 
 
 def results(steps: Sequence[Step]) -> str:

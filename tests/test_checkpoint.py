@@ -1,0 +1,169 @@
+"""What a checkpoint may hold, whose it is, and that its writing fails on all ranks or on none."""
+
+import json
+import os
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from deepspeed.runtime.engine import DeepSpeedEngine
+from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
+from deepspeed.runtime.zero.config import ZeroStageEnum
+from deepspeed.utils.tensor_fragment import fragment_address
+from test_resume import ALONE, FakeEngine
+
+from road_ds import checkpoint, train
+from road_ds.checkpoint import Checkpoint, committed, newest, save, without_code
+from road_ds.errors import RankError, RoadError
+from road_ds.export import export_checkpoint
+from road_ds.run_folder import RunFolder
+
+
+def saved(root: Path, *steps: int, run: str = "a", keep: int = 9, config=None) -> None:
+    for step in steps:
+        save(FakeEngine(), ALONE, root, run=run, step=step, config=config or {}, keep=keep)
+
+
+# ---------------------------------------------------------------------------------------------------- whose it is
+
+
+@pytest.mark.parametrize("steps", [(8,), (2,)])
+def test_a_checkpoint_of_another_run_is_neither_resumed_nor_pruned(tmp_path, steps):
+    """Whether it is newer or older than the run's own."""
+    saved(tmp_path, *steps, run="b")
+    saved(tmp_path, 4)
+    with pytest.raises(
+        RoadError, match=rf"step-0000000{steps[0]}: is a checkpoint of another run \(b, .* is a\): move it"
+    ):
+        newest(tmp_path, "a")
+    assert len(committed(tmp_path)) == 2
+
+
+def test_a_damaged_step_or_config_is_passed_over(tmp_path, capsys):
+    for old, new in (('"step": 4', '"step": 6'), ('"seed": 1', '"seed": 3')):
+        root = tmp_path / new[-1]
+        saved(root, 2, 4, config={"seed": 1})
+        manifest = root / "step-00000004" / "manifest.json"
+        manifest.write_text(manifest.read_text().replace(old, new))
+        assert newest(root, "a").step == 2
+        assert "step-00000004 is damaged" in capsys.readouterr().err
+
+
+def test_export_looks_at_the_manifest_too(tmp_path):
+    saved(tmp_path / "checkpoints", 2, config={"road": {"tasks": {"a": {"labels": ["good"]}}}})
+    manifest = tmp_path / "checkpoints" / "step-00000002" / "manifest.json"
+    manifest.write_text(manifest.read_text().replace("good", "goof"))
+    with pytest.raises(RoadError, match=r"manifest\.json: has changed since it was saved"):
+        export_checkpoint(manifest.parent, tmp_path / "out")
+    with pytest.raises(RoadError, match="no checkpoint to resume from"):
+        export_checkpoint(tmp_path, tmp_path / "out")
+
+
+def test_a_longer_run_goes_on_from_the_model(tmp_path):
+    folder = RunFolder(tmp_path)
+    folder.begin({})
+    saved(tmp_path / "checkpoints", 6, run=folder.run, config={"road": {"steps": 6}})
+    for name, how in (
+        ("", rf"python -m road_ds export {tmp_path}, then road\.model={tmp_path}"),
+        ("model", "model: road"),
+    ):
+        if name:
+            (tmp_path / name / "qa").mkdir(parents=True)
+            (tmp_path / name / "qa" / "config.json").write_text("{}")
+        with pytest.raises(
+            RoadError, match=rf"start another run with road\.output that goes on from this one's .*{how}"
+        ):
+            train.resumable(folder, {"road": {"steps": 20}})
+    with pytest.raises(RoadError, match=r"another run with road\.output$"):
+        train.resumable(folder, {"road": {"steps": 6, "seed": 2}})
+
+
+# ------------------------------------------------------------------------------------------------------- full disk
+
+
+class Two:
+    """Rank 0 of two; the other rank's faults are given, one for each part of a save."""
+
+    rank, world_size = 0, 1
+
+    def __init__(self, *faults: str | None):
+        self.faults = [*faults]
+
+    def gather(self, value):
+        return [value, self.faults.pop(0)]
+
+
+@pytest.mark.parametrize("part", range(3))
+def test_a_fault_of_another_rank_is_one_here(tmp_path, part):
+    saved(tmp_path, 2)
+    faults = [None] * part + ["No space left"]
+    with pytest.raises(OSError, match="could not be written: No space left"):
+        save(FakeEngine(), Two(*faults), tmp_path, run="a", step=4, config={}, keep=1)
+    assert not list(tmp_path.glob(".staged*")) and newest(tmp_path, "a").step in (2, 4)
+
+
+@pytest.mark.parametrize("call", ["mkdir", "write_text", "commit", "save_file"])
+def test_no_space_in_any_part_is_told_to_all_and_leaves_nothing(tmp_path, monkeypatch, call):
+    """Files or inodes, ours or the engine's: a rank that raised alone would leave the others waiting."""
+
+    def no_space(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    saved(tmp_path, 2)
+    told = []
+    ranks = SimpleNamespace(rank=0, world_size=1, gather=lambda value: told.append(value) or [value])
+    with monkeypatch.context() as full:
+        full.setattr(checkpoint if call in ("commit", "save_file") else Path, call, no_space)
+        with pytest.raises(OSError, match=r"could not be written: .*No space left on device"):
+            save(FakeEngine(), ranks, tmp_path, run="a", step=4, config={}, keep=1)
+    assert told[-1] and [p.name for p in tmp_path.iterdir()] == ["step-00000002"]
+
+
+def test_the_engine_copies_no_scripts(tmp_path, monkeypatch):
+    """It would on rank 0 alone, where a full disk raises; and a checkpoint holds no programs."""
+    assert hasattr(DeepSpeedEngine, "_copy_recovery_script")
+    monkeypatch.setattr(FakeEngine, "_copy_recovery_script", lambda *_: pytest.fail("was called"), raising=False)
+    whole = FakeEngine.save_checkpoint
+
+    def with_scripts(self, folder, tag, save_latest):
+        whole(self, folder, tag, save_latest)
+        self._copy_recovery_script(folder)
+
+    monkeypatch.setattr(FakeEngine, "save_checkpoint", with_scripts)
+    engine = FakeEngine()
+    save(engine, ALONE, tmp_path, run="a", step=2, config={}, keep=1)
+    assert "_copy_recovery_script" not in vars(engine)
+
+
+# ------------------------------------------------------------------------------------------------------------ code
+
+
+class Code:
+    """What runs when it is unpickled."""
+
+    def __reduce__(self):
+        return os.mkdir, ("it-ran",)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_code_in_a_checkpoint_does_not_run(tmp_path, monkeypatch, zipped):
+    monkeypatch.chdir(tmp_path)
+    found = Checkpoint(tmp_path, SimpleNamespace())
+    torch.save({"module": {}, "more": Code()}, "a.pt", _use_new_zipfile_serialization=zipped)
+    message = r"holds \S+mkdir, which is no part of a checkpoint and could run code"
+    with pytest.raises(RankError, match=message), without_code(found):
+        torch.load("a.pt", weights_only=False)
+    assert not Path("it-ran").exists()
+    torch.load("a.pt", weights_only=False)
+    assert Path("it-ran").exists(), "the control: elsewhere it runs"
+
+
+def test_what_deepspeed_saves_is_loaded(tmp_path):
+    scaler = DynamicLossScaler(4.0, 10, 1.0, 2, False)
+    state = {"scaler": [scaler, LossScaler(1.0)], "stage": ZeroStageEnum.weights, "at": fragment_address(1, 2)}
+    torch.save(state, tmp_path / "a.pt")
+    with without_code(Checkpoint(tmp_path, SimpleNamespace())):
+        found = torch.load(tmp_path / "a.pt", weights_only=False)
+    assert found["scaler"][0].cur_scale == 4.0 and found["stage"] is ZeroStageEnum.weights
+    assert found["at"] == fragment_address(1, 2) and json.dumps(found["scaler"][1].cur_scale) == "1.0"
