@@ -137,7 +137,7 @@ def step_engine(engine: Any) -> tuple[bool, Any]:
     """Steps the engine; whether the update was applied, and the gradient's norm before clipping (None inside a step).
 
     DeepSpeed skips updates whose gradient is not finite, except without ZeRO in fp32, where the weights would silently
-    become NaN: there the gradients are dropped before they reach the optimizer.
+    become NaN: there the gradients are clipped here, or dropped before they reach the optimizer.
     """
     plain = engine.zero_optimization_stage() == 0 and not engine.fp16_enabled() and not engine.bfloat16_enabled()
     if not (plain and engine.is_gradient_accumulation_boundary()):
@@ -157,9 +157,12 @@ def step_engine(engine: Any) -> tuple[bool, Any]:
             parameter.grad = torch.zeros_like(parameter)
     gradients = [p.grad for p in trained]
     norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(g) for g in gradients]))
-    finite = bool(norm.isfinite())
+    finite, clipping = bool(norm.isfinite()), engine.gradient_clipping()
     if not finite:
         for parameter in engine.module.parameters():
             parameter.grad = None
+    elif clipping:
+        torch.nn.utils.clip_grads_with_norm_(trained, clipping, norm)
+    engine.clip_fp32_gradients = lambda: None  # done, by the same rule; the engine's own fails where all are dropped
     engine.step()
     return finite, norm

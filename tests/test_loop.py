@@ -58,6 +58,17 @@ def test_one_bad_step_is_skipped_and_its_rows_named(stage, config_file, tmp_path
 
 
 @pytest.mark.parametrize("stage", [0, 2])
+def test_a_diverged_run_says_so(stage, config_file, tmp_path, capsys):
+    """Gradients that are not finite from a learning rate, not from a loss: nothing but the message."""
+    config = tiny_config(steps=12, max_skipped_steps=3) | {"zero_optimization": {"stage": stage}}
+    config["optimizer"] = {"type": "AdamW", "params": {"lr": 1e18}}
+    assert train.main(["--deepspeed_config", str(config_file(config))]) == 2
+    errors = capsys.readouterr().err
+    assert "3 steps in a row were skipped" in errors and "lower the learning rate" in errors and "Traceback" not in errors
+    assert {line["applied"] for line in records(tmp_path / "run")} == {True, False}
+
+
+@pytest.mark.parametrize("stage", [0, 2])
 def test_a_run_that_only_skips_is_stopped(stage, config_file, tmp_path, monkeypatch, capsys):
     config = tiny_config(steps=50, max_skipped_steps=3)
     config["zero_optimization"] = {"stage": stage}
