@@ -124,10 +124,11 @@ class RunFolder:
             for name in ("config.json", "metrics.jsonl", "results.json", "curves.png"):
                 (self.path / name).unlink(missing_ok=True)
 
-    def has_failed(self) -> bool:
-        """Whether another process has already said why the run failed."""
+    def has_ended(self) -> bool:
+        """Whether another process has already said why the run ended."""
         try:
-            return json.loads((self.path / "status.json").read_text(encoding="utf-8"))["status"] == "failed"
+            status = json.loads((self.path / "status.json").read_text(encoding="utf-8"))["status"]
+            return status in ("failed", "preempted")
         except (OSError, ValueError, KeyError):
             return False
 

@@ -70,6 +70,10 @@ class Ranks:
         dist.all_reduce(word, op=dist.ReduceOp.MAX, group=self.control)
         return bool(word.item())
 
+    def first(self, word: str) -> str:
+        """The word of the first rank that has one, "" when none has; the same answer on all."""
+        return next(filter(None, self.gather(word))) if self.any(bool(word)) else ""
+
     def gather(self, value: Any) -> list[Any]:
         """Every rank's value, in rank order, on all ranks."""
         if self.world_size == 1:

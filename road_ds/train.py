@@ -26,18 +26,17 @@ from road_ds.config import RoadConfig, fit_batch, fit_buckets, fit_optimizer, fi
 from road_ds.data.batches import Padding
 from road_ds.data.features import FeatureSet, load_features
 from road_ds.data.passes import Passes, draw_weights
-from road_ds.errors import RankError, RoadError
+from road_ds.errors import RankError, RoadError, Terminated
 from road_ds.log import RunFolder, counted, is_main, plot_curves, quiet_libraries, say, table, versions, warn
 from road_ds.loop import fit
 from road_ds.model import base_config, build_model, check_lengths, load_tokenizer, parameter_count
 from road_ds.objectives import Taught, objective_from
+from road_ds.preemption import Preemption, exit_code
 from road_ds.ranks import Ranks
 from road_ds.selection import Best
 from road_ds.strict_json import flat_keys
 from road_ds.tasks import Task, heads
 from road_ds.teachers import OnlineTeachers, open_teachers
-
-PREEMPTED, INTERRUPTED = 143, 130  # the exit codes of processes that ended on SIGTERM and SIGINT
 
 OWN = {"road.cache", "road.output"}  # what each host may have its own of
 
@@ -54,9 +53,15 @@ CHANGEABLE = {
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The exit code of a run: 0 finished, 2 a fault the user can mend, 143 preempted, 1 anything else."""
+    """The exit code of a run: 0 finished, 2 a fault the user can mend, 143 or 130 preempted, 1 anything else."""
     options = parse(arguments)
     quiet_libraries()
+    with Preemption() as preemption:
+        return attempt(options, preemption)
+
+
+def attempt(options: argparse.Namespace, preemption: Preemption) -> int:
+    """The exit code of a run, whose end is told whatever it is."""
     folder: RunFolder | None = None
     alone = False
     try:
@@ -64,24 +69,29 @@ def main(arguments: list[str] | None = None) -> int:
         ranks = Ranks.start()
         folder = ranks.together(lambda: open_folder(config, options.resume, options.overwrite))
         folder.status("running", 0)
-        step, reason = run(config, ds, ranks, folder, resume=options.resume, overwrite=options.overwrite)
+        step, reason = run(
+            config, ds, ranks, folder, preemption, resume=options.resume, overwrite=options.overwrite
+        )  # fmt: skip
         folder.status("preempted" if reason else "finished", step, reason)
         ranks.barrier()
-        return PREEMPTED if reason else 0
+        return exit_code(reason) if reason else 0
     except RoadError as error:
         alone = isinstance(error, RankError)
         if alone or is_main():
             print(f"error: {error}", file=sys.stderr, flush=True)
         if options.debug:
             traceback.print_exc()
-        fault, code = str(error), 2
-    except KeyboardInterrupt:
-        fault, code = "interrupted", INTERRUPTED
+        status, why, code = "failed", str(error), 2
+    except Terminated as stop:
+        alone = True  # one process may have been asked
+        say(str(stop))
+        status, why, code = "preempted", str(stop), exit_code(str(stop))
     except Exception as error:
-        fault, code = f"{type(error).__name__}: {error}", 1
-        traceback.print_exc()
-    if folder is not None and (code != 1 or not folder.has_failed()):  # a rank that died takes the others along
-        folder.status("failed", folder.last_step(), fault, everywhere=alone)
+        status, why, code = "failed", f"{type(error).__name__}: {error}", 1
+        if folder is None or not folder.has_ended():  # a process that ended takes the others along
+            traceback.print_exc()
+    if folder is not None and not folder.has_ended():
+        folder.status(status, folder.last_step(), why, everywhere=alone)
     return code
 
 
@@ -120,7 +130,14 @@ def open_folder(config: RoadConfig, resume: bool, overwrite: bool) -> RunFolder:
 
 
 def run(
-    config: RoadConfig, ds: dict[str, Any], ranks: Ranks, folder: RunFolder, *, resume: bool, overwrite: bool
+    config: RoadConfig,
+    ds: dict[str, Any],
+    ranks: Ranks,
+    folder: RunFolder,
+    preemption: Preemption,
+    *,
+    resume: bool,
+    overwrite: bool,
 ) -> tuple[int, str]:
     """Steps done, and why the run stopped early ("" when it did not).
 
@@ -228,13 +245,12 @@ def run(
 
     step, reason = fit(
         engine, passes, train, teachers, objective, ranks, config,
-        steps=steps, start=start, padding=padding, folder=folder, evaluate=evaluate, save=save,
+        steps=steps, start=start, padding=padding, folder=folder, preemption=preemption,
+        evaluate=evaluate, save=save,
     )  # fmt: skip
     if reason:
         say(f"{reason} after step {step}; go on with --resume")
         return step, reason
-    if config.save_every:
-        save(step)
     scores = evaluate(step)
     state = export.full_state(engine)
     if is_main():
@@ -335,7 +351,7 @@ def closing(
 
 if __name__ == "__main__":
     code = main()
-    if code not in (0, PREEMPTED):  # the others may be waiting for this process: leave without a farewell
+    if code in (1, 2):  # the others may be waiting for this process: leave without a farewell
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)

@@ -64,7 +64,9 @@ def test_a_diverged_run_says_so(stage, config_file, tmp_path, capsys):
     config["optimizer"] = {"type": "AdamW", "params": {"lr": 1e18}}
     assert train.main(["--deepspeed_config", str(config_file(config))]) == 2
     errors = capsys.readouterr().err
-    assert "3 steps in a row were skipped" in errors and "lower the learning rate" in errors and "Traceback" not in errors
+    assert (
+        "3 steps in a row were skipped" in errors and "lower the learning rate" in errors and "Traceback" not in errors
+    )
     assert {line["applied"] for line in records(tmp_path / "run")} == {True, False}
 
 
