@@ -11,17 +11,17 @@ if __name__ == "__main__":  # as a script: `import datasets` must not look for f
 
 import argparse
 import contextlib
-import os
 import shlex
 import time
 import traceback
+from functools import partial
 from itertools import islice
 from typing import Any
 
 import numpy as np
 import torch
 
-from road_ds import checkpoint, evaluation, export, optim, speed, surroundings
+from road_ds import checkpoint, evaluation, export, heartbeat, optim, speed, surroundings
 from road_ds.config import RoadConfig, fit_batch, fit_buckets, fit_optimizer, fit_precision, load_config
 from road_ds.data.batches import Padding
 from road_ds.data.features import FeatureSet, load_features
@@ -66,14 +66,16 @@ def attempt(options: argparse.Namespace, preemption: Preemption) -> int:
     alone = False
     try:
         config, ds = load_config(options.deepspeed_config, options.set)
-        ranks = Ranks.start()
+        ranks = Ranks.start(config.step_timeout)
         folder = ranks.together(lambda: open_folder(config, options.resume, options.overwrite))
+        if ranks.heartbeat:
+            ranks.heartbeat.tell = partial(tell, folder, "failed")
         folder.status("running", 0)
         step, reason = run(
             config, ds, ranks, folder, preemption, resume=options.resume, overwrite=options.overwrite
         )  # fmt: skip
         folder.status("preempted" if reason else "finished", step, reason)
-        ranks.barrier()
+        ranks.leave()
         return exit_code(reason) if reason else 0
     except RoadError as error:
         alone = isinstance(error, RankError)
@@ -90,9 +92,15 @@ def attempt(options: argparse.Namespace, preemption: Preemption) -> int:
         status, why, code = "failed", f"{type(error).__name__}: {error}", 1
         if folder is None or not folder.has_ended():  # a process that ended takes the others along
             traceback.print_exc()
-    if folder is not None and not folder.has_ended():
-        folder.status(status, folder.last_step(), why, everywhere=alone)
+    if folder is not None:
+        tell(folder, status, why, alone)
     return code
+
+
+def tell(folder: RunFolder, status: str, why: str, everywhere: bool = True) -> None:
+    """Says in status.json how a run ended, where no process has said it."""
+    if not folder.has_ended():
+        folder.status(status, folder.last_step(), why, everywhere=everywhere)
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -351,10 +359,7 @@ def closing(
 
 if __name__ == "__main__":
     code = main()
-    if code in (1, 2):  # the others may be waiting for this process: leave without a farewell
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
+    heartbeat.leave(code)
     with contextlib.suppress(Exception):
         torch.distributed.destroy_process_group()
     sys.exit(code)
