@@ -133,7 +133,7 @@ def test_out_of_memory_says_what_to_lower():
 def test_a_fault_of_one_rank_is_told_by_that_rank(config_file, tmp_path, monkeypatch, capsys):
     """Out of memory on rank 1 reaches the log and status.json, and what it does to rank 0 does not cover it up."""
     one = Ranks(rank=1, world_size=1, local_rank=0, device=torch.device("cpu"), control=None)
-    monkeypatch.setattr(train.Ranks, "start", lambda: one)
+    monkeypatch.setattr(train.Ranks, "start", lambda *_: one)
     arguments = ["--deepspeed_config", str(config_file(tiny_config()))]
 
     def status():
