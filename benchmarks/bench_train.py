@@ -270,6 +270,7 @@ def main(arguments: list[str] | None = None) -> None:
     if ranks.rank == 0:
         print(f"written to {path}")
         print(summary(found))
+    ranks.leave()
 
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ from road_ds.loop import fit
 from road_ds.model import build_model, load_tokenizer, parameter_count
 from road_ds.objectives import Objective, Teachers, WeightedKD
 from road_ds.packing import ATTENTION
+from road_ds.preemption import Preemption
 from road_ds.ranks import Ranks
 from road_ds.soft_targets import Origin, SoftTargets, begin, finish, is_whole, shard_rows, write_shard
 from road_ds.speed import choose_padding, fit_cpu, reduce_between_ranks_only
@@ -156,11 +157,12 @@ class Ours:
     def run(self, engine: Any, steps: range) -> None:
         rows = self.rows
         began = rows.clock()
-        fit(
-            engine, rows.passes, rows.sources, self.teachers, self.objective, rows.ranks, rows.config,
-            steps=steps.stop, start=steps.start, padding=self.padding, folder=self.folder,
-            evaluate=lambda step: None, save=lambda step: True,
-        )  # fmt: skip
+        with Preemption() as preemption:
+            fit(
+                engine, rows.passes, rows.sources, self.teachers, self.objective, rows.ranks, rows.config,
+                steps=steps.stop, start=steps.start, padding=self.padding, folder=self.folder, preemption=preemption,
+                evaluate=lambda step: None, save=lambda step: True,
+            )  # fmt: skip
         wait(rows.ranks.device)
         self.seconds = rows.clock() - began
 

@@ -408,4 +408,11 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    code = main()
+    if (
+        "road_ds.heartbeat" in sys.modules
+    ):  # only `teach` has several processes, and only there torch is loaded for sure
+        from road_ds.heartbeat import leave
+
+        leave(code)
+    sys.exit(code)

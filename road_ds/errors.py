@@ -18,7 +18,7 @@ class RankError(RoadError):
 
 
 class Terminated(BaseException):
-    """Someone sent SIGTERM to this process."""
+    """Someone asked this process to stop: SIGTERM or SIGINT."""
 
 
 def nearest(word: str, known: Any) -> str:

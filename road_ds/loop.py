@@ -15,7 +15,7 @@ from road_ds.data.features import Batch, FeatureSet
 from road_ds.data.passes import Passes
 from road_ds.errors import RankError, RoadError
 from road_ds.guard import Guarded
-from road_ds.log import progress
+from road_ds.log import progress, say
 from road_ds.meter import Meter
 from road_ds.objectives import Objective, Teachers, gradient_share
 from road_ds.preemption import Preemption
@@ -36,10 +36,11 @@ def fit(
     start: int,
     padding: Padding,
     folder: RunFolder,
+    preemption: Preemption,
     evaluate: Callable[[int], Any],
     save: Callable[[int], bool],
 ) -> tuple[int, str]:
-    """The number of steps done, and why it stopped early ("" when it did not); then `save` was called.
+    """The number of steps done, and why it stopped early ("" when it did not). The last step is saved, where any is.
 
     The loss of a micro-batch is the mean over its rows; DeepSpeed takes the mean over a step's micro-batches, which
     are equally large: the mean over rows, then over passes (ROaD, Algorithm 1).
@@ -57,7 +58,7 @@ def fit(
 
     bar = progress(steps, "training", "step", initial=start, leave=True)
     skipped = 0
-    with Preemption() as preemption:
+    with preemption.held():
         for step in range(start, steps):
             record = meter.begin(step, max(group["lr"] for group in engine.optimizer.param_groups))
             done = step + 1
@@ -88,21 +89,19 @@ def fit(
                     f"{skipped} steps in a row were skipped because the gradient was not finite (last: step {done}): "
                     "lower the learning rate, or use road.precision bf16 or fp32"
                 )
-            reason = preemption.reason
-            if ranks.any(bool(reason)):
+            if reason := ranks.first(preemption.reason):
                 meter.flush()
                 bar.close()
-                saved = save(done)
-                why = next(filter(None, ranks.gather(reason)))
-                return done, why if saved else f"{why}; the last steps could not be saved"
+                say(f"{reason}: saving step {done}; the run has ended when status.json says preempted")
+                return done, reason if save(done) else f"{reason}; the last steps could not be saved"
             if done < steps and due(done, config.evaluate_every):
                 meter.flush()
                 evaluate(done)
-            if done < steps and due(done, config.save_every):
+            if due(done, config.save_every) or (done == steps and config.save_every):
                 meter.flush()
                 save(done)
-    bar.close()
-    return steps, ""
+        bar.close()
+        return steps, ranks.first(preemption.reason)
 
 
 @contextmanager
@@ -138,7 +137,7 @@ def step_engine(engine: Any) -> tuple[bool, Any]:
     """Steps the engine; whether the update was applied, and the gradient's norm before clipping (None inside a step).
 
     DeepSpeed skips updates whose gradient is not finite, except without ZeRO in fp32, where the weights would silently
-    become NaN: there the gradients are dropped before they reach the optimizer.
+    become NaN: there the gradients are clipped here, or dropped before they reach the optimizer.
     """
     plain = engine.zero_optimization_stage() == 0 and not engine.fp16_enabled() and not engine.bfloat16_enabled()
     if not (plain and engine.is_gradient_accumulation_boundary()):
@@ -158,9 +157,12 @@ def step_engine(engine: Any) -> tuple[bool, Any]:
             parameter.grad = torch.zeros_like(parameter)
     gradients = [p.grad for p in trained]
     norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(g) for g in gradients]))
-    finite = bool(norm.isfinite())
+    finite, clipping = bool(norm.isfinite()), engine.gradient_clipping()
     if not finite:
         for parameter in engine.module.parameters():
             parameter.grad = None
+    elif clipping:
+        torch.nn.utils.clip_grads_with_norm_(trained, clipping, norm)
+    engine.clip_fp32_gradients = lambda: None  # done, by the same rule; the engine's own fails where all are dropped
     engine.step()
     return finite, norm

@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 
 from road_ds.errors import RoadError
+from road_ds.heartbeat import Heartbeat
 
 Result = TypeVar("Result")
 
@@ -24,10 +25,14 @@ class Ranks:
     local_rank: int
     device: torch.device
     control: Any
+    heartbeat: Heartbeat | None = None  # where there are others
 
     @classmethod
-    def start(cls) -> "Ranks":
-        """Joins the launcher's processes, or stands alone without one. RoadError when the port is taken."""
+    def start(cls, patience: float = 1800.0) -> "Ranks":
+        """Joins the launcher's processes, or stands alone without one. RoadError when the port is taken.
+
+        patience: the seconds after which a process that gives no sign of life ends the others.
+        """
         alone = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
         if "RANK" not in os.environ:
             os.environ.update(alone, MASTER_PORT="0")  # whichever is free when it is opened
@@ -54,8 +59,16 @@ class Ranks:
             world_size=dist.get_world_size(),
             local_rank=int(os.environ["LOCAL_RANK"]),
             device=torch.device("cuda", int(os.environ["LOCAL_RANK"])) if cuda else torch.device("cpu"),
-            control=dist.new_group(backend="gloo", timeout=timedelta(days=1)),  # the others wait while one encodes
+            # the others wait while one encodes; the heartbeat tells whether it is still there
+            control=dist.new_group(backend="gloo", timeout=timedelta(days=1)),
+            heartbeat=Heartbeat(patience) if dist.get_world_size() > 1 else None,
         )
+
+    def leave(self) -> None:
+        """Waits for all ranks and parts from them: none is missed any more."""
+        self.barrier()
+        if self.heartbeat:
+            self.heartbeat.leave()
 
     def barrier(self) -> None:
         """Waits for all ranks."""
@@ -69,6 +82,10 @@ class Ranks:
         word = torch.tensor([int(flag)])
         dist.all_reduce(word, op=dist.ReduceOp.MAX, group=self.control)
         return bool(word.item())
+
+    def first(self, word: str) -> str:
+        """The word of the first rank that has one, "" when none has; the same answer on all."""
+        return next(filter(None, self.gather(word))) if self.any(bool(word)) else ""
 
     def gather(self, value: Any) -> list[Any]:
         """Every rank's value, in rank order, on all ranks."""

@@ -185,10 +185,11 @@ class RunFolder:
             except OSError as error:
                 warn(f"{self.path / 'status.json'}: cannot be written: {error.strerror}: the run is {status}")
 
-    def has_failed(self) -> bool:
-        """Whether another process has already said why the run failed."""
+    def has_ended(self) -> bool:
+        """Whether another process has already said why the run ended."""
         try:
-            return json.loads((self.path / "status.json").read_text(encoding="utf-8"))["status"] == "failed"
+            status = json.loads((self.path / "status.json").read_text(encoding="utf-8"))["status"]
+            return status in ("failed", "preempted")
         except (OSError, ValueError, KeyError):
             return False
 

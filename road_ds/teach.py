@@ -43,7 +43,7 @@ def teach(path: str, overrides: list[str], batch_size: int = 64) -> None:
         raise RoadError(
             f"{path}: road.distill.source is online: the teachers run beside the student, nothing is written"
         )
-    ranks = Ranks.start()
+    ranks = Ranks.start(config.step_timeout)
     tasks = heads(config)
     tokenizer = ranks.together(lambda: load_tokenizer(config.model))
     check_lengths(base_config(config.model, tokenizer, config.dropout), tasks)
@@ -62,6 +62,7 @@ def teach(path: str, overrides: list[str], batch_size: int = 64) -> None:
     for dataset, share in shares:
         parts = ", ".join(f"{number}: {value:.1%}" for number, value in enumerate(share))
         say(f"{dataset}: teachers right on a row: {parts}")
+    ranks.leave()
 
 
 def ask(own: Pupil, name: str, config: RoadConfig, objective: Taught, ranks: Ranks, batch_size: int) -> np.ndarray:

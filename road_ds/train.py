@@ -11,35 +11,34 @@ if __name__ == "__main__":  # as a script: `import datasets` must not look for f
 
 import argparse
 import contextlib
-import os
 import shlex
 import time
 import traceback
+from functools import partial
 from itertools import islice
 from typing import Any
 
 import numpy as np
 import torch
 
-from road_ds import checkpoint, evaluation, export, optim, speed, surroundings
+from road_ds import checkpoint, evaluation, export, heartbeat, optim, speed, surroundings
 from road_ds.config import RoadConfig, fit_batch, fit_buckets, fit_optimizer, fit_precision, load_config
 from road_ds.data.batches import Padding
 from road_ds.data.features import FeatureSet, load_features
 from road_ds.data.passes import Passes, draw_weights
-from road_ds.errors import RankError, RoadError
+from road_ds.errors import RankError, RoadError, Terminated
 from road_ds.hub import trained_heads
 from road_ds.log import counted, is_main, plot_curves, quiet_libraries, say, spared_output, table, versions, warn
 from road_ds.loop import fit
 from road_ds.model import base_config, build_model, check_lengths, load_tokenizer, parameter_count
 from road_ds.objectives import Taught, objective_from
+from road_ds.preemption import Preemption, exit_code
 from road_ds.ranks import Ranks
 from road_ds.run_folder import RunFolder, full_disk_named
 from road_ds.selection import Best
 from road_ds.strict_json import flat_keys
 from road_ds.tasks import Task, heads
 from road_ds.teachers import OnlineTeachers, open_teachers
-
-PREEMPTED, INTERRUPTED = 143, 130  # the exit codes of processes that ended on SIGTERM and SIGINT
 
 OWN = {"road.cache", "road.output"}  # what each host may have its own of
 
@@ -57,39 +56,55 @@ CHANGEABLE = {
 
 @spared_output()
 def main(arguments: list[str] | None = None) -> int:
-    """The exit code of a run: 0 finished, 2 a fault the user can mend, 143 preempted, 1 anything else."""
+    """The exit code of a run: 0 finished, 2 a fault the user can mend, 143 or 130 preempted, 1 anything else."""
     options = parse(arguments)
     quiet_libraries()
+    with Preemption() as preemption:
+        return attempt(options, preemption)
+
+
+def attempt(options: argparse.Namespace, preemption: Preemption) -> int:
+    """The exit code of a run, whose end is told whatever it is."""
     folder: RunFolder | None = None
     alone = False
     try:
         config, ds = load_config(options.deepspeed_config, options.set)
-        ranks = Ranks.start()
+        ranks = Ranks.start(config.step_timeout)
         folder = ranks.together(lambda: RunFolder.open(config, resume=options.resume, overwrite=options.overwrite))
+        if ranks.heartbeat:
+            ranks.heartbeat.tell = partial(tell, folder, "failed")
         folder.status("running", 0)
         with full_disk_named(folder.path):
-            step, reason = run(config, ds, ranks, folder, resume=options.resume)
+            step, reason = run(config, ds, ranks, folder, preemption, resume=options.resume)
         folder.status("preempted" if reason else "finished", step, reason)
-        ranks.barrier()
+        ranks.leave()
         folder.release()
-        return PREEMPTED if reason else 0
+        return exit_code(reason) if reason else 0
     except RoadError as error:
         alone = isinstance(error, RankError)
         if alone or is_main():
             print(f"error: {error}", file=sys.stderr, flush=True)
         if options.debug:
             traceback.print_exc()
-        fault, code = str(error), 2
-    except KeyboardInterrupt:
-        fault, code = "interrupted", INTERRUPTED
+        status, why, code = "failed", str(error), 2
+    except Terminated as stop:
+        alone = True  # one process may have been asked
+        say(str(stop))
+        status, why, code = "preempted", str(stop), exit_code(str(stop))
     except Exception as error:
-        fault, code = f"{type(error).__name__}: {error}", 1
-        traceback.print_exc()
+        status, why, code = "failed", f"{type(error).__name__}: {error}", 1
+        if folder is None or not folder.has_ended():  # a process that ended takes the others along
+            traceback.print_exc()
     if folder is not None:
-        if code != 1 or not folder.has_failed():  # a rank that died takes the others along
-            folder.status("failed", folder.last_step(), fault, everywhere=alone)
+        tell(folder, status, why, alone)
         folder.release()
     return code
+
+
+def tell(folder: RunFolder, status: str, why: str, everywhere: bool = True) -> None:
+    """Says in status.json how a run ended, where no process has said it."""
+    if not folder.has_ended():
+        folder.status(status, folder.last_step(), why, everywhere=everywhere)
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -109,7 +124,9 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def run(config: RoadConfig, ds: dict[str, Any], ranks: Ranks, folder: RunFolder, *, resume: bool) -> tuple[int, str]:
+def run(
+    config: RoadConfig, ds: dict[str, Any], ranks: Ranks, folder: RunFolder, preemption: Preemption, *, resume: bool
+) -> tuple[int, str]:
     """Steps done, and why the run stopped early ("" when it did not).
 
     Nothing but the folder's id, its lock and status.json is written, and nothing of an overwritten run removed, before
@@ -219,13 +236,12 @@ def run(config: RoadConfig, ds: dict[str, Any], ranks: Ranks, folder: RunFolder,
 
     step, reason = fit(
         engine, passes, train, teachers, objective, ranks, config,
-        steps=steps, start=start, padding=padding, folder=folder, evaluate=evaluate, save=save,
+        steps=steps, start=start, padding=padding, folder=folder, preemption=preemption,
+        evaluate=evaluate, save=save,
     )  # fmt: skip
     if reason:
         say(f"{reason} after step {step}; go on with --resume")
         return step, reason
-    if config.save_every and step > start:
-        save(step)
     scores = evaluate(step)
     state = export.full_state(engine)
 
@@ -336,10 +352,7 @@ def closing(
 
 if __name__ == "__main__":
     code = main()
-    if code not in (0, PREEMPTED):  # the others may be waiting for this process: leave without a farewell
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
+    heartbeat.leave(code)
     with contextlib.suppress(Exception):
         torch.distributed.destroy_process_group()
     sys.exit(code)

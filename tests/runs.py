@@ -34,7 +34,6 @@ def tiny_config(**road) -> dict:
         "train_batch_size": 24,
         "train_micro_batch_size_per_gpu": 4,
         "optimizer": {"type": "SGD", "params": {"lr": 0.1}},
-        "gradient_clipping": 0,
         "zero_optimization": {"stage": 0},
         "road": {
             "model": {"architecture": "electra", "tokenizer": "sample:tokenizer", "config": TINY_ELECTRA},

@@ -51,28 +51,32 @@ def plain(tmp_path_factory, cache):
             return (F.cross_entropy(output.start_logits, start) + F.cross_entropy(output.end_logits, end)) / 2
         return F.cross_entropy(output.logits, torch.tensor([int(feature.labels[0])]))
 
-    losses = []
+    losses, norms = [], []
     for step in range(steps):
         total = sum(
             torch.stack([loss_of(taken.dataset, row) for row in taken.rows]).mean() / config.passes
             for taken in passes.draw(step)
         )
         gradients = torch.autograd.grad(total, parameters, allow_unused=True)
+        norm = torch.stack([gradient.square().sum() for gradient in gradients if gradient is not None]).sum().sqrt()
+        norms.append(norm.item())
+        rate = 0.1 / max(1.0, norms[-1])  # the default clips to 1
         with torch.no_grad():
             for parameter, gradient in zip(parameters, gradients, strict=True):
                 if gradient is not None:
-                    parameter -= 0.1 * gradient
+                    parameter -= rate * gradient
         losses.append(total.item())
     weights = {name: {k: v.detach() for k, v in model.state_dict().items()} for name, model in models.items()}
     drawn = [[taken.dataset for taken in passes.draw(step)] for step in range(steps)]
-    return weights, losses, drawn
+    return weights, losses, norms, drawn
 
 
 def compare(folder: Path, plain) -> None:
-    weights, losses, drawn = plain
+    weights, losses, norms, drawn = plain
     lines = [line for line in records(folder) if "loss" in line]
     assert [line["datasets"] for line in lines] == drawn
     assert [line["loss"] for line in lines] == pytest.approx(losses, abs=1e-5)
+    assert [line["grad_norm"] for line in lines] == pytest.approx(norms, rel=1e-4)
     for head, expected in weights.items():
         found = load_file(folder / "model" / head / "model.safetensors")
         assert found.keys() == expected.keys()
@@ -83,13 +87,14 @@ def compare(folder: Path, plain) -> None:
 
 def test_the_heads_alternate(plain):
     """The comparison means something only where steps mix heads and some heads rest."""
-    _, losses, drawn = plain
+    _, losses, norms, drawn = plain
     head = {"places": "qa", "people": "qa", "inference": "inference", "paraphrase": "paraphrase"}
     used = [frozenset(head[name] for name in step) for step in drawn]
     assert (
         any(len(step) > 1 for step in used) and any(len(step) < 3 for step in used) and len(frozenset.union(*used)) == 3
     )
     assert losses[0] != losses[-1]
+    assert min(norms) < 1 < max(norms), "some steps are clipped"
 
 
 @pytest.mark.parametrize(("stage", "ranks", "micro"), [

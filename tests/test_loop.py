@@ -58,6 +58,19 @@ def test_one_bad_step_is_skipped_and_its_rows_named(stage, config_file, tmp_path
 
 
 @pytest.mark.parametrize("stage", [0, 2])
+def test_a_diverged_run_says_so(stage, config_file, tmp_path, capsys):
+    """Gradients that are not finite from a learning rate, not from a loss: nothing but the message."""
+    config = tiny_config(steps=12, max_skipped_steps=3) | {"zero_optimization": {"stage": stage}}
+    config["optimizer"] = {"type": "AdamW", "params": {"lr": 1e18}}
+    assert train.main(["--deepspeed_config", str(config_file(config))]) == 2
+    errors = capsys.readouterr().err
+    assert (
+        "3 steps in a row were skipped" in errors and "lower the learning rate" in errors and "Traceback" not in errors
+    )
+    assert {line["applied"] for line in records(tmp_path / "run")} == {True, False}
+
+
+@pytest.mark.parametrize("stage", [0, 2])
 def test_a_run_that_only_skips_is_stopped(stage, config_file, tmp_path, monkeypatch, capsys):
     config = tiny_config(steps=50, max_skipped_steps=3)
     config["zero_optimization"] = {"stage": stage}
@@ -120,7 +133,7 @@ def test_out_of_memory_says_what_to_lower():
 def test_a_fault_of_one_rank_is_told_by_that_rank(config_file, tmp_path, monkeypatch, capsys):
     """Out of memory on rank 1 reaches the log and status.json, and what it does to rank 0 does not cover it up."""
     one = Ranks(rank=1, world_size=1, local_rank=0, device=torch.device("cpu"), control=None)
-    monkeypatch.setattr(train.Ranks, "start", lambda: one)
+    monkeypatch.setattr(train.Ranks, "start", lambda *_: one)
     arguments = ["--deepspeed_config", str(config_file(tiny_config()))]
 
     def status():

@@ -27,7 +27,6 @@ def resumable_config(stage: int) -> dict:
     config = tiny_config(steps=STEPS, dropout=0.1, save_every=2, log_every=3, schedule="linear", warmup=0.1)
     config["optimizer"] = {"type": "AdamW", "params": {"lr": 1e-3}}
     config["zero_optimization"] = {"stage": stage}
-    config["gradient_clipping"] = 1.0
     return config
 
 
