@@ -11,8 +11,7 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from road_ds.data.features import ArrowWriter, Feature, FeatureSet, feature_columns, feature_schema
-from road_ds.log import write_json
+from road_ds.data.features import ArrowWriter, Feature, FeatureSet, feature_columns, feature_schema, write_manifest
 
 SIGMA = 0.5  # of the logarithm of a length, assumed for every set
 STRIDE = 128  # distance between the windows of a context that is too long
@@ -81,6 +80,5 @@ def _write(
         for number in range(rows):
             examples.write(str(number))
     np.save(folder / "lengths.npy", tokens)
-    files = {file.name: file.stat().st_size for file in folder.iterdir()}
-    write_json(folder / "manifest.json", {"key": name, "examples": rows, "features": rows, "files": files})
-    return FeatureSet(name, folder)
+    write_manifest(folder, {"key": name, "examples": rows, "features": rows})
+    return FeatureSet(name, folder, name)

@@ -29,7 +29,7 @@ from road_ds.objectives import Objective, Teachers, WeightedKD
 from road_ds.packing import ATTENTION
 from road_ds.preemption import Preemption
 from road_ds.ranks import Ranks
-from road_ds.soft_targets import Origin, SoftTargets, begin, finish, is_whole, shard_rows, write_shard
+from road_ds.soft_targets import Origin, SoftTargets, begin, finish, flaw, shard_rows, write_shard
 from road_ds.speed import choose_padding, fit_cpu, reduce_between_ranks_only
 from road_ds.tasks import heads
 from road_ds.teachers import CachedTeachers, NoTeachers
@@ -75,7 +75,7 @@ class Rows(NamedTuple):
     def of(cls, case: Case, ranks: Ranks) -> Rows:
         """Opens the rows and plans the draws."""
         config = bench_config(case.preset)
-        sources = {name: FeatureSet(name, case.scratch / "mix" / name) for name in MIX}
+        sources = {name: FeatureSet(name, case.scratch / "mix" / name, name) for name in MIX}
         passes = Passes(
             {name: np.asarray(source.lengths) for name, source in sources.items()}, np.full(len(MIX), 1 / len(MIX)),
             passes=PASSES, rows=case.preset.rows // PASSES, seed=0, window=config.length_window,
@@ -195,7 +195,7 @@ def soft_targets(folder: Path, task: Any, source: FeatureSet) -> SoftTargets:
     """Random logits of the right shape for every row, in the files that `teach` writes."""
     generator = np.random.default_rng(0)
     origin = Origin(source.name, folder.name, "", len(source), "", {}, None, "float16")
-    if not is_whole(folder, origin):
+    if flaw(folder, origin):
         begin(folder, origin)
         for number, part in enumerate(shard_rows(origin)):
             classes = source.lengths[part] if task.rows_per_feature > 1 else [len(task.labels)] * len(part)

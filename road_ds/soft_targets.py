@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 
 from road_ds.data.features import CHUNK, ArrowRows
-from road_ds.digest import file_sha256
+from road_ds.digest import change, fingerprint, sealed, unsealed
 from road_ds.errors import RoadError
 from road_ds.log import write_json
 
@@ -72,26 +72,24 @@ class SoftTargets:
         """
         again = "; run `python -m road_ds teach --deepspeed_config FILE`"
         about = f"soft targets of {teacher} for {origin.dataset}"
-        manifest = read_json(folder / MANIFEST)
-        if manifest is None:
+        if not (folder / MANIFEST).exists():
             state = "are not finished" if folder.exists() else "are not there"
             raise RoadError(f"{folder}: the {about} {state}{again}")
         try:
-            made = Origin(**manifest["origin"])
-            shards = manifest["shards"]
-        except (KeyError, TypeError):
-            raise RoadError(f"{folder / MANIFEST}: the file is damaged{again}") from None
+            manifest = unsealed(folder / MANIFEST)
+            made, shards = Origin(**manifest["origin"]), manifest["shards"]
+        except ValueError as error:
+            raise RoadError(f"{folder / MANIFEST}: {error}{again}") from None
+        except TypeError:
+            raise RoadError(f"{folder / MANIFEST}: the file is of another version{again}") from None
         if different := made.differences(origin):
             raise RoadError(f"{folder}: the {about} were made from another {', another '.join(different)}{again}")
         for shard in shards:
             if fault := damage(folder / shard["file"], shard, verify):
                 raise RoadError(f"{folder / shard['file']}: {fault}{again}")
-        if len(shards) != len(shard_rows(origin)):
-            raise RoadError(
-                f"{folder / MANIFEST}: the file is damaged: it names {len(shards)} of {len(shard_rows(origin))} shards{again}"
-            )
         self.folder, self.dtype, self.teacher = folder, np.dtype(origin.dtype), made.teacher
-        self._shards = [ArrowRows(folder / shard["file"]) for shard in shards]
+        self._files = [folder / shard["file"] for shard in shards]
+        self._shards = [ArrowRows(path) for path in self._files]
         self._order = order_of(made.labels, origin.labels)
 
     def __getitem__(self, feature: int) -> np.ndarray:
@@ -102,7 +100,7 @@ class SoftTargets:
 
     def scores(self) -> np.ndarray:
         """Per feature 1 where the teacher is right and 0 where it is not; for a regression its squared error."""
-        return np.concatenate([np.load(part) for part in sorted(self.folder.glob("*.scores.npy"))])
+        return np.concatenate([shard_scores(path) for path in self._files])
 
 
 def order_of(there: list[str] | None, wanted: list[str] | None) -> list[int] | None:
@@ -112,12 +110,18 @@ def order_of(there: list[str] | None, wanted: list[str] | None) -> list[int] | N
     return [there.index(label) for label in wanted]
 
 
-def is_whole(folder: Path, origin: Origin) -> bool:
-    """Whether a folder holds finished soft targets of just this origin, every shard as it was written."""
-    manifest = read_json(folder / MANIFEST)
-    if manifest is None or manifest.get("origin") != asdict(origin):
-        return False
-    return all(has_shard(folder, number) for number in range(len(shard_rows(origin))))
+def flaw(folder: Path, origin: Origin) -> str:
+    """Why a folder is not finished soft targets of just this origin, with the file's name; "" when it is."""
+    try:
+        manifest = unsealed(folder / MANIFEST)
+    except ValueError as error:
+        return f"{folder / MANIFEST}: {error}"
+    if manifest["origin"] != asdict(origin):
+        return f"{folder}: made from something else"
+    faults = (
+        (folder / shard["file"], damage(folder / shard["file"], shard, verify=True)) for shard in manifest["shards"]
+    )
+    return next((f"{path}: {fault}" for path, fault in faults if fault), "")
 
 
 @contextmanager
@@ -160,14 +164,29 @@ def shard_rows(origin: Origin) -> list[range]:
 
 def has_shard(folder: Path, number: int) -> bool:
     """Whether a shard has been written whole."""
-    record = read_json(folder / f"{number:05}.json")
-    if record is None or not (folder / f"{number:05}.scores.npy").exists():
-        return False
-    return damage(folder / record["file"], record, verify=True) == ""
+    record = shard_record(folder, number)
+    return record is not None and damage(folder / record["file"], record, verify=True) == ""
+
+
+def shard_record(folder: Path, number: int) -> dict[str, Any] | None:
+    """What is known of a shard that was written: file, size, sha256; None where nothing is."""
+    try:
+        return unsealed(folder / f"{number:05}.json")
+    except ValueError:
+        return None
+
+
+def shard_scores(path: Path) -> np.ndarray:
+    """The scores of a shard's features, [features]."""
+    with pa.memory_map(str(path)) as source:
+        return pa.ipc.open_file(source).read_all().column("score").to_numpy()
 
 
 def write_shard(folder: Path, number: int, logits: Sequence[np.ndarray], scores: np.ndarray, origin: Origin) -> None:
-    """Writes one shard; logits: per feature, any shape. RoadError for numbers that are not finite, in this dtype too."""
+    """Writes one shard; logits: per feature, any shape; scores: how right the teacher is on each, [features].
+
+    RoadError for logits that are not finite, in this dtype too.
+    """
     flat = [values.ravel() for values in logits]
     bounds = np.concatenate([[0], np.cumsum([len(values) for values in flat])])
     with np.errstate(over="ignore"):
@@ -179,7 +198,7 @@ def write_shard(folder: Path, number: int, logits: Sequence[np.ndarray], scores:
         raise RoadError(f"{origin.dataset}: the teacher's logits of feature {feature} are {why}; nothing was stored")
     path = folder / f"{number:05}.arrow"
     staged = path.with_suffix(f".{os.getpid()}")
-    schema = pa.schema({"logits": pa.list_(pa.from_numpy_dtype(np.dtype(origin.dtype)))})
+    schema = pa.schema({"logits": pa.list_(pa.from_numpy_dtype(np.dtype(origin.dtype))), "score": pa.float32()})
     with writing(folder):
         with pa.OSFile(str(staged), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
             for first in range(0, len(flat), CHUNK):
@@ -187,38 +206,30 @@ def write_shard(folder: Path, number: int, logits: Sequence[np.ndarray], scores:
                 rows = pa.ListArray.from_arrays(
                     pa.array(part - part[0], pa.int32()), pa.array(values[part[0] : part[-1]]), type=schema.types[0]
                 )
-                writer.write_batch(pa.record_batch([rows], schema=schema))
-        np.save(folder / f"{number:05}.scores.npy", scores.astype(np.float32))
+                right = pa.array(scores[first : first + CHUNK], pa.float32())
+                writer.write_batch(pa.record_batch([rows, right], schema=schema))
         os.replace(staged, path)
-        write_json(
-            folder / f"{number:05}.json", {"file": path.name, "size": path.stat().st_size, "sha256": file_sha256(path)}
-        )
+        write_json(folder / f"{number:05}.json", sealed({"file": path.name, **fingerprint(path)}))
 
 
 def finish(folder: Path, origin: Origin, name: str) -> None:
     """Writes the manifest over all shards: from now on the folder counts."""
-    shards = [read_json(folder / f"{number:05}.json") for number in range(len(shard_rows(origin)))]
+    shards = [shard_record(folder, number) for number in range(len(shard_rows(origin)))]
     if None in shards:
         raise RoadError(
             f"{folder}: shard {shards.index(None)} was written elsewhere: all hosts must share the folder: set "
             "road.distill.cache"
         )
     with writing(folder):
-        scores = np.concatenate([np.load(folder / f"{number:05}.scores.npy") for number in range(len(shards))])
-        write_json(
-            folder / MANIFEST,
-            {"teacher": name, "origin": asdict(origin), "score": float(scores.mean()), "shards": shards},
-        )
+        scores = np.concatenate([shard_scores(folder / f"{number:05}.arrow") for number in range(len(shards))])
+        facts = {"teacher": name, "origin": asdict(origin), "score": float(scores.mean()), "shards": shards}
+        write_json(folder / MANIFEST, sealed(facts))
 
 
 def damage(path: Path, shard: dict[str, Any], verify: bool) -> str:
     """What is wrong with a shard, "" when nothing is."""
-    if not path.exists():
-        return "the file is missing"
-    if path.stat().st_size != shard["size"]:
-        return f"the file has {path.stat().st_size} bytes, expected {shard['size']}"
-    if verify and file_sha256(path) != shard["sha256"]:
-        return "the file's bytes have changed (sha256)"
+    if fault := change(path, shard, hashed=verify):
+        return fault
     if verify:
         with pa.memory_map(str(path)) as source:
             for batch in pa.ipc.open_file(source).read_all().to_batches():

@@ -1,5 +1,6 @@
 """Soft targets for a run: every teacher's logits for every training row, shared out over the processes, kept on disk."""
 
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -10,18 +11,19 @@ from road_ds.data.features import IGNORED, FeatureSet, load_features
 from road_ds.errors import RoadError
 from road_ds.evaluation import batch_logits
 from road_ds.hub import head_folder
-from road_ds.log import is_main, progress, say, table
+from road_ds.log import is_main, progress, say, table, warn
 from road_ds.model import base_config, check_lengths, load_tokenizer
 from road_ds.objectives import Taught, objective_from
 from road_ds.predictor import Predictor
 from road_ds.ranks import Ranks
 from road_ds.soft_targets import (
+    MANIFEST,
     Origin,
     SoftTargets,
     begin,
     finish,
+    flaw,
     has_shard,
-    is_whole,
     order_of,
     shard_rows,
     write_shard,
@@ -49,7 +51,8 @@ def teach(path: str, overrides: list[str], batch_size: int = 64) -> None:
     check_lengths(base_config(config.model, tokenizer, config.dropout), tasks)
     lines, shares = [], []
     for dataset in objective.teachers:
-        own = ranks.together(partial(pupil, dataset, config, tasks, tokenizer))
+        rows = ranks.together(partial(read_rows, dataset, config, tasks, tokenizer, ranks))
+        own = pupil(dataset, config, tasks, rows, tokenizer)
         scores = np.stack(
             [ask(own, name, config, objective, ranks, batch_size) for name in objective.teachers[dataset]]
         )
@@ -70,21 +73,31 @@ def ask(own: Pupil, name: str, config: RoadConfig, objective: Taught, ranks: Ran
     folder = ranks.together(lambda: own.accept(name))
     origin = ranks.together(lambda: own.origin(name, folder, objective.dtype))
     target = targets_folder(config, objective, own.dataset, name)
-    if ranks.any(ranks.local_rank == 0 and not is_whole(target, origin)):
+    flaws = ranks.gather(flaw(target, origin) if ranks.local_rank == 0 else "")
+    if any(flaws):
         predictor = ranks.together(lambda: Predictor.load(head_folder(name, own.head)))
-        spec = config.datasets[own.dataset]
-        read = ranks.together(
-            lambda: load_features(own.dataset, "train", spec, own.task, predictor.tokenizer, config.cache)
-        )
+        tasks = {own.head: own.task}
+        read = ranks.together(lambda: read_rows(own.dataset, config, tasks, predictor.tokenizer, ranks))
 
         def start() -> None:
-            if is_main() and (different := begin(target, origin)):
+            if not is_main():
+                return
+            finished = (target / MANIFEST).exists()
+            if different := begin(target, origin):
                 say(f"{own.dataset}: {name}: made anew, it was from another {', another '.join(different)}")
+            elif finished:
+                warn(f"{next(filter(None, flaws))}: made again")
 
         ranks.apart(start)
         ranks.apart(lambda: write(target, origin, own, predictor, read, ranks, batch_size))
         ranks.apart(lambda: finish(target, origin, name) if is_main() else None)
     return ranks.together(lambda: SoftTargets(target, origin, name, verify=False)).scores()
+
+
+def read_rows(dataset: str, config: RoadConfig, tasks: Mapping[str, Task], tokenizer: Any, ranks: Ranks) -> FeatureSet:
+    """The training rows of a data set as a tokenizer's model reads them."""
+    spec, task = config.datasets[dataset], tasks[config.head_of(dataset)]
+    return load_features(dataset, "train", spec, task, tokenizer, config.cache, verify=ranks.local_rank == 0)
 
 
 def right_shares(scores: np.ndarray) -> list[float]:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from road_ds.config import RoadConfig
-from road_ds.data.features import Batch, FeatureSet, load_features, tokenizer_hash
+from road_ds.data.features import Batch, FeatureSet, tokenizer_hash
 from road_ds.digest import file_sha256, text_sha256
 from road_ds.errors import RoadError
 from road_ds.export import read_task
@@ -164,15 +164,16 @@ def open_teachers(
     config: RoadConfig,
     objective: Objective,
     tasks: Mapping[str, Task],
+    train: Mapping[str, FeatureSet],
     tokenizer: Any,
     ranks: Ranks,
 ) -> NoTeachers | CachedTeachers | OnlineTeachers:
-    """The teachers of a run, verified; tasks: by head. RoadError for a teacher or soft targets that do not suit."""
+    """The teachers of a run, verified; tasks: by head; train: its rows. RoadError for what does not suit."""
     names = teachers_of(objective)
     if not names:
         return NoTeachers()
     assert isinstance(objective, Taught)
-    pupils = {name: pupil(name, config, tasks, tokenizer) for name in names}
+    pupils = {name: pupil(name, config, tasks, train[name], tokenizer) for name in names}
     of = {name: own.task for name, own in pupils.items()}
     if objective.source == "online":
         loaded: dict[str, Predictor] = {}
@@ -200,8 +201,7 @@ def open_teachers(
     return CachedTeachers(targets, of, ranks.device)
 
 
-def pupil(dataset: str, config: RoadConfig, tasks: Mapping[str, Task], tokenizer: Any) -> Pupil:
+def pupil(dataset: str, config: RoadConfig, tasks: Mapping[str, Task], rows: FeatureSet, tokenizer: Any) -> Pupil:
     """A data set of a run as its teachers see it."""
     head = config.head_of(dataset)
-    rows = load_features(dataset, "train", config.datasets[dataset], tasks[head], tokenizer, config.cache)
     return Pupil(dataset, head, tasks[head], rows, tokenizer)

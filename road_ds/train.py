@@ -150,8 +150,8 @@ def run(
 
     tokenizer = ranks.together(lambda: load_tokenizer(config.model))
     check_lengths(base_config(config.model, tokenizer, config.dropout), tasks)
-    train, dev = ranks.together(lambda: load_data(config, tasks, tokenizer))
-    teachers = ranks.together(lambda: open_teachers(config, objective, tasks, tokenizer, ranks))
+    train, dev = ranks.together(lambda: load_data(config, tasks, tokenizer, verify=ranks.local_rank == 0))
+    teachers = ranks.together(lambda: open_teachers(config, objective, tasks, train, tokenizer, ranks))
     passes, steps = plan(config, ds, train)
     block = "auto" if precision in ds else precision  # DeepSpeed's block says it already
     resolved = {**ds, "road": {**config.model_dump(), "steps": steps, "epochs": None, "precision": block}}
@@ -283,15 +283,15 @@ def highest(folder: RunFolder, metric: str) -> dict[str, Any]:
 
 
 def load_data(
-    config: RoadConfig, tasks: dict[str, Task], tokenizer: Any
+    config: RoadConfig, tasks: dict[str, Task], tokenizer: Any, verify: bool = True
 ) -> tuple[dict[str, FeatureSet], dict[str, FeatureSet]]:
     """The features of every data set's train part, and of the dev parts that are given."""
     train, dev = {}, {}
     for name, spec in config.datasets.items():
         task = tasks[config.head_of(name)]
-        train[name] = load_features(name, "train", spec, task, tokenizer, config.cache)
+        train[name] = load_features(name, "train", spec, task, tokenizer, config.cache, verify)
         if spec.dev is not None:
-            dev[name] = load_features(name, "dev", spec, task, tokenizer, config.cache)
+            dev[name] = load_features(name, "dev", spec, task, tokenizer, config.cache, verify)
     return train, dev
 
 

@@ -385,18 +385,3 @@ def test_the_same_bytes_under_another_suffix_are_other_rows(load):
     one = load(YES_NO, name="one.csv", content="a,yes\n", columns={"text_a": 0, "label": 1}, header=False)
     assert [csv.example(0).id, one.example(0).id] == ["rows-0", "one-0"]
     assert [csv.example(0).where, one.example(0).where] == ["rows.csv:1", "one.csv:1"]
-
-
-@pytest.mark.parametrize("file", ["features.arrow", "examples.arrow", "lengths.npy", "manifest.json"])
-@pytest.mark.parametrize("damage", ["gone", "cut"])
-def test_a_damaged_cache_is_named(load, file, damage):
-    row = {"text": "Ada lives in Oslo", "label": "yes"}
-    path = load(YES_NO, row).folder / file
-    if damage == "cut":
-        path.write_bytes(path.read_bytes()[:-5])
-    elif file == "manifest.json":
-        return  # without it the features are not there at all, and are encoded again
-    else:
-        path.unlink()
-    with pytest.raises(RoadError, match=rf"rows-train-\w+/{file}: the cached file is damaged"):
-        load(YES_NO, row)

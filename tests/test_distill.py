@@ -390,16 +390,22 @@ def test_unfinished_soft_targets_are_refused_and_go_on(copy, tmp_path):
     assert run_python("-m", "road_ds", "teach", "--deepspeed_config", tmp_path / "run.json").returncode == 0
     assert shard.stat().st_mtime_ns != before and "error" not in run()
     os.truncate(shard, 100)
-    (place / "00000.scores.npy").unlink()
-    assert run_python("-m", "road_ds", "teach", "--deepspeed_config", tmp_path / "run.json").returncode == 0
+    result = run_python("-m", "road_ds", "teach", "--deepspeed_config", tmp_path / "run.json")
+    assert result.returncode == 0 and "00000.arrow: the file has 100 bytes, expected" in result.stderr
     assert "error" not in run(), "what is damaged under a manifest is made again too"
 
 
-def test_a_manifest_that_lacks_a_shard_is_damaged(copy):
+def test_a_manifest_that_lacks_a_shard_is_damaged(copy, tmp_path):
+    """Training says so and asks for `teach`, which makes it again."""
     place, run = copy
     manifest = json.loads((place / "manifest.json").read_text())
     (place / "manifest.json").write_text(json.dumps(manifest | {"shards": []}))
-    assert "manifest.json: the file is damaged: it names 0 of 1 shards" in run()
+    assert "manifest.json: the file's bytes have changed (sha256); run `python -m road_ds teach" in run()
+    result = run_python("-m", "road_ds", "teach", "--deepspeed_config", tmp_path / "run.json")
+    assert (
+        result.returncode == 0 and "manifest.json: the file's bytes have changed (sha256): made again" in result.stderr
+    )
+    assert json.loads((place / "manifest.json").read_text()) == manifest and "error" not in run()
 
 
 def test_a_place_that_cannot_be_written_is_named(copy, tmp_path):

@@ -2,6 +2,9 @@
 
 import json
 import math
+import re
+import shutil
+from dataclasses import fields
 
 import numpy as np
 import pytest
@@ -11,7 +14,17 @@ from sklearn.model_selection import train_test_split
 from transformers import AutoTokenizer
 
 from road_ds.config import Columns, DatasetSpec
-from road_ds.data.features import IGNORED, PAD_MULTIPLE, _side, collate, load_features, read_part, tokenizer_hash
+from road_ds.data import features
+from road_ds.data.features import (
+    IGNORED,
+    PAD_MULTIPLE,
+    Feature,
+    _side,
+    collate,
+    load_features,
+    read_part,
+    tokenizer_hash,
+)
 from road_ds.errors import RoadError
 from road_ds.hub import sample_path
 from road_ds.tasks import task_from
@@ -219,9 +232,95 @@ def test_rows_without_labels_train_nothing(tmp_path, tokenizer):
     assert NLI.label(example) == IGNORED and np.isnan(RATING.label(example))
 
 
-def test_a_damaged_cache_is_named(tmp_path, tokenizer):
+FILES = ["examples.arrow", "features.arrow", "lengths.npy", "manifest.json"]
+
+
+def everything(source) -> list:
+    """All that a run reads of a feature set."""
+    cells = [
+        [np.asarray(getattr(source[i], field.name)).tolist() for field in fields(Feature)] for i in range(len(source))
+    ]
+    return [source.manifest, source.lengths.tolist(), cells, list(source.examples())]
+
+
+def damaged(path, damage, generator):
+    """Changes a file in one place."""
+    data = bytearray(path.read_bytes())
+    if damage == "deleted":
+        return path.unlink()
+    if damage == "flipped":
+        data[generator.integers(len(data))] ^= 1 << generator.integers(8)
+    path.write_bytes(data[:-3] if damage == "cut" else data)
+
+
+@pytest.mark.parametrize("file", FILES)
+@pytest.mark.parametrize(("damage", "times"), [("flipped", 25), ("cut", 1), ("deleted", 1)])
+def test_a_damaged_cache_is_named_and_made_again(tmp_path, tokenizer, capsys, file, damage, times):
+    """Wherever the bit lies: in a label, an offset, a length, the header, the key that results.json is to show."""
+    generator = np.random.default_rng(0)
+    spec = write(tmp_path / "rows.jsonl", ROWS)
+
+    def load():
+        return load_features("rows", "train", spec, NLI, tokenizer, tmp_path / "cache")
+
+    first = load()
+    truth, folder = everything(first), first.folder
+    del first
+    assert "warning" not in capsys.readouterr().err
+    for _ in range(times):
+        damaged(folder / file, damage, generator)
+        again = load()
+        assert re.search(
+            rf"warning: .*/{file}: the cached file is damaged \(.*: its rows are encoded again", capsys.readouterr().err
+        )
+        assert everything(again) == truth
+        assert everything(load()) == truth and "warning" not in capsys.readouterr().err, "now it is whole"
+    assert {path.name for path in folder.parent.iterdir()} == {folder.name, f"{folder.name}.lock"}
+
+
+def test_a_whole_cache_of_other_rows_is_not_taken(tmp_path, tokenizer, capsys):
     spec = write(tmp_path / "rows.jsonl", ROWS)
     folder = load_features("rows", "train", spec, NLI, tokenizer, tmp_path / "cache").folder
-    (folder / "features.arrow").write_bytes((folder / "features.arrow").read_bytes()[:-10])
-    with pytest.raises(RoadError, match=r"features\.arrow: the cached file is damaged"):
+    manifest = json.loads((folder / "manifest.json").read_text())
+    other = load_features("other", "train", spec.model_copy(update={"max_rows": 9}), NLI, tokenizer, tmp_path / "cache")
+    shutil.rmtree(folder)
+    shutil.copytree(other.folder, folder)  # whole, but of other rows
+    again = load_features("rows", "train", spec, NLI, tokenizer, tmp_path / "cache")
+    assert "manifest.json: the cached file is damaged (it is of other rows" in capsys.readouterr().err
+    assert again.manifest == {key: value for key, value in manifest.items() if key != "seal"} and len(again) == len(
+        ROWS
+    )
+
+
+def test_hashes_are_compared_once_per_host(tmp_path, tokenizer):
+    """The other processes of a host look at the sizes alone: the first has read the same files."""
+    spec = write(tmp_path / "rows.jsonl", ROWS)
+
+    def load(verify):
+        return load_features("rows", "train", spec, NLI, tokenizer, tmp_path / "cache", verify=verify)
+
+    path = load(True).folder / "features.arrow"
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    load(False)
+    assert path.read_bytes() == data
+    load(True)
+    assert path.read_bytes() != data
+
+
+@pytest.mark.parametrize("by_rows", [False, True])
+def test_rows_that_change_while_they_are_encoded_are_not_cached(tmp_path, tokenizer, monkeypatch, by_rows):
+    """Else the features of the new rows would be kept under the key of the old ones."""
+    spec = write(tmp_path / "rows.jsonl", ROWS)
+    monkeypatch.setattr(features.Source, "by_rows", by_rows)
+    encode = features._encode
+
+    def late(*arguments, **settings):
+        write(tmp_path / "rows.jsonl", [row | {"label": "yes"} for row in ROWS])
+        encode(*arguments, **settings)
+
+    monkeypatch.setattr(features, "_encode", late)
+    with pytest.raises(RoadError, match=r"rows\.jsonl: changed while it was read: start again"):
         load_features("rows", "train", spec, NLI, tokenizer, tmp_path / "cache")
+    assert not list((tmp_path / "cache" / "features").glob("*/manifest.json"))

@@ -7,7 +7,8 @@ import os
 import shutil
 from array import array
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from itertools import islice
@@ -23,16 +24,17 @@ from road_ds.config import Columns, DatasetSpec, validated
 from road_ds.data import catalog
 from road_ds.data.negatives import with_negatives
 from road_ds.data.readers import Answer, Example, Reading, choose, distinct, label_names, stream
-from road_ds.digest import file_sha256, text_sha256
+from road_ds.digest import change, file_sha256, fingerprint, sealed, text_sha256, unsealed
 from road_ds.errors import RoadError
 from road_ds.hub import local_file
 from road_ds.log import progress, warn, write_json
 from road_ds.packing import Packing
 from road_ds.tokenizer import check_texts
 
-ENCODING = 3  # part of every cache key: raise it when the same rows encode to other features
+ENCODING = 4  # part of every cache key: raise it when the same rows encode to other features, or are kept otherwise
 CHUNK = 1000  # rows per Arrow record batch
 PAD_MULTIPLE = 8  # tokens; half-precision matrix units want it
+MANIFEST = "manifest.json"
 IGNORED = -100  # the label of a row that has none
 Part = Literal["train", "dev"]
 
@@ -115,7 +117,7 @@ class ArrowRows:
         for name, column in zip(batch.schema.names, batch.columns, strict=True):
             if pa.types.is_list(column.type) and not pa.types.is_struct(column.type.value_type):
                 columns[name] = (column.offsets.to_numpy(), column.values.to_numpy())
-            elif pa.types.is_integer(column.type):
+            elif pa.types.is_integer(column.type) or pa.types.is_floating(column.type):
                 columns[name] = (None, column.to_numpy())
             else:
                 columns[name] = (None, column.to_pylist())
@@ -125,18 +127,21 @@ class ArrowRows:
 class FeatureSet:
     """The encoded features of one part of a data set, with the examples they came from."""
 
-    def __init__(self, name: str, folder: Path):
+    def __init__(self, name: str, folder: Path, key: str, verify: bool = True):
+        """Opens and verifies a folder that was written under a key. RoadError that names the damaged file.
+
+        verify: compare every file's hash; without, its size only.
+        """
         self.name, self.folder = name, folder
         try:
-            self.manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-            wanted = dict(self.manifest["files"])
-        except (ValueError, KeyError, TypeError):
-            raise RoadError(f"{folder / 'manifest.json'}: the cached file is damaged: remove the folder") from None
-        for file, size in wanted.items():
-            if not (folder / file).exists() or (folder / file).stat().st_size != size:
-                raise RoadError(
-                    f"{folder / file}: the cached file is damaged (expected {size} bytes): remove the folder"
-                )
+            self.manifest = unsealed(folder / MANIFEST)
+        except ValueError as error:
+            raise _damaged(folder / MANIFEST, error) from None
+        if self.manifest["key"] != key:
+            raise _damaged(folder / MANIFEST, "it is of other rows or settings")
+        for file, written in self.manifest["files"].items():
+            if fault := change(folder / file, written, hashed=verify):
+                raise _damaged(folder / file, fault)
         self._features = ArrowRows(folder / "features.arrow")
         self._examples = ArrowRows(folder / "examples.arrow", kept=8)
         self.lengths = np.load(folder / "lengths.npy", mmap_mode="r")  # [features] tokens
@@ -156,6 +161,16 @@ class FeatureSet:
     def examples(self) -> Iterator[Example]:
         """The examples one by one, in file order."""
         return map(self.example, range(self.manifest["examples"]))
+
+
+def _damaged(path: Path, fault: object) -> RoadError:
+    return RoadError(f"{path}: the cached file is damaged ({fault})")
+
+
+def write_manifest(folder: Path, facts: Mapping[str, Any]) -> None:
+    """Writes the manifest of a feature set: the given facts (key, examples, features, ...) and every file's fingerprint."""
+    files = {path.name: fingerprint(path) for path in sorted(folder.iterdir())}
+    write_json(folder / MANIFEST, sealed({**facts, "files": files}))
 
 
 def tokenizer_hash(tokenizer: Any) -> str:
@@ -284,39 +299,58 @@ def _strata(labels: list, room: int) -> list[int] | None:
     return [number.get(label, len(number)) for label in labels] if number else None
 
 
-def load_features(name: str, part: Part, spec: DatasetSpec, task: Any, tokenizer: Any, cache: str | Path) -> FeatureSet:
+def load_features(
+    name: str, part: Part, spec: DatasetSpec, task: Any, tokenizer: Any, cache: str | Path, verify: bool = True
+) -> FeatureSet:
     """The features of one part of a data set, from the cache or encoded into it.
 
     The cache is keyed by content: the source's bytes, the reader's settings, the tokenizer and the task's lengths and
-    labels. Processes that share the cache wait for the first to finish. RoadError for anything wrong with the rows.
+    labels. A damaged file of it is named, and the rows are encoded again. Processes that share the cache wait for the first
+    to finish; verify: whether this one compares the hashes. RoadError for anything wrong with the rows.
     """
     source = Source.of(name, part, spec)
     if source.spec.negatives and task.rows_per_feature == 1:
         raise RoadError(f"datasets.{name}.negatives: only questions over a context get negative ones, not {task.type}")
-    if source.by_rows:
-        content = _rows_hash(source.examples(Reading()))
-    else:
-        # The name counts too: its suffix decides on the reader, its stem is in the ids of rows that have none.
-        content = f"{Path(source.source).name} {_file_hash(Path(source.source))}"
+    content = _rows_hash(source.examples(Reading())) if source.by_rows else _file_content(source)
     whole = {"train", "dev"} - ({"dev"} if isinstance(spec.dev, float) else set())
     if spec.catalog is not None:
         whole.add("path")  # the content says what is there
     settings = source.spec.model_dump(exclude=whole)
-    key = [ENCODING, part, content, settings, task.model_dump(), tokenizer_hash(tokenizer)]
-    digest = text_sha256(json.dumps(key, sort_keys=True, default=str))
-    folder = Path(cache).expanduser() / "features" / f"{name}-{part}-{digest[:24]}"
-    if not (folder / "manifest.json").exists():
-        try:
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            with FileLock(f"{folder}.lock"):
-                if not (folder / "manifest.json").exists():
-                    _encode(source, task, tokenizer, folder, digest)
-                    _compare_counts(spec, source, FeatureSet(name, folder).manifest)
-        except OSError as error:
-            raise RoadError(f"road.cache {cache}: cannot be written: {error}: free space there, or set it") from None
-    features = FeatureSet(name, folder)
+    identity = [ENCODING, part, content, settings, task.model_dump(), tokenizer_hash(tokenizer)]
+    key = text_sha256(json.dumps(identity, sort_keys=True, default=str))
+    folder = Path(cache).expanduser() / "features" / f"{name}-{part}-{key[:24]}"
+    try:
+        features = _kept(folder, source, spec, task, tokenizer, key, content, verify)
+    except OSError as error:
+        raise RoadError(f"road.cache {cache}: cannot be written: {error}: free space there, or set it") from None
     check_texts(tokenizer, features, f"datasets.{name}.{part}")
     return features
+
+
+def _kept(
+    folder: Path, source: Source, spec: DatasetSpec, task: Any, tokenizer: Any, key: str, content: str, verify: bool
+) -> FeatureSet:
+    """The features in a folder of the cache; encoded where it is not there, or damaged."""
+    with suppress(RoadError):  # what is damaged is looked at again when no other process can be mending it
+        if folder.exists():
+            return FeatureSet(source.name, folder, key, verify)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{folder}.lock"):
+        if folder.exists():
+            try:
+                return FeatureSet(source.name, folder, key, verify)
+            except RoadError as error:
+                warn(f"{error}: its rows are encoded again", everywhere=True)
+                shutil.rmtree(folder)
+        _encode(source, task, tokenizer, folder, key, content)
+        encoded = FeatureSet(source.name, folder, key, verify=False)
+        _compare_counts(spec, source, encoded.manifest)
+        return encoded
+
+
+def _file_content(source: Source) -> str:
+    """What stands for the rows of a file; its name counts: the suffix decides on the reader, the stem is in ids."""
+    return f"{Path(source.source).name} {_file_hash(Path(source.source))}"
 
 
 def _file_hash(path: Path) -> str:
@@ -385,8 +419,11 @@ def feature_schema(label: pa.DataType) -> pa.Schema:
     )
 
 
-def _encode(source: Source, task: Any, tokenizer: Any, folder: Path, key: str) -> None:
-    """Encodes rows into `folder` in one move: it is there whole, or not at all. Holds CHUNK rows at a time."""
+def _encode(source: Source, task: Any, tokenizer: Any, folder: Path, key: str, content: str) -> None:
+    """Encodes rows into `folder` in one move: it is there whole, or not at all. Holds CHUNK rows at a time.
+
+    RoadError when the rows are no longer those of `content`, which the key is made from.
+    """
     staged = folder.with_name(f".{folder.name}.{os.getpid()}")
     shutil.rmtree(staged, ignore_errors=True)
     staged.mkdir(parents=True)
@@ -412,8 +449,11 @@ def _encode(source: Source, task: Any, tokenizer: Any, folder: Path, key: str) -
                 rows += len(chunk)
                 bar.update(len(chunk))
         np.save(staged / "lengths.npy", np.asarray(lengths, dtype=np.int32))
-        write_json(
-            staged / "manifest.json",
+        rows_sha256 = digest.hexdigest()
+        if content != (rows_sha256 if source.by_rows else _file_content(source)):
+            raise RoadError(f"{source.source}: changed while it was read: start again")
+        write_manifest(
+            staged,
             {
                 "key": key,
                 "examples": rows,
@@ -422,9 +462,8 @@ def _encode(source: Source, task: Any, tokenizer: Any, folder: Path, key: str) -
                 "skipped": reading.skipped,
                 "dropped": reading.dropped,
                 "negatives": reading.negatives,
-                "rows_sha256": digest.hexdigest(),
+                "rows_sha256": rows_sha256,
                 "tokenizer_sha256": tokenizer_hash(tokenizer),
-                "files": {f.name: f.stat().st_size for f in staged.iterdir()},
             },
         )
         os.replace(staged, folder)

@@ -1,0 +1,1 @@
+"""The trials of tests/campaign.py, a file for each kind."""

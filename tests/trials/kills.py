@@ -1,0 +1,87 @@
+"""Kills: a run is killed again and again, in any phase, and resumed; it must end with the bits of one never killed."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+
+from trials.bench import Bench, difference
+from trials.interrupted import Plan
+from trials.outcome import Outcome, Trial, judged
+from trials.processes import Ended, leftovers
+
+KILLS = 3  # of one run, at most; then it is left alone
+NOTHING = ("no checkpoint to resume from", "nothing to resume")
+
+
+def kills(bench: Bench, ranks: int, number: int, generator: np.random.Generator) -> list[Trial]:
+    """One run, killed up to KILLS times; a trial for each kill that struck. What became of the run is the last one's outcome."""
+    kind = f"kill, {ranks} rank" + "s" * (ranks > 1)
+    run, cache = bench.scratch / "run", bench.scratch / "cache"
+    for folder in (run, cache):
+        shutil.rmtree(folder, ignore_errors=True)
+    trials: list[Trial] = []
+    for turn in range(KILLS + 1):
+        last = turn == KILLS
+        plan = Plan() if last else draw(bench, ranks, generator)
+        mark = f"{kind}-{number}-{turn}"
+        done = f"{plan.what}, rank {plan.rank}, {plan.phase}, event {plan.event} + {1000 * plan.delay:.0f} ms"
+        ended, lost = resumed(bench, ranks, plan, run, cache, mark)
+        left = leftovers(mark)
+        bad = unkept(ended, left, lost)
+        if bad is None and ended.code in (0, 2):  # it has come to its end, or has refused to
+            outcome, said = judged(ended.code, ended.errors, lambda: difference(bench.truth[ranks], run))
+            if ended.code == 2:  # nothing was damaged: there is no reason to refuse
+                outcome = Outcome.LOST
+            trials = trials or [Trial(kind, number, f"missed: {done}", outcome, said)]
+            trials[-1] = Trial(kind, number, trials[-1].done, outcome, said)
+            return trials
+        if bad is None and last:
+            bad = (Outcome.TRACEBACK, f"exit code {ended.code}: {ended.errors[-300:]}")
+        trials.append(Trial(kind, number, done, *(bad or (Outcome.HELD, ""))))
+        if bad is not None:
+            return trials
+    return trials
+
+
+def draw(bench: Bench, ranks: int, generator: np.random.Generator) -> Plan:
+    """When to kill whom, every phase as likely as the others."""
+    phase = generator.choice(bench.phases(ranks))
+    return Plan(
+        phase=str(phase),
+        event=int(generator.integers(1, bench.events[ranks][phase] + 1)),
+        delay=float(generator.choice([0, generator.uniform(0, 0.05)])),
+        rank=int(generator.integers(ranks)) if phase in ("steps", "evaluation", "saving") else 0,
+        what="kill" if ranks == 1 else str(generator.choice(["kill", "kill all", "kill launcher"])),
+    )
+
+
+def resumed(bench: Bench, ranks: int, plan: Plan, run: Path, cache: Path, mark: str) -> tuple[Ended, bool]:
+    """The run once more, as a user would: with --resume, or --overwrite where no checkpoint was made.
+
+    Also whether a checkpoint was there and --resume says there is none.
+    """
+
+    def start(*how: str) -> Ended:
+        if ranks == 1:
+            return bench.fork(plan, *how, output=run, cache=cache)
+        return bench.launch(plan, mark, *how, output=run, cache=cache)
+
+    if not (run / "config.json").exists():
+        return start("--overwrite"), False
+    committed = list(run.glob("checkpoints/step-*"))
+    ended = start("--resume")
+    if ended.code == 2 and any(word in ended.errors for word in NOTHING):
+        return start("--overwrite"), bool(committed)
+    return ended, False
+
+
+def unkept(ended: Ended, left: list[str], lost: bool) -> tuple[Outcome, str] | None:
+    """What must not happen, whenever a run is killed."""
+    if ended.code is None:
+        return Outcome.HANG, ended.errors[-300:]
+    if left:
+        return Outcome.LEFTOVER, left[0]
+    if lost:
+        return Outcome.LOST, "a checkpoint was committed, and --resume found none"
+    return None
