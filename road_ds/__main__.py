@@ -11,19 +11,18 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-from road_ds.config import DatasetSpec, load_config, nearest, override, setting, validated
-from road_ds.errors import RoadError, Terminated
+from road_ds.config import DatasetSpec, load_config, override, read_config, setting, validated
+from road_ds.errors import Faults, RoadError, Terminated, nearest
 from road_ds.log import is_main, quiet_libraries, versions, write_json
 
 
 def check(options: argparse.Namespace) -> None:
     """Prints the plan of a run."""
-    import torch
-
     from road_ds.check import report
 
-    config, ds = load_config(options.config, options.set)
-    print(report(config, ds, options.gpus or max(1, torch.cuda.device_count())))
+    faults = Faults()
+    config, ds = read_config(options.config, options.set, faults)
+    print(report(config, ds, options.gpus, faults))
 
 
 def teach(options: argparse.Namespace) -> None:
@@ -293,7 +292,7 @@ def parser() -> argparse.ArgumentParser:
         "--gpus",
         type=positive,
         metavar="N",
-        help="number of processes to plan for (default: this machine's GPUs, or 1)",
+        help="plans for so many GPUs (default: for this machine, its CPU where it has none)",
     )
 
     added = command("teach", teach)

@@ -13,10 +13,10 @@ from pydantic import Field, field_validator, model_validator
 from transformers import AutoModelForQuestionAnswering, AutoModelForSequenceClassification
 
 from road_ds import metrics
-from road_ds.config import RoadConfig, Strict, nearest, validated
+from road_ds.config import RoadConfig, Strict, nearest, sound, validated
 from road_ds.data.features import IGNORED, Batch, Feature
 from road_ds.data.readers import Example
-from road_ds.errors import RoadError
+from road_ds.errors import Faults, RoadError
 from road_ds.objectives import Outputs
 from road_ds.spans import Answered, PairTemplate, answer, token_range, windows
 from road_ds.strict_json import quote
@@ -338,10 +338,14 @@ TASKS: dict[str, type[Task]] = {"span_qa": SpanQA, "classification": Classificat
 
 def task_from(settings: Any, where: str) -> Task:
     """The task that a block of settings describes. RoadError for an unknown type or setting."""
+    return validated(_kind(settings, where), settings, where)
+
+
+def _kind(settings: Any, where: str) -> type[Task]:
     kind = settings.get("type") if isinstance(settings, dict) else None
     if not isinstance(kind, str) or kind not in TASKS:
         raise RoadError(f"{where}.type: got {quote(kind)}; allowed: {', '.join(TASKS)}{nearest(str(kind), TASKS)}")
-    return validated(TASKS[kind], settings, where)
+    return TASKS[kind]
 
 
 def label_names(task: Task) -> list[str] | None:
@@ -349,7 +353,18 @@ def label_names(task: Task) -> list[str] | None:
     return getattr(task, "labels", None)
 
 
-def heads(config: RoadConfig) -> dict[str, Task]:
-    """The heads of a run, by name: one per task, or one per data set."""
-    tasks = {name: task_from(settings, f"road.tasks.{name}") for name, settings in config.tasks.items()}
-    return {config.head_of(name): tasks[spec.task] for name, spec in config.datasets.items()}
+def heads(config: RoadConfig, faults: Faults | None = None) -> dict[str, Task]:
+    """The heads of a run, by name: one per task, or one per data set. RoadError with the faults of all tasks.
+
+    faults: collects them instead; tasks then come without the settings that do not hold, or not at all.
+    """
+    found = faults or Faults()
+    tasks: dict[str, Task] = {}
+    for name, settings in config.tasks.items():
+        with found.caught():
+            where = f"road.tasks.{name}"
+            task, _ = sound(_kind(settings, where), settings, where, found)
+            tasks |= {name: task} if task else {}
+    if faults is None:
+        found.end()
+    return {config.head_of(name): tasks[spec.task] for name, spec in config.datasets.items() if spec.task in tasks}
