@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from road_ds.config import DatasetSpec, load_config, override, read_config, setting, validated
-from road_ds.errors import Faults, RoadError, Terminated, nearest
+from road_ds.errors import Faults, RoadError, Terminated, nearest, of_file
 from road_ds.log import is_main, quiet_libraries, versions, write_json
 
 
@@ -392,13 +392,18 @@ def main(arguments: list[str] | None = None) -> int:
         if is_main():
             print(f"error: {error}", file=sys.stderr)
         return error.code
+    except BrokenPipeError:  # the reader of our output has gone, as `head` does: nobody is left to tell
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141  # as a process that ended on SIGPIPE
+    except OSError as error:
+        if error.filename is None or options.debug:
+            raise
+        print(f"error: {of_file(error)}", file=sys.stderr)
+        return RoadError.code
     except Terminated:
         return 143  # as a process that ended on SIGTERM
     except KeyboardInterrupt:
         return 130  # as a process that ended on SIGINT
-    except BrokenPipeError:  # the reader of our output has gone, as `head` does: nobody is left to tell
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141  # as a process that ended on SIGPIPE
 
 
 if __name__ == "__main__":

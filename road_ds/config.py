@@ -32,6 +32,11 @@ NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}")  # it becomes a file nam
 Model = TypeVar("Model", bound=BaseModel)
 
 
+# A number beyond is a slip, and more than the program can count through.
+Count = Annotated[int, Field(ge=1, le=10**9)]
+Number = Annotated[int, Field(ge=0, le=10**9)]
+
+
 class Strict(BaseModel):
     """A block of settings in which an unknown key is an error."""
 
@@ -65,16 +70,16 @@ class DatasetSpec(Strict):
     quoting: bool | None = None
     label_map: dict[str, str] = {}
     drop_labels: list[str] = []
-    skip_bad: Annotated[int, Field(ge=0)] = 0
-    max_rows: Annotated[int, Field(ge=1)] | None = None
-    sample: Annotated[int, Field(ge=1)] | None = None  # so many rows, drawn by `sample_seed`
+    skip_bad: Number = 0
+    max_rows: Count | None = None
+    sample: Count | None = None  # so many rows, drawn by `sample_seed`
     sample_seed: Annotated[int, Field(ge=0)] = 0
     stratified: bool = False  # the sample holds as many rows of each label
     drop_duplicates: bool = False
     negatives: Annotated[float, Field(ge=0, le=1)] = 0.0  # unanswerable copies of so many questions of the train part
     both_orders: bool = False  # a pair trains as (a, b) and as (b, a)
-    history_turns: Annotated[int, Field(ge=0)] = 0
-    context_words: Annotated[int, Field(ge=1)] | None = None
+    history_turns: Number = 0
+    context_words: Count | None = None
 
 
 class ModelSpec(Strict):
@@ -133,14 +138,14 @@ class RoadConfig(Strict):
     datasets: dict[str, DatasetSpec]
     use: list[str] | None = None
     heads: Literal["per_task", "per_dataset"] = "per_task"
-    passes: Annotated[int, Field(ge=1)] = 4
-    steps: Annotated[int, Field(ge=1)] | None = None
-    epochs: Annotated[float, Field(gt=0)] | None = None
-    warmup: Annotated[float, Field(ge=0)] = 0.1
+    passes: Annotated[int, Field(ge=1, le=10_000)] = 4
+    steps: Annotated[int, Field(ge=1, le=10**8)] | None = None
+    epochs: Annotated[float, Field(gt=0, le=1e4)] | None = None
+    warmup: Annotated[float, Field(ge=0, le=1e9)] = 0.1
     schedule: Literal["linear", "cosine", "constant"] = "linear"
     layer_lr_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
     sampling: Sampling = "uniform"
-    length_window: Annotated[int, Field(ge=0)] = 2048
+    length_window: Number = 2048
     padding: Literal["auto", "free", "grouped", "fixed"] = "auto"
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
     compile: bool = False
@@ -150,13 +155,13 @@ class RoadConfig(Strict):
     distill: dict[str, Any] | None = None
     seed: Annotated[int, Field(ge=0)] = 0
     select: Literal["last", "best"] = "last"
-    evaluate_every: Annotated[int, Field(ge=0)] = 0
-    evaluate_batch_size: Annotated[int, Field(ge=1)] = 64
-    log_every: Annotated[int, Field(ge=1)] = 10
-    gradient_cosine_every: Annotated[int, Field(ge=0)] = 0
-    save_every: Annotated[int, Field(ge=0)] = 500
-    keep: Annotated[int, Field(ge=1)] = 2
-    max_skipped_steps: Annotated[int, Field(ge=1)] = 50
+    evaluate_every: Number = 0
+    evaluate_batch_size: Count = 64
+    log_every: Count = 10
+    gradient_cosine_every: Number = 0
+    save_every: Number = 500
+    keep: Count = 2
+    max_skipped_steps: Count = 50
     step_timeout: Annotated[float, Field(gt=0)] = 1800.0
     output: str | None = None
     cache: str = "~/.cache/road_ds"
@@ -393,6 +398,9 @@ def read_config(
         raise RoadError(f'{path}: expected an object with DeepSpeed\'s keys and a "road" block')
     for assignment in overrides:
         override(data, assignment)
+    for key in unwritable(data):
+        faults.add(f"{path}: {key}: holds a NUL or half a character, which no file or folder can have in its name")
+    faults.end()
     road = data.pop("road", None)
     if road is None:
         raise RoadError(f'{path}: has no "road" block (model, tasks, datasets, steps ...){nearest("road", data)}')
@@ -415,6 +423,16 @@ def read_config(
     check_engine(data, str(path), faults)
     output = config.output or f"runs/{Path(path).stem}"
     return config.model_copy(update={"output": output}), data
+
+
+def unwritable(value: Any, key: str = "") -> Iterator[str]:
+    """The keys under which a text stands that neither a path nor UTF-8 can hold."""
+    if isinstance(value, str) and re.search("[\0\ud800-\udfff]", value):
+        yield quote(key)[1:-1]
+    if isinstance(value, dict | list):
+        for name, inner in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from unwritable(inner, f"{key}.{name}" if key else str(name))
+            yield from unwritable(name, f"{key}.{name}" if key else str(name))
 
 
 def check_engine(ds: dict[str, Any], where: str, faults: Faults) -> None:

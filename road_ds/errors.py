@@ -1,7 +1,7 @@
 """The exceptions that end a command: what a user is meant to read, and a request to stop."""
 
 import difflib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -28,6 +28,11 @@ class RankError(RoadError):
     """A fault that only one process of a run knows of: that process speaks, whichever it is."""
 
 
+def of_file(error: OSError) -> str:
+    """What the system says of a file: no permission, a name that is too long."""
+    return f"{str(error.filename)[:300]}: {error.strerror}"
+
+
 class Faults:
     """RoadErrors collected on the way, so that a user reads all of them at once and not one a try."""
 
@@ -36,11 +41,15 @@ class Faults:
 
     @contextmanager
     def caught(self) -> Iterator[None]:
-        """Keeps the RoadError of a block and goes on behind it."""
+        """Keeps the RoadError of a block, or what the system says of a file, and goes on behind it."""
         try:
             yield
         except RoadError as error:
             self._found.setdefault(str(error), error)
+        except OSError as error:
+            if error.filename is None:
+                raise
+            self.add(of_file(error))
 
     def add(self, text: str) -> None:
         """Keeps one more."""
@@ -65,7 +74,40 @@ def _printable(line: str) -> str:
     return shown if len(line) <= LINE else shown + "..."
 
 
-def nearest(word: str, known: Any) -> str:
-    """`"; did you mean 'x'?"` for the known word that is most alike, or nothing."""
-    close = difflib.get_close_matches(word, [str(k) for k in known], n=1, cutoff=0.5)
-    return f"; did you mean {close[0]!r}?" if close else ""
+def nearest(word: str, known: Iterable[Any]) -> str:
+    """`"; did you mean 'x'?"` for the known word that is most alike, the first of several, or nothing."""
+    matcher = difflib.SequenceMatcher(b=word[:100])  # what users bring may be long
+    alike = []
+    for candidate in map(str, known):
+        matcher.set_seq1(candidate)
+        alike.append((matcher.ratio(), candidate))
+    ratio, best = max(alike, key=lambda pair: pair[0], default=(0.0, ""))
+    return f"; did you mean {best!r}?" if ratio >= 0.5 else ""
+
+
+def misspelt(word: str, known: Iterable[str]) -> str:
+    """As `nearest`, for values that mean something themselves: only another spelling of a known one, or one letter off.
+
+    "not_entailment" is no misspelt "entailment", nor "2" a misspelt "1"; "1.0" is "1".
+    """
+    close = next((k for k in known if _spelling(k) == _spelling(word) or _one_letter_off(k, word)), None)
+    return f"; did you mean {close!r}?" if close is not None else ""
+
+
+def _spelling(word: str) -> Any:
+    try:
+        return float(word)
+    except ValueError:
+        return "".join(c for c in word.casefold() if c.isalnum()) or word
+
+
+def _one_letter_off(one: str, other: str) -> bool:
+    if min(len(one), len(other)) < 3 or abs(len(one) - len(other)) > 1 or not (one + other).replace("_", "").isalpha():
+        return False
+    changes = [c for c in difflib.SequenceMatcher(None, one, other).get_opcodes() if c[0] != "equal"]
+    # a letter in front may be a word of its own: moral, amoral
+    return (
+        len(changes) == 1
+        and changes[0][1] > 0
+        and max(changes[0][2] - changes[0][1], changes[0][4] - changes[0][3]) == 1
+    )

@@ -13,6 +13,7 @@ from transformers.utils import logging
 from road_ds.checkpoint import ENGINE, Checkpoint, newest, verify
 from road_ds.config import RoadConfig, validated
 from road_ds.errors import RoadError
+from road_ds.hub import models_below
 from road_ds.log import write_json
 from road_ds.model import MultiTaskModel, build_model, load_tokenizer
 from road_ds.strict_json import load_json
@@ -90,7 +91,11 @@ def read_task(folder: Path) -> Task:
     if not (folder / "config.json").exists():
         raise RoadError(f"{folder}: no config.json: expected an exported model folder (runs/<name>/model/<task>)")
     config = load_json(folder / "config.json")
-    architecture = (config.get("architectures") or ["?"])[0]
+    architecture = (config.get("architectures") or [""])[0]
+    if not architecture:
+        raise RoadError(
+            f"{folder}: its config.json names no architecture: expected a model folder{models_below(folder)}"
+        )
     if architecture.endswith("ForQuestionAnswering"):
         return task_from({"type": "span_qa"}, str(folder))
     names = config.get("id2label") or {}

@@ -20,7 +20,7 @@ from transformers.utils import logging
 from road_ds.config import ModelSpec, nearest
 from road_ds.data.features import Batch, rounded_up
 from road_ds.errors import RoadError
-from road_ds.hub import model_folder, trained_heads
+from road_ds.hub import model_folder, models_below, trained_heads
 from road_ds.objectives import Outputs
 from road_ds.packing import ATTENTION, Packing, unpack_output
 from road_ds.tasks import Task
@@ -177,7 +177,7 @@ def load_tokenizer(spec: ModelSpec) -> Any:
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False)
     except (OSError, ValueError, ImportError) as error:
-        raise RoadError(f"{name}: the tokenizer cannot be loaded: {_first_line(error)}") from None
+        raise RoadError(f"{name}: the tokenizer cannot be loaded: {_first_line(error)}{models_below(folder)}") from None
     if not tokenizer.is_fast:
         raise RoadError(
             f"{name}: the tokenizer has no fast version (tokenizer.json), which gives the character offsets"
@@ -366,4 +366,6 @@ def parameter_count(model: nn.Module) -> int:
 
 
 def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    first, *more = str(error).strip().splitlines() or [type(error).__name__]
+    # what ends in a colon says nothing without what follows
+    return " ".join(" ".join([first, *more]).split())[:300] if first.endswith(":") else first

@@ -48,3 +48,17 @@ HERE = {
     "warmup_steps": "road.warmup",
     "weight_decay": "optimizer.params.weight_decay",
 }
+
+TASK_HERE = {
+    "extractive_question_answering": "span_qa",
+    "multi_class_classification": "classification",
+    "nli": "classification",
+    "paraphrase": "classification",
+    "question_answering": "span_qa",
+    "sentiment": "classification",
+    "sequence_classification": "classification",
+    "single_label_classification": "classification",
+    "text_classification": "classification",
+}
+# Words for what no task here does: none is to be taken for the task that is spelt like it.
+NO_TASK = {"token_classification", "multi_label_classification", "masked_lm", "multiple_choice", "ner", "pos"}

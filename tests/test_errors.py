@@ -2,7 +2,7 @@
 
 import pytest
 
-from road_ds.errors import LINE, LINES, Faults, RoadError
+from road_ds.errors import LINE, LINES, Faults, RoadError, misspelt, nearest
 
 
 def test_a_message_is_bounded_and_cannot_write_to_the_terminal():
@@ -34,3 +34,32 @@ def test_a_lone_fault_is_raised_as_it_was():
     with pytest.raises(RoadError) as raised:
         faults.end()
     assert raised.value is error
+
+
+def test_the_nearest_word():
+    assert nearest("text", ["id", "text_a", "text_b", "label"]) == "; did you mean 'text_a'?"
+    assert nearest("stepz", ["keep", "steps"]) == "; did you mean 'steps'?"
+    assert nearest("x", ["keep", "steps"]) == nearest("", []) == ""
+
+
+@pytest.mark.parametrize(
+    ("value", "known", "meant"),
+    [
+        ("not_entailment", ["entailment", "neutral", "contradiction"], None),
+        ("unacceptable", ["acceptable"], None),
+        ("amoral", ["moral"], None),
+        ("-1", ["0", "1"], None),
+        ("2", ["0", "1"], None),
+        ("no", ["yes", "non"], None),
+        ("A", ["B", "C"], None),
+        ("1.0", ["0", "1"], "1"),
+        ("yess", ["no", "yes"], "yes"),
+        ("Not Duplicate", ["duplicate", "not_duplicate"], "not_duplicate"),
+        ("entailmnet", ["entailments", "entailment"], None),
+        ("entailmant", ["neutral", "entailment"], "entailment"),
+        ("", ["neutral"], None),
+        ("?", ["!", "x"], None),
+    ],
+)
+def test_a_value_of_its_own_is_not_taken_for_another(value, known, meant):
+    assert misspelt(value, known) == (f"; did you mean {meant!r}?" if meant else "")

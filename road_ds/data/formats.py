@@ -126,7 +126,10 @@ def _delimited(source: str, spec: DatasetSpec, delimiter: str, quoting: bool) ->
         else:
             names = fields
             if twice := [name for name, count in Counter(fields).items() if count > 1]:
-                raise RoadError(f"{source}:{number}: the header names column {quote(twice[0])} twice; rename one")
+                raise RoadError(
+                    f"{source}:{number}: the header names column {quote(twice[0])} twice; rename one, or set "
+                    '"header": false if it is a row'
+                )
 
 
 def _unquoted(source: str, delimiter: str) -> Iterator[tuple[int, list[str] | Bad]]:
