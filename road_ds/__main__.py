@@ -11,20 +11,19 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-from road_ds.config import DatasetSpec, load_config, nearest, override, setting, validated
-from road_ds.errors import RoadError, Terminated
+from road_ds.config import DatasetSpec, load_config, override, read_config, setting, validated
+from road_ds.errors import Faults, RoadError, Terminated, nearest, of_file
 from road_ds.log import is_main, quiet_libraries, versions, write_json
 from road_ds.strict_json import half_character, quote
 
 
 def check(options: argparse.Namespace) -> None:
     """Prints the plan of a run."""
-    import torch
-
     from road_ds.check import report
 
-    config, ds = load_config(options.config, options.set)
-    print(report(config, ds, options.gpus or max(1, torch.cuda.device_count())))
+    faults = Faults()
+    config, ds = read_config(options.config, options.set, faults)
+    print(report(config, ds, options.gpus, faults))
 
 
 def teach(options: argparse.Namespace) -> None:
@@ -296,7 +295,7 @@ def parser() -> argparse.ArgumentParser:
         "--gpus",
         type=positive,
         metavar="N",
-        help="number of processes to plan for (default: this machine's GPUs, or 1)",
+        help="plans for so many GPUs (default: for this machine, its CPU where it has none)",
     )
 
     added = command("teach", teach)
@@ -398,13 +397,18 @@ def main(arguments: list[str] | None = None) -> int:
         if is_main():
             print(f"error: {error}", file=sys.stderr)
         return error.code
+    except BrokenPipeError:  # the reader of our output has gone, as `head` does: nobody is left to tell
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141  # as a process that ended on SIGPIPE
+    except OSError as error:
+        if error.filename is None or options.debug:
+            raise
+        print(f"error: {of_file(error)}", file=sys.stderr)
+        return RoadError.code
     except Terminated:
         return 143  # as a process that ended on SIGTERM
     except KeyboardInterrupt:
         return 130  # as a process that ended on SIGINT
-    except BrokenPipeError:  # the reader of our output has gone, as `head` does: nobody is left to tell
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141  # as a process that ended on SIGPIPE
 
 
 if __name__ == "__main__":

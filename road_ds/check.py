@@ -7,13 +7,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from road_ds.config import RoadConfig, fit_batch, fit_optimizer, fit_precision
+from road_ds.config import RoadConfig, fit_buckets, fit_precision
 from road_ds.data.features import FeatureSet
+from road_ds.errors import Faults
 from road_ds.log import counted, table
 from road_ds.model import base_config, check_lengths, fresh_model, load_tokenizer
-from road_ds.objectives import objective_from, teachers_of
-from road_ds.tasks import Task, heads
-from road_ds.train import load_data, plan
+from road_ds.objectives import teachers_of
+from road_ds.tasks import Task
+from road_ds.train import load_data, plan, settle
+
+HALF = (8, 0)  # the compute capability of a GPU that is planned for and is not here
 
 
 @dataclass(frozen=True)
@@ -30,17 +33,27 @@ class DatasetPlan:
     warnings: list[str]
 
 
-def report(config: RoadConfig, ds: dict[str, Any], world_size: int) -> str:
-    """The plan as text: data sets, steps, parameters, memory per GPU, warnings. RoadError for what would stop the run."""
-    capability = torch.cuda.get_device_capability() if torch.cuda.is_available() else None
-    ds = ds | fit_batch(ds, config.passes, world_size)
-    precision = fit_precision(ds, config.precision, "cuda", capability)  # the plan may be for another machine
-    fit_optimizer(ds, "cuda" if capability else "cpu")
-    tasks, objective = heads(config), objective_from(config)
-    tokenizer = load_tokenizer(config.model)
-    settings = base_config(config.model, tokenizer, config.dropout)
-    check_lengths(settings, tasks)
-    train, dev = load_data(config, tasks, tokenizer)
+def report(config: RoadConfig, ds: dict[str, Any], gpus: int | None = None, faults: Faults | None = None) -> str:
+    """The plan as text: data sets, steps, parameters, memory, warnings. RoadError with all that would stop the run.
+
+    gpus: plan for so many GPUs, whatever this machine has (default: this machine); faults: those found so far.
+    """
+    faults = faults or Faults()
+    here = torch.cuda.get_device_capability() if torch.cuda.is_available() else None
+    capability = here or (HALF if gpus else None)
+    world_size = gpus or max(1, torch.cuda.device_count())
+    with faults.caught():
+        on_gpus = fit_precision({**ds}, config.precision, "cuda", here or HALF)
+    this = counted(world_size, "GPU") if capability else counted(world_size, "process", "processes")
+    # "cuda": what does not run on this CPU may run where it is planned for
+    tasks, objective, precision, _ = settle(config, ds, world_size, "cuda", capability, faults)
+    with faults.caught():
+        tokenizer = load_tokenizer(config.model)
+        with faults.caught():
+            settings = base_config(config.model, tokenizer, config.dropout)
+            check_lengths(settings, tasks)
+        train, dev = load_data(config, tasks, tokenizer, faults)
+    faults.end()
     passes, steps = plan(config, ds, train)
     rows = ds["train_batch_size"] // config.passes
     pieces = rows // (ds["train_micro_batch_size_per_gpu"] * world_size)
@@ -68,7 +81,8 @@ def report(config: RoadConfig, ds: dict[str, Any], world_size: int) -> str:
         f"{counted(steps, 'step')} of {counted(config.passes, 'pass', 'passes')} x {rows} rows = {ds['train_batch_size']} rows a step, "
         f"{steps * ds['train_batch_size']:,} in all",
         f"each pass: {counted(pieces, 'micro-batch', 'micro-batches')} of "
-        f"{ds['train_micro_batch_size_per_gpu']} rows on {counted(world_size, 'process', 'processes')}, {precision}",
+        f"{ds['train_micro_batch_size_per_gpu']} rows on {counted(world_size, 'process', 'processes')}, {precision}"
+        + (" (fp16 below compute capability 8.0)" if precision == "bf16" and not here else ""),
         *(
             f"{objective.objective}: {counted(len(names), 'teacher')} of {name}"
             for name, names in teachers_of(objective).items()
@@ -76,8 +90,9 @@ def report(config: RoadConfig, ds: dict[str, Any], world_size: int) -> str:
         f"{settings.model_type}: {encoder / 1e6:.1f} M parameters in the encoder, "
         + ", ".join(f"{count:,} in the head {name}" for name, count in own.items()),
         "",
-        memory_table(encoder + sum(own.values()), world_size, precision),
-        "(weights, gradients and Adam's states; activations come on top and grow with micro-batch x tokens)",
+        memory_table(encoder + sum(own.values()), ds, [(this, world_size, precision), ("8 GPUs", 8, on_gpus)]),
+        "(weights, gradients, Adam's states and ZeRO's bucket of gradients; activations come on top and grow with "
+        "micro-batch x tokens)",
     ]
     warnings = [warning for p in plans for warning in p.warnings]
     return "\n".join([*lines, *(["", "warnings:", *(f"  {warning}" for warning in warnings)] if warnings else [])])
@@ -170,10 +185,21 @@ def readable(size: float) -> str:
     return f"{size / 2**20:.1f} MiB" if size < 2**30 else f"{size / 2**30:.2f} GiB"
 
 
-def memory_table(count: int, world_size: int, precision: str) -> str:
-    """Memory per GPU by ZeRO stage, on this world size and on 8 GPUs."""
-    sizes = sorted({world_size, 8})
-    rows = [
-        (f"ZeRO {stage}", *(readable(memory(count, size, precision)[stage]) for size in sizes)) for stage in range(4)
-    ]
-    return table(rows, ("memory per GPU", *(f"{size} GPU{'s' * (size > 1)}" for size in sizes)))
+def bucket(ds: dict[str, Any], stage: int, parameters: int, precision: str) -> int:
+    """Bytes that ZeRO holds during the backward pass for gradients on their way to the other GPUs."""
+    zero = {**ds.get("zero_optimization", {}), "stage": stage}
+    if stage == 0 or not zero.get("contiguous_gradients", True):
+        return 0
+    elements = fit_buckets({"zero_optimization": zero}, parameters)["zero_optimization"]["reduce_bucket_size"]
+    buffers = 2 if zero.get("overlap_comm") and stage < 3 else 1
+    return int(elements) * buffers * (4 if precision == "fp32" else 2)
+
+
+def memory_table(count: int, ds: dict[str, Any], plans: list[tuple[str, int, str]]) -> str:
+    """Memory per process by ZeRO stage; plans: (what they are called, how many processes, precision), each once."""
+    columns = {f"{name}, {precision}": (size, precision) for name, size, precision in plans}
+    rows = []
+    for stage in range(4):
+        sizes = [memory(count, n, kind)[stage] + bucket(ds, stage, count, kind) for n, kind in columns.values()]
+        rows.append((f"ZeRO {stage}", *map(readable, sizes)))
+    return table(rows, ("memory on each of", *columns))

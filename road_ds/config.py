@@ -3,7 +3,9 @@
 import json
 import math
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
@@ -14,6 +16,7 @@ from pydantic import (
     Field,
     Tag,
     ValidationError,
+    ValidationInfo,
     field_validator,
     model_serializer,
     model_validator,
@@ -21,12 +24,18 @@ from pydantic import (
 
 from road_ds import deepspeed_keys
 from road_ds.data import catalog
-from road_ds.errors import RoadError, nearest
+from road_ds.errors import Faults, RoadError, nearest
 from road_ds.strict_json import half_character, load_json, parse_json, quote
+from road_ds.trainer_words import HERE
 
 NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}")  # it becomes a file name
 
 Model = TypeVar("Model", bound=BaseModel)
+
+
+# A number beyond is a slip, and more than the program can count through.
+Count = Annotated[int, Field(ge=1, le=10**9)]
+Number = Annotated[int, Field(ge=0, le=10**9)]
 
 
 class Strict(BaseModel):
@@ -70,16 +79,16 @@ class DatasetSpec(Strict):
     quoting: bool | None = None
     label_map: dict[str, str] = {}
     drop_labels: list[str] = []
-    skip_bad: Annotated[int, Field(ge=0)] = 0
-    max_rows: Annotated[int, Field(ge=1)] | None = None
-    sample: Annotated[int, Field(ge=1)] | None = None  # so many rows, drawn by `sample_seed`
+    skip_bad: Number = 0
+    max_rows: Count | None = None
+    sample: Count | None = None  # so many rows, drawn by `sample_seed`
     sample_seed: Annotated[int, Field(ge=0)] = 0
     stratified: bool = False  # the sample holds as many rows of each label
     drop_duplicates: bool = False
     negatives: Annotated[float, Field(ge=0, le=1)] = 0.0  # unanswerable copies of so many questions of the train part
     both_orders: bool = False  # a pair trains as (a, b) and as (b, a)
-    history_turns: Annotated[int, Field(ge=0)] = 0
-    context_words: Annotated[int, Field(ge=1)] | None = None
+    history_turns: Number = 0
+    context_words: Count | None = None
 
 
 class ModelSpec(Strict):
@@ -138,14 +147,14 @@ class RoadConfig(Strict):
     datasets: dict[str, DatasetSpec]
     use: list[str] | None = None
     heads: Literal["per_task", "per_dataset"] = "per_task"
-    passes: Annotated[int, Field(ge=1)] = 4
-    steps: Annotated[int, Field(ge=1)] | None = None
-    epochs: Annotated[float, Field(gt=0)] | None = None
-    warmup: Annotated[float, Field(ge=0)] = 0.1
+    passes: Annotated[int, Field(ge=1, le=10_000)] = 4
+    steps: Annotated[int, Field(ge=1, le=10**8)] | None = None
+    epochs: Annotated[float, Field(gt=0, le=1e4)] | None = None
+    warmup: Annotated[float, Field(ge=0, le=1e9)] = 0.1
     schedule: Literal["linear", "cosine", "constant"] = "linear"
     layer_lr_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
     sampling: Sampling = "uniform"
-    length_window: Annotated[int, Field(ge=0)] = 2048
+    length_window: Number = 2048
     padding: Literal["auto", "free", "grouped", "fixed"] = "auto"
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
     compile: bool = False
@@ -155,13 +164,13 @@ class RoadConfig(Strict):
     distill: dict[str, Any] | None = None
     seed: Annotated[int, Field(ge=0)] = 0
     select: Literal["last", "best"] = "last"
-    evaluate_every: Annotated[int, Field(ge=0)] = 0
-    evaluate_batch_size: Annotated[int, Field(ge=1)] = 64
-    log_every: Annotated[int, Field(ge=1)] = 10
-    gradient_cosine_every: Annotated[int, Field(ge=0)] = 0
-    save_every: Annotated[int, Field(ge=0)] = 500
-    keep: Annotated[int, Field(ge=1)] = 2
-    max_skipped_steps: Annotated[int, Field(ge=1)] = 50
+    evaluate_every: Number = 0
+    evaluate_batch_size: Count = 64
+    log_every: Count = 10
+    gradient_cosine_every: Number = 0
+    save_every: Number = 500
+    keep: Count = 2
+    max_skipped_steps: Count = 50
     step_timeout: Annotated[float, Field(gt=0)] = 1800.0
     output: str | None = None
     cache: str = "~/.cache/road_ds"
@@ -184,46 +193,54 @@ class RoadConfig(Strict):
         return value
 
     @model_validator(mode="after")
-    def fits_together(self):
+    def fits_together(self, info: ValidationInfo):
+        if not info.context and (faults := [fault for _, fault in self.unfit()]):
+            raise ValueError("\n".join(faults))
+        return self
+
+    def unfit(self) -> Iterator[tuple[set[str], str]]:
+        """What does not go together, each with the keys that it is about."""
         if (self.steps is None) == (self.epochs is None):
-            raise ValueError("give either steps or epochs, not both and not neither")
+            yield {"steps", "epochs"}, "give either steps or epochs, not both and not neither"
         if self.warmup > 1 and self.warmup != int(self.warmup):
-            raise ValueError(f"warmup {self.warmup} is neither a share (0 to 1) nor a whole number of steps")
-        self._check_use()
+            yield {"warmup"}, f"warmup {self.warmup} is neither a share (0 to 1) nor a whole number of steps"
+        yield from (({"use", "datasets"}, fault) for fault in self._unfit_use())
         for name, spec in self.datasets.items():
             if spec.task not in self.tasks:
-                raise ValueError(
-                    f"datasets.{name}.task is {spec.task!r}, which road.tasks does not define"
-                    f"{nearest(spec.task, self.tasks)}; defined: {', '.join(self.tasks)}"
+                yield (
+                    {"tasks"},
+                    f"datasets.{name}.task is {quote(spec.task)}, which road.tasks does not define"
+                    f"{nearest(spec.task, self.tasks)}; defined: {', '.join(self.tasks)}",
                 )
         for name in self.tasks:
             if not any(spec.task == name for spec in self.datasets.values()):
-                raise ValueError(f"tasks.{name} has no data set: add one to road.datasets or remove the task")
+                yield {"datasets"}, f"tasks.{name} has no data set: add one to road.datasets or remove the task"
         if isinstance(self.sampling, Weights):
             given, known = set(self.sampling.weights), set(self.datasets)
             if given != known:
-                raise ValueError(f"sampling.weights names {sorted(given)}, but road.datasets has {sorted(known)}")
+                yield (
+                    {"sampling", "datasets"},
+                    f"sampling.weights names {sorted(given)}, but road.datasets has {sorted(known)}",
+                )
             if sum(self.sampling.weights.values()) <= 0:
-                raise ValueError("sampling.weights are all zero")
+                yield {"sampling"}, "sampling.weights are all zero"
         if self.select == "best" and not (
-            self.evaluate_every and any(self.datasets[n].dev for n in self.use or self.datasets)
+            self.evaluate_every and any(self.datasets[n].dev for n in self.use or self.datasets if n in self.datasets)
         ):
-            raise ValueError(
-                'select "best" chooses among the evaluations of a run: set evaluate_every, and give a data set a dev part'
+            yield (
+                {"select", "evaluate_every", "use", "datasets"},
+                'select "best" chooses among the evaluations of a run: set evaluate_every, and give a data set a dev part',
             )
-        return self
 
-    def _check_use(self) -> None:
-        if self.use is None:
-            return
-        for name in self.use:
+    def _unfit_use(self) -> Iterator[str]:
+        for name in self.use or ():
             if name not in self.datasets:
-                raise ValueError(
+                yield (
                     f"use names {quote(name)}, which is no data set{nearest(name, self.datasets)}; "
                     f"road.datasets has {', '.join(self.datasets)}"
                 )
-        if not self.use or len(set(self.use)) != len(self.use):
-            raise ValueError(f"use: got {self.use}; expected one or more data sets, each once; leave it out for all")
+        if self.use is not None and (not self.use or len(set(self.use)) != len(self.use)):
+            yield f"use: got {self.use}; expected one or more data sets, each once; leave it out for all"
 
     def narrowed(self) -> "RoadConfig":
         """The same settings with only the data sets that `use` names, in the file's order, and their tasks."""
@@ -233,7 +250,7 @@ class RoadConfig(Strict):
         tasks = {name: task for name, task in self.tasks.items() if any(s.task == name for s in datasets.values())}
         sampling = self.sampling
         if isinstance(sampling, Weights):
-            sampling = Weights(weights={name: sampling.weights[name] for name in datasets})
+            sampling = Weights(weights={name: weight for name, weight in sampling.weights.items() if name in datasets})
             if not any(sampling.weights.values()):
                 raise RoadError(f"road.sampling.weights are all zero for the data sets that road.use names: {self.use}")
         distill = self.distill
@@ -255,17 +272,46 @@ def validated(model: type[Model], data: Any, where: str) -> Model:
     try:
         return model.model_validate(data)
     except ValidationError as error:
-        described: dict[str, list[str]] = {}  # key -> what is wrong with it, once per allowed type
-        for detail in error.errors():
-            path = _keys(detail, data)
-            fault = _fault(model, detail, path)
-            faults = described.setdefault(".".join(path), [])
-            faults.append(fault.split("; ", 1)[-1] if faults and fault.startswith("got ") else fault)
-        between = ": " if where.endswith(".json") else "."
-        lines = [
-            f"{where}{key and between + key}: {' or '.join(dict.fromkeys(faults))}" for key, faults in described.items()
-        ]
-        raise RoadError("\n".join(lines)) from None
+        raise RoadError(_described(model, data, error, where)) from None
+
+
+def _described(model: type[BaseModel], data: Any, error: ValidationError, where: str) -> str:
+    described: dict[str, list[str]] = {}  # key -> what is wrong with it, once per allowed type
+    for detail in error.errors():
+        path = _keys(detail, data)
+        fault = _fault(model, detail, path)
+        faults = described.setdefault(".".join(path), [])
+        faults.append(fault.split("; ", 1)[-1] if faults and fault.startswith("got ") else fault)
+    between = ": " if where.endswith(".json") else "."
+    return "\n".join(
+        f"{where}{key and between + key}: {line}"
+        for key, faults in described.items()
+        for line in " or ".join(dict.fromkeys(faults)).split("\n")
+    )
+
+
+def sound(
+    model: type[Model], data: Any, where: str, faults: Faults, entries: tuple[str, ...] = ()
+) -> tuple[Model | None, set[str]]:
+    """`data` as a `model` without what does not hold, which `faults` collects, and the keys that it was under.
+
+    None where the rest is no such model either. entries: the blocks of named entries, which lose only the faulty ones.
+    """
+    context = {"parts": True}
+    try:
+        return model.model_validate(data, context=context), set()
+    except ValidationError as error:
+        faults.add(_described(model, data, error, where))
+        paths = [path for detail in error.errors() if (path := _keys(detail, data))]
+    left = dict(data) if isinstance(data, dict) else {}
+    left |= {key: {**left[key]} for key in entries if isinstance(left.get(key), dict)}
+    for key, *inner in paths:
+        block, name = (left.get(key, {}), inner[0]) if key in entries and inner else (left, key)
+        block.pop(name, None)
+    lacking = {path[0] for path in paths}
+    with suppress(ValidationError):
+        return model.model_validate(left, context=context), lacking
+    return None, lacking
 
 
 def _keys(detail: Any, data: Any) -> list[str]:
@@ -281,7 +327,9 @@ def _keys(detail: Any, data: Any) -> list[str]:
 def _fault(model: type[BaseModel], detail: Any, path: list[str]) -> str:
     message = detail["msg"][0].lower() + detail["msg"][1:]
     if detail["type"] == "extra_forbidden":
-        return f"unknown key{nearest(path[-1], _known_keys(model, path[:-1]))}"
+        if model is RoadConfig and path[-1] in deepspeed_keys.Engine.model_fields and path[-1] not in HERE:
+            return 'unknown key; it belongs beside the "road" block, not inside'
+        return f"unknown key{_meant(path[-1], _known_keys(model, path[:-1]))}"
     if detail["type"] == "missing":
         about = model.model_fields[path[-1]].description if path[-1] in model.model_fields else None
         return f"is required ({about})" if about else "is required"
@@ -290,6 +338,10 @@ def _fault(model: type[BaseModel], detail: Any, path: list[str]) -> str:
     if detail["type"] in ("model_type", "dict_type"):
         message = "expected a block { }"
     return f"got {quote(detail['input'])}; {message}"
+
+
+def _meant(key: str, known: Iterable[str]) -> str:
+    return f"; here it is {HERE[key]}" if key in HERE else nearest(key, known)
 
 
 def _known_keys(model: type[BaseModel], path: list[str]) -> list[str]:
@@ -342,6 +394,16 @@ def load_config(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -
     `road.output` is filled in as `runs/<config name>`, and `road.use` applied. Raises RoadError for anything that does not hold; sizes that
     depend on the number of processes or the device are fitted later, by `fit_batch`, `fit_precision` and `fit_optimizer`.
     """
+    faults = Faults()
+    config, ds = read_config(path, overrides, faults)
+    faults.end()
+    return config, ds
+
+
+def read_config(
+    path: str | Path, overrides: list[str] | tuple[str, ...], faults: Faults
+) -> tuple[RoadConfig, dict[str, Any]]:
+    """As `load_config`, with the faults collected and what is left without the faulty parts, to be looked at further."""
     if half_character(str(path)) is not None:
         raise RoadError(f"{quote(str(path))}: the path is not UTF-8: rename the file or folder")
     data = load_json(path)
@@ -349,53 +411,85 @@ def load_config(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -
         raise RoadError(f'{path}: expected an object with DeepSpeed\'s keys and a "road" block')
     for assignment in overrides:
         override(data, assignment)
+    for key in unwritable(data):
+        faults.add(f"{path}: {key}: holds a NUL or half a character, which no file or folder can have in its name")
+    faults.end()
     road = data.pop("road", None)
     if road is None:
         raise RoadError(f'{path}: has no "road" block (model, tasks, datasets, steps ...){nearest("road", data)}')
-    for key in data:
-        if key in deepspeed_keys.REFUSED:
-            raise RoadError(f"{path}: {key}: {deepspeed_keys.REFUSED[key]}")
-        if key in RoadConfig.model_fields and key not in deepspeed_keys.Engine.model_fields:
-            raise RoadError(f'{path}: {key}: belongs inside the "road" block')
+    for key in [*data]:
+        if fault := deepspeed_keys.misplaced(key, RoadConfig.model_fields):
+            faults.add(f"{path}: {key}: {fault}")
+            del data[key]
     try:
         road = catalog.expand(road) if isinstance(road, dict) else road
     except RoadError as error:
-        raise RoadError(f"{path}: road.{error}") from None
-    config = validated(RoadConfig, road, f"{path}: road").narrowed()
-    check_engine(data, str(path))
+        faults.add(f"{path}: road.{error}")
+    config, lacking = sound(RoadConfig, road, f"{path}: road", faults, ("datasets", "tasks"))
+    if config is None:
+        raise faults.all()
+    for keys, fault in config.unfit():
+        if not keys & lacking:
+            faults.add(f"{path}: road: {fault}")
+    with faults.caught():
+        config = config.narrowed()
+    check_engine(data, str(path), faults)
     output = str(Path(config.output or f"runs/{Path(path).stem}").expanduser())
     return config.model_copy(update={"output": output}), data
 
 
-def check_engine(ds: dict[str, Any], where: str) -> None:
-    """RoadError for an unknown key or a value that does not hold in DeepSpeed's part, inside its blocks too."""
-    validated(deepspeed_keys.Engine, ds, where)
-    for block, model in deepspeed_keys.own_models().items():
-        if block in ds:
-            enabled, stage = ds[block].get("enabled", False), ds[block].get("stage", 0)
-            if not isinstance(enabled, bool):
-                raise RoadError(f"{where}: {block}.enabled: got {quote(enabled)}; input should be true or false")
-            if isinstance(stage, bool) or stage not in (0, 1, 2, 3):
-                raise RoadError(f"{where}: {block}.stage: got {quote(stage)}; allowed: 0, 1, 2, 3")
-            validated(model, ds[block], f"{where}: {block}")
-    if "optimizer" not in ds:
-        return
-    name, params = ds["optimizer"]["type"], ds["optimizer"].get("params", {})
+def unwritable(value: Any, key: str = "") -> Iterator[str]:
+    """The keys under which a text stands that neither a path nor UTF-8 can hold."""
+    if isinstance(value, str) and re.search("[\0\ud800-\udfff]", value):
+        yield quote(key)[1:-1]
+    if isinstance(value, dict | list):
+        for name, inner in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from unwritable(inner, f"{key}.{name}" if key else str(name))
+            yield from unwritable(name, f"{key}.{name}" if key else str(name))
+
+
+def check_engine(ds: dict[str, Any], where: str, faults: Faults) -> None:
+    """Collects unknown keys and values that do not hold in DeepSpeed's part, inside its blocks too, and takes them out."""
+    for key in sound(deepspeed_keys.Engine, ds, where, faults)[1]:
+        ds.pop(key, None)
+    checks: dict[str, Callable[[dict[str, Any], str], None]] = {
+        block: partial(_check_block, model) for block, model in deepspeed_keys.own_models().items()
+    }
+    for key, check in {**checks, "optimizer": _check_optimizer}.items():
+        if key in ds:
+            try:
+                check(ds[key], f"{where}: {key}")
+            except RoadError as error:
+                faults.add(str(error))
+                del ds[key]
+
+
+def _check_block(model: type[BaseModel], block: dict[str, Any], where: str) -> None:
+    enabled, stage = block.get("enabled", False), block.get("stage", 0)
+    if not isinstance(enabled, bool):
+        raise RoadError(f"{where}.enabled: got {quote(enabled)}; input should be true or false")
+    if isinstance(stage, bool) or stage not in (0, 1, 2, 3):
+        raise RoadError(f"{where}.stage: got {quote(stage)}; allowed: 0, 1, 2, 3")
+    validated(model, block, where)
+
+
+def _check_optimizer(block: dict[str, Any], where: str) -> None:
+    name, params = block["type"], block.get("params", {})
     known = deepspeed_keys.optimizers()
     kind = known.get(name) or known.get(name.lower())
     if kind is None:
-        raise RoadError(
-            f"{where}: optimizer.type: got {quote(name)}{nearest(name, known)}; allowed: {', '.join(known)}"
-        )
+        raise RoadError(f"{where}.type: got {quote(name)}{nearest(name, known)}; allowed: {', '.join(known)}")
     keys = deepspeed_keys.optimizer_keys(kind, params)
+    faults = Faults()
     for key in params:
         if key not in keys:
-            raise RoadError(f"{where}: optimizer.params.{key}: unknown key of {name}{nearest(key, keys)}")
+            faults.add(f"{where}.params.{key}: unknown key of {name}{_meant(key, keys)}")
     lr = params.get("lr")
     if not isinstance(lr, int | float) or isinstance(lr, bool) or not 0 < lr < float("inf"):
-        raise RoadError(f"{where}: optimizer.params.lr: got {quote(lr)}; input should be a number above 0")
-    if fault := deepspeed_keys.optimizer_fault(kind, params):
-        raise RoadError(f"{where}: optimizer.params: {name} does not take {quote(params, 200)}: {fault}")
+        faults.add(f"{where}.params.lr: got {quote(lr)}; input should be a number above 0")
+    elif fault := deepspeed_keys.optimizer_fault(kind, params):
+        faults.add(f"{where}.params: {name} does not take {quote(params, 200)}: {fault}")
+    faults.end()
 
 
 def fit_batch(ds: dict[str, Any], passes: int, world_size: int) -> dict[str, int]:

@@ -2,6 +2,7 @@
 
 import inspect
 import os
+from collections.abc import Container
 from functools import cache
 from typing import Annotated, Any, Literal
 
@@ -100,6 +101,12 @@ class Engine(Block):
     timers: Settings = {}
     log_level: str = "warning"
     disable_python_gc: bool = False
+
+
+def misplaced(key: str, own: Container[str]) -> str:
+    """Why a key cannot stand among DeepSpeed's; `own`: those of the "road" block. Nothing where it can."""
+    inside = 'belongs inside the "road" block' if key in own and key not in Engine.model_fields else ""
+    return REFUSED.get(key, inside)
 
 
 @cache

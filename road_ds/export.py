@@ -16,6 +16,7 @@ from transformers.utils import logging
 from road_ds.checkpoint import ENGINE, Checkpoint, newest, verify, without_code
 from road_ds.config import RoadConfig, validated
 from road_ds.errors import RoadError
+from road_ds.hub import models_below
 from road_ds.log import write_json
 from road_ds.model import MultiTaskModel, build_model, load_tokenizer
 from road_ds.pretrained import written_head
@@ -138,7 +139,11 @@ def read_task(folder: Path) -> Task:
     if not (folder / "config.json").exists():
         raise RoadError(f"{folder}: no config.json: expected an exported model folder (runs/<name>/model/<task>)")
     architectures, labels = written_head(folder)
-    architecture = next(iter(architectures), "?")
+    architecture = next(iter(architectures), "")
+    if not architecture:
+        raise RoadError(
+            f"{folder}: its config.json names no architecture: expected a model folder{models_below(folder)}"
+        )
     if architecture.endswith("ForQuestionAnswering"):
         return task_from({"type": "span_qa"}, str(folder))
     if architecture.endswith("ForSequenceClassification") and len(labels) > 1:

@@ -86,12 +86,21 @@ def model_folder(name: str, *, weights: bool = True) -> Path:
         there = folder.is_dir()
         whole = (folder / "config.json").exists() or (folder / "tokenizer_config.json").exists()
     if there and not whole:
-        raise RoadError(f"{name}: the folder holds no config.json: expected a Hugging Face model folder")
+        raise RoadError(
+            f"{name}: the folder holds no config.json: expected a Hugging Face model folder{models_below(folder)}"
+        )
     if there:
         return folder
     if not HUB_NAME.fullmatch(name):
         raise RoadError(f"{name}: no such folder, and not a hub name (org/name): check the path")
     return _download(name, weights)
+
+
+def models_below(folder: Path) -> str:
+    """Which folders inside hold a model, for an error about one that does not."""
+    weights = sorted(file for depth in ("*", "*/*") for file in folder.glob(f"{depth}/model*.safetensors"))
+    found = list(dict.fromkeys(str(file.parent) for file in weights if (file.parent / "config.json").exists()))
+    return f"; there is {'one' if len(found) == 1 else 'a model each'} in {', '.join(found[:8])}" if found else ""
 
 
 def _download(name: str, weights: bool) -> Path:

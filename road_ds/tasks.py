@@ -13,13 +13,14 @@ from pydantic import Field, field_validator, model_validator
 from transformers import AutoModelForQuestionAnswering, AutoModelForSequenceClassification
 
 from road_ds import metrics
-from road_ds.config import RoadConfig, Strict, nearest, validated
+from road_ds.config import Count, RoadConfig, Strict, sound, validated
 from road_ds.data.features import IGNORED, Batch, Feature
 from road_ds.data.readers import Example
-from road_ds.errors import RoadError
+from road_ds.errors import Faults, RoadError, misspelt, nearest
 from road_ds.objectives import Outputs
 from road_ds.spans import Answered, PairTemplate, answer, token_range, trimmed, windows
 from road_ds.strict_json import quote
+from road_ds.trainer_words import NO_TASK, TASK_HERE
 
 FLOAT32 = float(np.finfo(np.float32).max)
 NO_SPAN = 1e9  # by how much "no answer" wins where a context has no tokens
@@ -32,7 +33,7 @@ class Task(Strict):
     """What a task answers. Subclasses are the settings too: one block of `road.tasks`."""
 
     type: str
-    max_length: Annotated[int, Field(ge=8)] = 128
+    max_length: Annotated[int, Field(ge=8, le=10**6)] = 128
 
     model: ClassVar[Any]
     headline: ClassVar[str]
@@ -47,6 +48,10 @@ class Task(Strict):
     def labelled(self, example: Example) -> bool:
         """Whether an example can be trained on and scored."""
         return example.label is not None
+
+    def lacking(self, example: Example) -> str:
+        """What an example that is not labelled lacks, in words, and the setting that names its column."""
+        return "label (columns.label)"
 
     def encode(self, examples: Sequence[Example], tokenizer: Any, first: int = 0) -> Iterator[Feature]:
         """The features of examples, the first of which has the number `first`. RoadError for a label that is not allowed."""
@@ -90,11 +95,11 @@ class SpanQA(Task):
     """
 
     type: Literal["span_qa"]
-    max_length: Annotated[int, Field(ge=16)] = 384
-    doc_stride: Annotated[int, Field(ge=1)] = 128
-    max_question_length: Annotated[int, Field(ge=1)] = 64
-    max_answer_length: Annotated[int, Field(ge=1)] = 30
-    n_best: Annotated[int, Field(ge=1)] = 20
+    max_length: Annotated[int, Field(ge=16, le=10**6)] = 384
+    doc_stride: Count = 128
+    max_question_length: Count = 64
+    max_answer_length: Count = 30
+    n_best: Count = 20
     null_threshold: float = 0.0
 
     model: ClassVar[Any] = AutoModelForQuestionAnswering
@@ -116,6 +121,9 @@ class SpanQA(Task):
 
     def labelled(self, example):
         return example.answers is not None and example.text_b is not None
+
+    def lacking(self, example):
+        return "context (columns.text_b)" if example.text_b is None else "answers (columns.answers)"
 
     def encode(self, examples, tokenizer, first=0):
         template = PairTemplate.of(tokenizer)
@@ -266,7 +274,7 @@ class Classification(TextTask):
         except ValueError:
             raise RoadError(
                 f"{example.where}: label {example.label!r} is none of the task's labels ({', '.join(self.labels)})"
-                f"{nearest(str(example.label), self.labels)}; rename it with label_map, or leave such rows out with drop_labels"
+                f"{misspelt(str(example.label), self.labels)}; rename it with label_map, or leave such rows out with drop_labels"
             ) from None
 
     def predict(self, examples, features, logits):
@@ -336,10 +344,18 @@ TASKS: dict[str, type[Task]] = {"span_qa": SpanQA, "classification": Classificat
 
 def task_from(settings: Any, where: str) -> Task:
     """The task that a block of settings describes. RoadError for an unknown type or setting."""
+    return validated(_kind(settings, where), settings, where)
+
+
+def _kind(settings: Any, where: str) -> type[Task]:
     kind = settings.get("type") if isinstance(settings, dict) else None
     if not isinstance(kind, str) or kind not in TASKS:
-        raise RoadError(f"{where}.type: got {quote(kind)}; allowed: {', '.join(TASKS)}{nearest(str(kind), TASKS)}")
-    return validated(TASKS[kind], settings, where)
+        if isinstance(kind, str) and kind in TASK_HERE:
+            meant = f"; here it is {TASK_HERE[kind]}"
+        else:
+            meant = "" if str(kind) in NO_TASK else nearest(str(kind), TASKS)
+        raise RoadError(f"{where}.type: got {quote(kind)}; allowed: {', '.join(TASKS)}{meant}")
+    return TASKS[kind]
 
 
 def label_names(task: Task) -> list[str] | None:
@@ -347,7 +363,18 @@ def label_names(task: Task) -> list[str] | None:
     return getattr(task, "labels", None)
 
 
-def heads(config: RoadConfig) -> dict[str, Task]:
-    """The heads of a run, by name: one per task, or one per data set."""
-    tasks = {name: task_from(settings, f"road.tasks.{name}") for name, settings in config.tasks.items()}
-    return {config.head_of(name): tasks[spec.task] for name, spec in config.datasets.items()}
+def heads(config: RoadConfig, faults: Faults | None = None) -> dict[str, Task]:
+    """The heads of a run, by name: one per task, or one per data set. RoadError with the faults of all tasks.
+
+    faults: collects them instead; tasks then come without the settings that do not hold, or not at all.
+    """
+    found = faults or Faults()
+    tasks: dict[str, Task] = {}
+    for name, settings in config.tasks.items():
+        with found.caught():
+            where = f"road.tasks.{name}"
+            task, _ = sound(_kind(settings, where), settings, where, found)
+            tasks |= {name: task} if task else {}
+    if faults is None:
+        found.end()
+    return {config.head_of(name): tasks[spec.task] for name, spec in config.datasets.items() if spec.task in tasks}

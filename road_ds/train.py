@@ -26,7 +26,7 @@ from road_ds.config import RoadConfig, fit_batch, fit_buckets, fit_optimizer, fi
 from road_ds.data.batches import Padding
 from road_ds.data.features import FeatureSet, load_features
 from road_ds.data.passes import Passes, draw_weights
-from road_ds.errors import RankError, RoadError, Terminated
+from road_ds.errors import Faults, RankError, RoadError, Terminated
 from road_ds.hub import trained_heads
 from road_ds.log import counted, is_main, plot_curves, quiet_libraries, say, spared_output, table, versions, warn
 from road_ds.loop import fit
@@ -135,16 +135,11 @@ def run(
     import deepspeed
 
     began = time.monotonic()
-    tasks, objective = heads(config), objective_from(config)
-    ds |= fit_batch(ds, config.passes, ranks.world_size)
+    faults = Faults()
     capability = torch.cuda.get_device_capability() if ranks.device.type == "cuda" else None
-    precision = fit_precision(ds, config.precision, ranks.device.type, capability)
-    filled = fit_optimizer(ds, ranks.device.type)
-    if config.gradient_cosine_every and ds["zero_optimization"]["stage"] == 3:
-        raise RoadError(
-            "road.gradient_cosine_every: not under ZeRO 3, whose weights are partitioned: use zero_optimization.stage 2 "
-            "or less, or 0 here"
-        )
+    settled = settle(config, ds, ranks.world_size, ranks.device.type, capability, faults)
+    faults.end()
+    tasks, objective, precision, filled = settled
     for note in surroundings.notes():
         warn(note)
 
@@ -282,16 +277,52 @@ def highest(folder: RunFolder, metric: str) -> dict[str, Any]:
     return {"metric": metric, "value": value, "step": step}
 
 
+def settle(
+    config: RoadConfig,
+    ds: dict[str, Any],
+    world_size: int,
+    device: str,
+    capability: tuple[int, int] | None,
+    faults: Faults,
+) -> tuple[dict[str, Task], Any, str, list[str]]:
+    """Heads, objective, precision, and a line for each setting filled into `ds`, whose sizes are fitted; what does not
+    hold is collected and left out."""
+    objective, precision, filled = None, "fp32", []
+    tasks = heads(config, faults)
+    with faults.caught():
+        objective = objective_from(config)
+    if "train_batch_size" in ds:
+        with faults.caught():
+            ds |= fit_batch(ds, config.passes, world_size)
+    with faults.caught():
+        precision = fit_precision(ds, config.precision, device, capability)
+    with faults.caught():
+        filled = fit_optimizer(ds, device)
+    if config.gradient_cosine_every and ds["zero_optimization"]["stage"] == 3:
+        faults.add(
+            "road.gradient_cosine_every: not under ZeRO 3, whose weights are partitioned: use zero_optimization.stage 2 "
+            "or less, or 0 here"
+        )
+    return tasks, objective, precision, filled
+
+
 def load_data(
-    config: RoadConfig, tasks: dict[str, Task], tokenizer: Any, verify: bool = True
+    config: RoadConfig, tasks: dict[str, Task], tokenizer: Any, faults: Faults | None = None, verify: bool = True
 ) -> tuple[dict[str, FeatureSet], dict[str, FeatureSet]]:
-    """The features of every data set's train part, and of the dev parts that are given."""
-    train, dev = {}, {}
+    """The features of every data set's train part, and of the dev parts that are given. All faults are raised together,
+    or collected in `faults`."""
+    own, train, dev = faults or Faults(), {}, {}
     for name, spec in config.datasets.items():
-        task = tasks[config.head_of(name)]
-        train[name] = load_features(name, "train", spec, task, tokenizer, config.cache, verify)
+        task = tasks.get(config.head_of(name))
+        if task is None:
+            continue
+        with own.caught():
+            train[name] = load_features(name, "train", spec, task, tokenizer, config.cache, verify)
         if spec.dev is not None:
-            dev[name] = load_features(name, "dev", spec, task, tokenizer, config.cache, verify)
+            with own.caught():
+                dev[name] = load_features(name, "dev", spec, task, tokenizer, config.cache, verify)
+    if faults is None:
+        own.end()
     return train, dev
 
 

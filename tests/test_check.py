@@ -6,10 +6,10 @@ import tracemalloc
 
 import pytest
 import torch
-from runs import tiny_config
+from runs import error_of, tiny_config
 from transformers import AutoModelForQuestionAnswering, ElectraConfig
 
-from road_ds.check import memory, parameters, report, shared_texts
+from road_ds.check import bucket, memory, parameters, report, shared_texts
 from road_ds.config import load_config
 from road_ds.data.passes import Passes
 from road_ds.data.readers import Example
@@ -21,7 +21,7 @@ from road_ds.tasks import heads
 def pairs(tmp_path, config_file):
     """A configuration over classification rows written here, and the plan it gives."""
 
-    def plan(train, dev=None, world_size=1, spec=None, batch=12, **road) -> str:
+    def plan(train, dev=None, gpus=1, spec=None, batch=12, stage=0, **road) -> str:
         datasets = {}
         for name, rows in train.items():
             datasets[name] = {"task": "pairs", "train": str(tmp_path / f"{name}.train.jsonl"), **(spec or {})}
@@ -33,7 +33,8 @@ def pairs(tmp_path, config_file):
         config = tiny_config(**{"tasks": {"pairs": task}, "datasets": datasets, "passes": 2, **road})
         config["train_batch_size"] = batch
         config["train_micro_batch_size_per_gpu"] = 2
-        return report(*load_config(config_file(config)), world_size)
+        config["zero_optimization"]["stage"] = stage
+        return report(*load_config(config_file(config)), gpus)
 
     return plan
 
@@ -76,7 +77,7 @@ def test_epochs_are_those_of_the_rows_that_will_be_drawn(pairs):
 
 
 def test_processes_divide_a_pass(pairs):
-    assert "each pass: 1 micro-batch of 2 rows on 3 processes" in pairs({"a": rows(30)}, world_size=3)
+    assert "each pass: 1 micro-batch of 2 rows on 3 processes" in pairs({"a": rows(30)}, gpus=3)
 
 
 def test_memory_by_hand():
@@ -99,7 +100,81 @@ def test_parameters_are_those_of_the_model(pairs, config_file):
     plan = pairs({"a": rows(30)})
     count = encoder + 1056 + 66
     assert f"{encoder / 1e6:.1f} M parameters in the encoder, 1,122 in the head pairs" in plan
-    assert re.search(rf"ZeRO 3 +{count * 16 / 2**20:.1f} MiB +{count * 16 / 8 / 2**20:.1f} MiB", plan)
+    # beside the model, ZeRO's bucket of gradients: one element of 4 bytes a parameter
+    assert re.search(rf"ZeRO 0 +{count * 16 / 2**20:.1f} MiB +{count * 16 / 2**20:.1f} MiB", plan)
+    assert re.search(rf"ZeRO 3 +{count * 20 / 2**20:.1f} MiB +{count * (16 / 8 + 4) / 2**20:.1f} MiB", plan)
+
+
+def test_gpus_that_are_not_here_run_half_precision(pairs):
+    """8 GPUs under ZeRO 1: 2 + 2 + 12 / 8 bytes a parameter and a bucket of 2, of 16 in all under ZeRO 0."""
+    elsewhere = pairs({"a": rows(30)}, gpus=8, batch=32, stage=1, precision="auto")
+    assert "on 8 processes, bf16 (fp16 below compute capability 8.0)" in elsewhere
+    here = pairs({"a": rows(30)}, gpus=None, precision="auto")
+    assert "on 1 process, fp32\n" in here
+    for plan, header in ((elsewhere, ["8 GPUs, bf16"]), (here, ["1 process, fp32", "8 GPUs, bf16"])):
+        table = plan[plan.index("memory on each of") :].splitlines()
+        assert re.split(" {2,}", table[0]) == ["memory on each of", *header]
+        of_8_gpus = [float(line.split()[-2]) for line in table[2:4]]  # MiB, ZeRO 0 and 1
+        assert of_8_gpus[1] == pytest.approx(of_8_gpus[0] * 7.5 / 16, abs=0.08)
+    assert "on 8 processes, fp32\n" in pairs({"a": rows(30)}, gpus=8, batch=32, precision="fp32")
+
+
+def test_zeros_bucket_by_hand():
+    """Elements of 4 or 2 bytes: as many as the model has parameters, or what the file says; two where they overlap."""
+    assert [bucket({}, stage, 10**6, "bf16") for stage in range(4)] == [0, 2e6, 2e6, 2e6]
+    assert bucket({}, 1, 10**9, "fp32") == 5e8 * 4
+    zero = {"reduce_bucket_size": 1e3, "overlap_comm": True, "stage": 0}
+    assert [bucket({"zero_optimization": zero}, stage, 10**6, "fp32") for stage in range(4)] == [0, 8e3, 8e3, 4e3]
+    assert bucket({"zero_optimization": {"contiguous_gradients": False}}, 2, 10**6, "fp32") == 0
+
+
+def test_all_faults_are_printed_at_once(tmp_path, config_file, command):
+    """Fourteen data sets with faults of files, columns and labels, under a configuration with faults of its own."""
+    good = [{"premise": f"p {i}", "hypothesis": "h", "label": "yes"} for i in range(12)]
+    files = {
+        **{f"good{i}": good for i in range(6)},
+        "label": [*good, {"premise": "p", "hypothesis": "h", "label": "yess"}],
+        "columns": [{"words": "w", "label": "yes"}],
+        "unlabelled": [{"premise": "p", "hypothesis": "h"}],
+        "empty": [],
+        "null": [{"premise": "p", "hypothesis": "h", "label": None}],
+    }
+    for name, lines in files.items():
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (tmp_path / "malformed.jsonl").write_text('{"premise": 1\n')
+    (tmp_path / "head.tsv").write_text("yes\tthis is text\nno\tother text\n")
+    paths = {name: f"{name}.jsonl" for name in [*files, "none", "malformed"]} | {"head": "head.tsv"}
+    datasets = {name: {"task": "pairs", "train": str(tmp_path / path)} for name, path in paths.items()}
+    datasets["good0"]["dev"] = str(tmp_path / "null.jsonl")
+    datasets["good1"]["max_row"] = 3
+    task = {"type": "classification", "labels": ["no", "yes"], "max_length": 32}
+    config = tiny_config(tasks={"pairs": task}, datasets=datasets)
+    file = config_file(config, "alone")
+    alone = error_of(command("check", file, "--set", 'road.use=["label"]'))  # the key of good1, and the label
+    assert len(alone.splitlines()) == 2
+    task["max_seq_length"] = 9
+    config |= {"gradient_cliping": 1, "train_micro_batch_size_per_gpu": 3}
+    config["road"] |= {"learning_rate": 1, "select": "best"}
+    config["road"]["tasks"]["spare"] = {"type": "token_classification"}
+    lines = error_of(command("check", config_file(config))).splitlines()
+    expected = [
+        "road.datasets.good1.max_row: unknown key; did you mean 'max_rows'?",
+        "road.learning_rate: unknown key; here it is optimizer.params.lr",
+        "gradient_cliping: unknown key",
+        "road.tasks.pairs.max_seq_length: unknown key; here it is road.tasks.TASK.max_length",
+        "road.tasks.spare.type: got 'token_classification'",
+        "train_micro_batch_size_per_gpu 3 x 1 processes does not divide",
+        "label.jsonl:13: label 'yess'",
+        "columns.jsonl:1: no column",
+        "malformed.jsonl:1: malformed JSON",
+        "none.jsonl: no such file",
+        "head.tsv",
+        "empty.jsonl: the data set is empty",
+        "unlabelled.jsonl:1: the row has no label",
+        "null.jsonl:1: column 'label' (columns.label) is null",
+    ]
+    assert [sum(part in line for line in lines) for part in expected] == [1] * len(expected)
+    assert len(lines) == len(expected)
 
 
 def test_warnings(pairs):

@@ -1,14 +1,18 @@
 """A run's file: what is wrong in it is named, with the key, the value and what would be right."""
 
+import inspect
 import json
 
 import pytest
+import torch
 from runs import run_python, tiny_config
 
-from road_ds.config import fit_batch, fit_buckets, fit_optimizer, fit_precision, load_config
+from road_ds.config import DatasetSpec, RoadConfig, fit_batch, fit_buckets, fit_optimizer, fit_precision, load_config
+from road_ds.deepspeed_keys import Engine
 from road_ds.errors import RoadError
 from road_ds.surroundings import exported_by_launcher, stale_locks
-from road_ds.tasks import heads
+from road_ds.tasks import TASKS, heads
+from road_ds.trainer_words import HERE, TASK_HERE
 
 
 def put(config: dict, path: str, value) -> dict:
@@ -105,6 +109,25 @@ WRONG = [
     ("road/tasks/qa/max_length", 20, "road.tasks.qa: max_length 20 leaves no room for a context"),
     ("road/tasks/inference/labels", ["a", "a"], "road.tasks.inference.labels: expected two or more different label names"),
     ("road/tasks/inference/labels", [0, "b"], "road.tasks.inference.labels.0: got 0; input should be a valid string"),
+    ("road/learning_rate", 1e-4, "road.learning_rate: unknown key; here it is optimizer.params.lr"),
+    ("learning_rate", 1e-4, "learning_rate: unknown key; here it is optimizer.params.lr"),
+    ("optimizer/params/learning_rate", 1e-4, "optimizer.params.learning_rate: unknown key of SGD; here it is optimizer.params.lr"),
+    ("road/num_train_epochs", 3, "road.num_train_epochs: unknown key; here it is road.epochs"),
+    ("road/per_device_train_batch_size", 8, "road.per_device_train_batch_size: unknown key; here it is train_micro_batch"),
+    ("road/weight_decay", 0.1, "road.weight_decay: unknown key; here it is optimizer.params.weight_decay"),
+    ("road/tasks/qa/max_seq_length", 384, "road.tasks.qa.max_seq_length: unknown key; here it is road.tasks.TASK.max_length"),
+    ("road/fp16", True, 'road.fp16: unknown key; here it is road.precision "fp16"'),
+    ("road/train_batch_size", 8, 'road.train_batch_size: unknown key; it belongs beside the "road" block, not inside'),
+    ("road/datasets/places/columns/text", "q", "road.datasets.places.columns.text: unknown key; did you mean 'text_a'?"),
+    ("road/tasks/qa/type", "token_classification", "road.tasks.qa.type: got 'token_classification'; allowed: span_qa, classification, regression"),
+    ("road/tasks/qa/type", "question_answering", "road.tasks.qa.type: got 'question_answering'; allowed: span_qa, classification, regression; here it is span_qa"),
+    ("road/steps", 10**30, "road.steps: got 1000000000000000000000000000000; input should be less than or equal to 100000000"),
+    ("road/datasets/places/max_rows", 10**30, "road.datasets.places.max_rows: got 10000000"),
+    ("road/tasks/qa/n_best", 10**30, "road.tasks.qa.n_best: got 10000000"),
+    ("road/output", "a\0b", "road.output: holds a NUL or half a character"),
+    ("road/cache", "a\ud800b", "road.cache: holds a NUL or half a character"),
+    ("road/datasets/places/train", "\0", "road.datasets.places.train: holds a NUL or half a character"),
+    ("road/tasks/inference/labels", ["a", "\ud800"], "road.tasks.inference.labels.1: holds a NUL or half a character"),
     ("scheduler", {"type": "WarmupLR"}, "scheduler: the learning-rate schedule is ours"),
     ("amp", {"enabled": True}, "amp: DeepSpeed has removed its amp block: use road.precision"),
     ("activation_checkpointing", {}, "activation_checkpointing: it acts only in models that call"),
@@ -140,6 +163,29 @@ def test_what_is_right_passes(config_file):
     ]:
         config, _ = load_config(config_file(put(tiny_config(), path, value)))
         assert config.steps == 5, path
+
+
+def test_nothing_is_suggested_for_a_task_that_is_not_here(config_file):
+    assert "mean" not in fault(config_file, "road/tasks/qa/type", "token_classification")
+
+
+def test_what_trainer_words_stand_for_is_a_key():
+    """Each key of the table is one that a file may hold (or an option of the command line)."""
+    known = {
+        **{f"road.{key}": 1 for key in RoadConfig.model_fields},
+        **{f"road.datasets.NAME.{key}": 1 for key in DatasetSpec.model_fields},
+        **{f"road.tasks.TASK.{key}": 1 for kind in TASKS.values() for key in kind.model_fields},
+        **{f"optimizer.params.{key}": 1 for key in inspect.signature(torch.optim.AdamW).parameters},
+        **{key: 1 for key in Engine.model_fields},
+    }
+    extra = {
+        "optimizer.type",
+        "road.model.tokenizer",
+        "--overwrite on the command line",
+        "--resume on the command line",
+    }
+    assert {here.partition(' "')[0] for here in HERE.values()} <= known.keys() | extra
+    assert set(TASK_HERE.values()) <= TASKS.keys()
 
 
 FILES = [

@@ -6,7 +6,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent / "road_ds"
 
 LAYERS = [
-    {"errors", "exchange", "heartbeat", "launch"},
+    {"errors", "exchange", "heartbeat", "launch", "trainer_words"},
     {"digest", "strict_json", "deepspeed_keys", "data.catalog", "fused", "dropout", "linear"},
     {"config", "log", "metrics", "packing", "preemption", "ranks", "sealed", "surroundings", "tokenizer", "pretrained"},
     {"hub", "data.publishers"},

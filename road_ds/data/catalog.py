@@ -481,7 +481,7 @@ def sources(name: str, part: str, path: str | None) -> tuple[str, Settings]:
         path = f"data/{name}"
         if not Path(path).is_dir():
             raise RoadError(
-                f'no hub has its rows as data ({found.note}); bring {bring(found)} to {path}, or set "path"'
+                f'no hub has its rows as data files (licence: {found.licence}); bring {bring(found)} to {path}, or set "path"'
             )
     if path is None:
         assert found.hub is not None

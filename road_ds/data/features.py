@@ -474,8 +474,8 @@ def _encode(source: Source, task: Any, tokenizer: Any, folder: Path, key: str, c
 def _check_labelled(example: Example, name: str, task: Any) -> None:
     if not task.labelled(example):
         raise RoadError(
-            f"{example.where}: the row has no {'answers' if example.label is not None else 'label'} "
-            f"that the task of datasets.{name} ({task.type}) can learn from or be scored on: check its columns"
+            f"{example.where}: the row has no {task.lacking(example)} that the task of datasets.{name} ({task.type}) can "
+            "learn from or be scored on: check its columns"
         )
 
 

@@ -147,7 +147,10 @@ def _header(fields: list[str], place: str) -> list[str]:
     if not names:
         raise RoadError(f"{place}: the header names no column; expected names, or set header false")
     if twice := [name for name, count in Counter(names).items() if count > 1]:
-        raise RoadError(f"{place}: the header names column {quote(twice[0])} twice; rename one")
+        raise RoadError(
+            f"{place}: the header names column {quote(twice[0])} twice; rename one, or set "
+            '"header": false if it is a row'
+        )
     return names
 
 

@@ -255,7 +255,11 @@ def _find(given: Columns, row: Row, before: Found | None) -> Found:
     if text_a is None:
         text_a = _column("text_a", [a for a, _ in pairs], row, before)
         if text_a is None:
-            raise Bad(f"no column with a well-known name for text; set columns.text_a to one of {quote_all(row)}")
+            half = next((f" ({a!r} goes with {b!r}, which is not there)" for a, b in TEXTS if a in row), "")
+            raise Bad(
+                f"no column with a well-known name for text{half}; set columns.text_a, and text_b for a pair, to one of "
+                f"{quote_all(row)}{_headless(row)}"
+            )
     partners = [b for a, b in pairs if a == text_a and given.text_a is None]
 
     def column(role: str, known: Iterable[str | None], before: Found | None = before) -> str | int | None:
@@ -296,10 +300,19 @@ def _example(row: Row, columns: Found, label: str | float | None, generated_id: 
 def _value(row: Row, columns: Found, setting: str) -> Any:
     name = getattr(columns, setting)
     if name not in row:
-        raise Bad(f"no column {quote(name)} (columns.{setting}); found {quote_all(row)}")
+        raise Bad(f"no column {quote(name)} (columns.{setting}); found {quote_all(row)}{_headless(row, name)}")
     if row[name] is None:
         raise Bad(f"column {quote(name)} (columns.{setting}) is null")
     return row[name]
+
+
+def _headless(row: Row, wanted: str | int = "") -> str:
+    """What to set where the names of the columns look like the first row of a table without a header."""
+    names = [name for name in row if isinstance(name, str)]
+    like_values = any(len(name.split()) > 3 or name[:1].isdigit() or name in map(str, row.values()) for name in names)
+    if names and (isinstance(wanted, int) or like_values):
+        return '; if these are a row, set "header": false and give columns by position, {"text_a": 0, ...}'
+    return ""
 
 
 def _text(row: Row, columns: Found, setting: str) -> str:
