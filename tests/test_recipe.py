@@ -370,6 +370,7 @@ def test_two_stages_through_the_launcher_killed_stopped_and_resumed(tmp_path, ba
     stopped.terminate()
     said = stopped.communicate(timeout=240)[0]
     assert stopped.returncode == 143 and "[2/2] student: teach, train, resumed\n" in said, said[-3000:]
+    assert not [p.pid for p in psutil.process_iter(["cmdline"]) if str(student) in " ".join(p.info["cmdline"] or ())]
     assert json.loads((student / "status.json").read_text())["status"] == "preempted"
 
     resumed = start(path)
