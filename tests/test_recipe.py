@@ -430,6 +430,19 @@ def test_a_plan_needs_no_rows(tmp_path, base, command, rows):
     ] * 3
 
 
+def test_configs_count_from_the_recipe_and_rows_from_the_working_folder(tmp_path, base, monkeypatch):
+    (tmp_path / "recipes").mkdir()
+    (tmp_path / "work").mkdir()
+    (tmp_path / "rows.jsonl").rename(tmp_path / "work" / "rows.jsonl")
+    change = {"config": "../base.json", "set": {"road.datasets.rows.train": "rows.jsonl"}}
+    (tmp_path / "recipes" / "r.json").write_text(json.dumps({"stages": {"a": change}}))
+    monkeypatch.chdir(tmp_path / "work")
+    path = Path("../recipes/r.json")
+    content.cache_clear()
+    (step,) = look(plan(load_recipe(path), path, Path("out")))
+    assert step.state == "to do" and step.missing == {} and step.run.folder == Path("out/a")
+
+
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: f"{path.parent.name}/{path.stem}")
 def test_our_own_recipes_can_be_planned_anywhere(path, tmp_path, command, monkeypatch):
     monkeypatch.chdir(tmp_path)
