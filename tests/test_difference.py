@@ -143,6 +143,19 @@ def test_nothing_differs_and_everything_does():
     assert (sure.low, sure.high, sure.p) == (1, 1, 0)
 
 
+def test_the_unit_does_not_matter():
+    """Squared errors of small labels are small numbers, and their seeds count all the same."""
+    random = np.random.default_rng(2)
+    one, two = random.random((3, 60)), random.random((3, 60)) + random.random((3, 1))
+    large, small = difference(one, two), difference(1e-9 * one, 1e-9 * two)
+    assert small.p == pytest.approx(large.p) and small.low == pytest.approx(1e-9 * large.low)
+
+
+def test_runs_that_are_the_same_do_not_differ_by_rounding():
+    rows = np.random.default_rng(3).random((1, 60)) / 3
+    assert difference(np.repeat(rows, 3, axis=0), rows).p == difference(np.repeat(rows, 7, axis=0), rows).p == 1
+
+
 def test_the_other_way_round():
     random = np.random.default_rng(1)
     one, two = random.random((3, 60)), random.random((2, 60))

@@ -370,6 +370,7 @@ def test_two_stages_through_the_launcher_killed_stopped_and_resumed(tmp_path, ba
     stopped.terminate()
     said = stopped.communicate(timeout=240)[0]
     assert stopped.returncode == 143 and "[2/2] student: teach, train, resumed\n" in said, said[-3000:]
+    assert not [p.pid for p in psutil.process_iter(["cmdline"]) if str(student) in " ".join(p.info["cmdline"] or ())]
     assert json.loads((student / "status.json").read_text())["status"] == "preempted"
 
     resumed = start(path)
@@ -427,6 +428,19 @@ def test_a_plan_needs_no_rows(tmp_path, base, command, rows):
     assert [line.startswith(word) for line, word in zip(said, ["error: " + gone[0], *gone[1:]], strict=True)] == [
         True
     ] * 3
+
+
+def test_configs_count_from_the_recipe_and_rows_from_the_working_folder(tmp_path, base, monkeypatch):
+    (tmp_path / "recipes").mkdir()
+    (tmp_path / "work").mkdir()
+    (tmp_path / "rows.jsonl").rename(tmp_path / "work" / "rows.jsonl")
+    change = {"config": "../base.json", "set": {"road.datasets.rows.train": "rows.jsonl"}}
+    (tmp_path / "recipes" / "r.json").write_text(json.dumps({"stages": {"a": change}}))
+    monkeypatch.chdir(tmp_path / "work")
+    path = Path("../recipes/r.json")
+    content.cache_clear()
+    (step,) = look(plan(load_recipe(path), path, Path("out")))
+    assert step.state == "to do" and step.missing == {} and step.run.folder == Path("out/a")
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: f"{path.parent.name}/{path.stem}")

@@ -37,8 +37,9 @@ def difference(group: np.ndarray, baseline: np.ndarray) -> Difference:
     parts.append((max(0.0, between_rows), rows - 1))
     variance = sum(part for part, _ in parts)
     value = float(group.mean() - baseline.mean())
-    if variance == 0:  # the same on every row
-        return Difference(value, value, value, float(value == 0))
+    rounding = 1e-12 * max(np.abs(group).max(), np.abs(baseline).max())
+    if variance <= rounding**2:  # the same on every row
+        return Difference(value, value, value, float(abs(value) <= rounding))
     freedom = variance**2 / sum(part**2 / degrees for part, degrees in parts)
     error = variance**0.5
     half = stdtrit(freedom, 0.975) * error
@@ -48,7 +49,7 @@ def difference(group: np.ndarray, baseline: np.ndarray) -> Difference:
 def between_seeds(scores: np.ndarray) -> float:
     """The variance of a group's mean by the spread of its seeds; 0 where their means are alike, or there is one."""
     means = scores.mean(axis=1)
-    return 0.0 if np.allclose(means, means[0]) else float(np.var(means, ddof=1)) / len(means)
+    return 0.0 if np.allclose(means, means[0], rtol=1e-12, atol=0) else float(np.var(means, ddof=1)) / len(means)
 
 
 def noise(scores: np.ndarray) -> float:

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -21,7 +21,8 @@ from road_ds.ranks import free_port
 
 TRAIN = Path(__file__).resolve().parents[1] / "train.py"
 CHATTER = re.compile(rb"\[\d{4}-\d\d-\d\d [\d:,]+\] \[\w+\] \[")  # DeepSpeed's own lines
-PATIENCE = 120  # seconds for the processes of a stopped run to save and end
+PER_HOST = ["-u", "-m", "deepspeed.launcher.launch"]  # DeepSpeed's launcher on each host, the parent of its ranks
+PATIENCE = 120  # seconds for the processes of a stopped run to save and end where their launcher has left them
 
 
 @dataclass(frozen=True)
@@ -53,33 +54,42 @@ class Launcher:
     def run(self, command: Sequence[str], folder: Path) -> tuple[int, str]:
         """Exit code of a command, and its last error line. It writes to log.txt in the run folder, which is shown here.
 
-        When this process is asked to stop, the run is asked too and its processes are waited for: they save first. When
-        this process is killed, the run goes on.
+        When this process is asked to stop, the run is asked too and waited for: its processes save first. When this
+        process is killed, the run goes on.
         """
         folder.mkdir(parents=True, exist_ok=True)
-        last = b""
         with terminating(), (folder / "log.txt").open("ab") as log, (folder / "log.txt").open("rb") as shown:
             log.write(f"$ {shlex.join(command)}\n".encode())
             log.flush()
             shown.seek(0, os.SEEK_END)
             kept = (self.lock.fileno(),) if self.lock else ()
-            child = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, pass_fds=kept)
+            child = subprocess.Popen(  # in a group of its own: a terminal's Ctrl-C is this process's to pass on
+                command, stdout=log, stderr=subprocess.STDOUT, pass_fds=kept, process_group=0
+            )
             try:
-                for line in lines(shown, child):
-                    if line.strip() and not CHATTER.match(line):
-                        print(line.decode("utf-8", "replace"), flush=True)
-                        last = line if line.startswith(b"error: ") or not last.startswith(b"error: ") else last
-            except (KeyboardInterrupt, Terminated):
-                child.send_signal(signal.SIGTERM)
-                child.wait()
+                last = show(shown, child)
+            except (KeyboardInterrupt, Terminated) as stop:
+                asked = ask_to_stop(child, signal.SIGTERM if isinstance(stop, Terminated) else signal.SIGINT)
+                show(shown, child)
+                psutil.wait_procs(asked)
                 wait_for_ranks(folder)
                 raise
-        return child.wait(), last.decode("utf-8", "replace").strip()
+        return child.wait(), last
 
 
 def sets(overrides: Sequence[str]) -> list[str]:
     """Overrides as arguments."""
     return [word for override in overrides for word in ("--set", override)]
+
+
+def show(file: IO[bytes], child: subprocess.Popen) -> str:
+    """The last error line, else the last line, of a child that has ended; what it says is printed."""
+    last = b""
+    for line in lines(file, child):
+        if line.strip() and not CHATTER.match(line):
+            print(line.decode("utf-8", "replace"), flush=True)
+            last = line if line.startswith(b"error: ") or not last.startswith(b"error: ") else last
+    return last.decode("utf-8", "replace").strip()
 
 
 def lines(file: IO[bytes], child: subprocess.Popen) -> Iterator[bytes]:
@@ -112,8 +122,29 @@ def terminating() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
+def ask_to_stop(child: subprocess.Popen, number: signal.Signals) -> list[psutil.Process]:
+    """The processes that were asked to stop: a run's own by the signal, behind which its launcher ends by itself.
+
+    A launcher that has none on this host yet, or has them on others, is told to end; so is a command without one.
+    """
+    below, launchers, ranks = [], [], []
+    with suppress(psutil.NoSuchProcess):
+        below = psutil.Process(child.pid).children(recursive=True)
+    for process in below:
+        with suppress(psutil.NoSuchProcess):  # it may end meanwhile
+            if process.cmdline()[1:4] == PER_HOST:
+                launchers.append(process)
+                ranks += process.children()
+    if not ranks:
+        child.terminate()
+    for process in ranks or launchers:
+        with suppress(psutil.NoSuchProcess):
+            process.send_signal(number if ranks else signal.SIGTERM)
+    return ranks or launchers
+
+
 def wait_for_ranks(folder: Path) -> None:
-    """Waits until a run's first process is gone: it outlives the launcher to save."""
+    """Waits until a run's first process is gone, which may have outlived its launcher to save."""
     end = time.monotonic() + PATIENCE
     while time.monotonic() < end:
         try:
