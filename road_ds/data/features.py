@@ -396,9 +396,10 @@ def _encode(source: Source, task: Any, tokenizer: Any, folder: Path, key: str) -
 
 def _check_labelled(example: Example, name: str, task: Any) -> None:
     if not task.labelled(example):
+        what, setting = task.lacking(example)
         raise RoadError(
-            f"{example.where}: the row has no {task.lacking(example)} that the task of datasets.{name} ({task.type}) can "
-            "learn from or be scored on: check its columns"
+            f"{example.where}: the row has no {what} that the task of datasets.{name} ({task.type}) can learn from or be "
+            f"scored on: check its columns, or set {setting}"
         )
 
 
