@@ -289,7 +289,7 @@ def _file_hash(path: Path) -> str:
     except FileNotFoundError:
         raise RoadError(f"{path}: no such file") from None
     except OSError as error:
-        raise RoadError(f"{path}: cannot be read: {error}") from None
+        raise RoadError(f"{str(path)[:300]}: cannot be read: {error.strerror}") from None
 
 
 def _rows_hash(examples: Iterable[Example]) -> str:
