@@ -14,6 +14,7 @@ from pydantic import (
     ConfigDict,
     Discriminator,
     Field,
+    PrivateAttr,
     Tag,
     ValidationError,
     ValidationInfo,
@@ -166,6 +167,8 @@ class RoadConfig(Strict):
     output: str | None = None
     cache: str = "~/.cache/road_ds"
 
+    _file: str = PrivateAttr("FILE")  # where the block was read, for messages that give a command line
+
     @field_validator("model", mode="before")
     @classmethod
     def model_by_name(cls, value: Any) -> Any:
@@ -250,6 +253,11 @@ class RoadConfig(Strict):
             distill = {**distill, "teachers": {k: v for k, v in distill["teachers"].items() if k not in left_out}}
         changed = {"datasets": datasets, "tasks": tasks, "sampling": sampling, "distill": distill, "use": None}
         return self.model_copy(update=changed)
+
+    @property
+    def file(self) -> str:
+        """The file that the block was read from."""
+        return self._file
 
     def head_of(self, dataset: str) -> str:
         """The head that a data set trains: its task's, or its own under `heads: per_dataset`."""
@@ -422,7 +430,9 @@ def read_config(
         config = config.narrowed()
     check_engine(data, str(path), faults)
     output = config.output or f"runs/{Path(path).stem}"
-    return config.model_copy(update={"output": output}), data
+    config = config.model_copy(update={"output": output})
+    config._file = str(path)
+    return config, data
 
 
 def unwritable(value: Any, key: str = "") -> Iterator[str]:

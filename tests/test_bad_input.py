@@ -382,3 +382,10 @@ def test_a_damaged_cache_is_named(load, file, damage):
         path.unlink()
     with pytest.raises(RoadError, match=rf"rows-train-\w+/{file}: the cached file is damaged"):
         load(YES_NO, row)
+
+
+def test_another_tasks_label_is_not_taken_for_one_of_this(load):
+    nli = Classification(type="classification", labels=["entailment", "neutral", "contradiction"], max_length=16)
+    with pytest.raises(RoadError) as raised:
+        load(nli, {"text": "a", "label": "not_entailment"})
+    assert "did you mean" not in str(raised.value) and "rename it with label_map" in str(raised.value)
