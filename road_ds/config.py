@@ -416,10 +416,12 @@ def read_config(
         if fault := deepspeed_keys.misplaced(key, RoadConfig.model_fields):
             faults.add(f"{path}: {key}: {fault}")
             del data[key]
+    check_engine(data, str(path), faults)
     try:
         road = catalog.expand(road) if isinstance(road, dict) else road
     except RoadError as error:
         faults.add(f"{path}: road.{error}")
+        raise faults.all() from None
     config, lacking = sound(RoadConfig, road, f"{path}: road", faults, ("datasets", "tasks"))
     if config is None:
         raise faults.all()
@@ -428,7 +430,6 @@ def read_config(
             faults.add(f"{path}: road: {fault}")
     with faults.caught():
         config = config.narrowed()
-    check_engine(data, str(path), faults)
     output = config.output or f"runs/{Path(path).stem}"
     config = config.model_copy(update={"output": output})
     config._file = str(path)
