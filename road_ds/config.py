@@ -14,6 +14,7 @@ from pydantic import (
     ConfigDict,
     Discriminator,
     Field,
+    PrivateAttr,
     Tag,
     ValidationError,
     ValidationInfo,
@@ -175,6 +176,8 @@ class RoadConfig(Strict):
     output: str | None = None
     cache: str = "~/.cache/road_ds"
 
+    _file: str = PrivateAttr("FILE")  # where the block was read, for messages that give a command line
+
     @field_validator("model", mode="before")
     @classmethod
     def model_by_name(cls, value: Any) -> Any:
@@ -259,6 +262,11 @@ class RoadConfig(Strict):
             distill = {**distill, "teachers": {k: v for k, v in distill["teachers"].items() if k not in left_out}}
         changed = {"datasets": datasets, "tasks": tasks, "sampling": sampling, "distill": distill, "use": None}
         return self.model_copy(update=changed)
+
+    @property
+    def file(self) -> str:
+        """The file that the block was read from."""
+        return self._file
 
     def head_of(self, dataset: str) -> str:
         """The head that a data set trains: its task's, or its own under `heads: per_dataset`."""
@@ -421,10 +429,12 @@ def read_config(
         if fault := deepspeed_keys.misplaced(key, RoadConfig.model_fields):
             faults.add(f"{path}: {key}: {fault}")
             del data[key]
+    check_engine(data, str(path), faults)
     try:
         road = catalog.expand(road) if isinstance(road, dict) else road
     except RoadError as error:
         faults.add(f"{path}: road.{error}")
+        raise faults.all() from None
     config, lacking = sound(RoadConfig, road, f"{path}: road", faults, ("datasets", "tasks"))
     if config is None:
         raise faults.all()
@@ -433,9 +443,10 @@ def read_config(
             faults.add(f"{path}: road: {fault}")
     with faults.caught():
         config = config.narrowed()
-    check_engine(data, str(path), faults)
     output = str(Path(config.output or f"runs/{Path(path).stem}").expanduser())
-    return config.model_copy(update={"output": output}), data
+    config = config.model_copy(update={"output": output})
+    config._file = str(path)
+    return config, data
 
 
 def unwritable(value: Any, key: str = "") -> Iterator[str]:

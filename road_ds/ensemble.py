@@ -46,9 +46,8 @@ class Ensemble:
         """The task's scores of the mean logits on examples with labels; `metric`: the data set's own, if it has one."""
         for example in distinct(examples):
             if not self.task.labelled(example):
-                raise RoadError(
-                    f"{example.where}: the row has nothing to score against: no {self.task.lacking(example)}"
-                )
+                what, setting = self.task.lacking(example)
+                raise RoadError(f"{example.where}: the row has nothing to score against, no {what}: set {setting}")
         return score(self.task, examples, *self.logits(examples, batch_size), metric)
 
     def logits(self, examples: Sequence[Example], batch_size: int = 64) -> tuple[list[Feature], list[np.ndarray]]:

@@ -64,13 +64,13 @@ class Origin:
 class SoftTargets:
     """The soft targets of one teacher for one data set, mapped into memory."""
 
-    def __init__(self, folder: Path, origin: Origin, teacher: str, verify: bool = True):
+    def __init__(self, folder: Path, origin: Origin, teacher: str, verify: bool = True, config: str = "FILE"):
         """Opens and verifies a folder. RoadError that names what is missing, damaged or made from something else.
 
         Labels in another order are put into that of `origin`. verify: compare every shard's hash and look for numbers that
-        are not finite; without, sizes only.
+        are not finite; without, sizes only. config: the run's file, for the command that makes them.
         """
-        again = "; run `python -m road_ds teach --deepspeed_config FILE`"
+        again = f"; run `python -m road_ds teach --deepspeed_config {config}`"
         about = f"soft targets of {teacher} for {origin.dataset}"
         if not (folder / MANIFEST).exists():
             state = "are not finished" if folder.exists() else "are not there"

@@ -49,9 +49,9 @@ class Task(Strict):
         """Whether an example can be trained on and scored."""
         return example.label is not None
 
-    def lacking(self, example: Example) -> str:
-        """What an example that is not labelled lacks, in words, and the setting that names its column."""
-        return "label (columns.label)"
+    def lacking(self, example: Example) -> tuple[str, str]:
+        """What an example that is not labelled lacks, and the setting that names the column of it."""
+        return "label", "columns.label"
 
     def encode(self, examples: Sequence[Example], tokenizer: Any, first: int = 0) -> Iterator[Feature]:
         """The features of examples, the first of which has the number `first`. RoadError for a label that is not allowed."""
@@ -123,7 +123,7 @@ class SpanQA(Task):
         return example.answers is not None and example.text_b is not None
 
     def lacking(self, example):
-        return "context (columns.text_b)" if example.text_b is None else "answers (columns.answers)"
+        return ("context", "columns.text_b") if example.text_b is None else ("answers", "columns.answers")
 
     def encode(self, examples, tokenizer, first=0):
         template = PairTemplate.of(tokenizer)

@@ -197,7 +197,8 @@ def open_teachers(
         for name in names[dataset]:
             origin = own.origin(name, own.accept(name), objective.dtype)
             folder = targets_folder(config, objective, dataset, name)
-            targets[dataset].append(SoftTargets(folder, origin, name, verify=ranks.local_rank == 0))
+            found = SoftTargets(folder, origin, name, verify=ranks.local_rank == 0, config=config.file)
+            targets[dataset].append(found)
     return CachedTeachers(targets, of, ranks.device)
 
 

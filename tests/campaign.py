@@ -18,7 +18,9 @@ from functools import partial
 from pathlib import Path
 
 os.environ |= {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-os.environ["PYTHONWARNINGS"] = "ignore::UserWarning:multiprocessing.resource_tracker"  # killed processes leave semaphores
+os.environ["PYTHONWARNINGS"] = (
+    "ignore::UserWarning:multiprocessing.resource_tracker"  # killed processes leave semaphores
+)
 
 import numpy as np
 from trials.bench import Bench

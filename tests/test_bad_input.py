@@ -385,3 +385,10 @@ def test_the_same_bytes_under_another_suffix_are_other_rows(load):
     one = load(YES_NO, name="one.csv", content="a,yes\n", columns={"text_a": 0, "label": 1}, header=False)
     assert [csv.example(0).id, one.example(0).id] == ["rows-0", "one-0"]
     assert [csv.example(0).where, one.example(0).where] == ["rows.csv:1", "one.csv:1"]
+
+
+def test_another_tasks_label_is_not_taken_for_one_of_this(load):
+    nli = Classification(type="classification", labels=["entailment", "neutral", "contradiction"], max_length=16)
+    with pytest.raises(RoadError) as raised:
+        load(nli, {"text": "a", "label": "not_entailment"})
+    assert "did you mean" not in str(raised.value) and "rename it with label_map" in str(raised.value)

@@ -3,6 +3,7 @@
 import json
 import re
 import tracemalloc
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from road_ds.check import bucket, memory, parameters, report, shared_texts
 from road_ds.config import load_config
 from road_ds.data.passes import Passes
 from road_ds.data.readers import Example
+from road_ds.digest import file_sha256 as digest
 from road_ds.model import base_config, load_tokenizer
 from road_ds.tasks import heads
 
@@ -217,3 +219,34 @@ def test_texts_of_train_are_not_held():
         assert tracemalloc.get_traced_memory()[1] < 2_000_000, "20,000 texts of 1 KB are 20 MB"
     finally:
         tracemalloc.stop()
+
+
+def test_what_the_system_says_of_a_file_is_one_line_among_the_others(config_file, command, monkeypatch, tmp_path):
+    """A folder that may not be entered, a name that is too long: named beside the other faults (root may enter all)."""
+    config = tiny_config()
+    config["road"]["datasets"]["places"]["train"] = str(tmp_path / "closed" / "rows.json")
+    config["road"]["datasets"]["people"]["train"] = "x" * 5000 + ".json"
+    config["road"]["datasets"]["inference"]["train"] = "none.jsonl"
+    file = config_file(config)
+    stat = Path.stat
+
+    def closed(path, **more):
+        if "closed" in path.parts:
+            raise PermissionError(13, "Permission denied", str(path))
+        return stat(path, **more)
+
+    def refuse(path):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "stat", closed)
+    monkeypatch.setattr(
+        "road_ds.data.features.file_sha256", lambda path: refuse(path) if "closed" in str(path) else digest(path)
+    )
+    text = error_of(command("check", file))
+    assert len(text.splitlines()) == 3 and len(text) < 1500
+    assert "closed/rows.json: " in text and "Permission denied" in text
+    assert "File name too long" in text and "none.jsonl: no such file" in text
+    monkeypatch.setattr(Path, "read_bytes", refuse)
+    assert error_of(command("check", file)).startswith(f"error: cannot read {file}: Permission denied")
+    monkeypatch.setattr("road_ds.__main__.read_config", lambda *_: refuse(file))
+    assert error_of(command("check", file)) == f"error: {file}: Permission denied"

@@ -2,6 +2,7 @@
 
 import inspect
 import json
+from dataclasses import fields
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from runs import run_python, tiny_config
 from road_ds.config import DatasetSpec, RoadConfig, fit_batch, fit_buckets, fit_optimizer, fit_precision, load_config
 from road_ds.deepspeed_keys import Engine
 from road_ds.errors import RoadError
+from road_ds.soft_targets import Origin, SoftTargets
 from road_ds.surroundings import exported_by_launcher, stale_locks
 from road_ds.tasks import TASKS, heads
 from road_ds.trainer_words import HERE, TASK_HERE
@@ -423,3 +425,13 @@ def test_a_bucket_is_no_larger_than_the_model(zero, parameters, expected):
     before = dict(zero)
     assert fit_buckets({"zero_optimization": zero}, parameters) == {"zero_optimization": expected}
     assert zero == before
+
+
+def test_a_command_in_a_message_names_the_file(config_file, tmp_path):
+    """The configuration knows where it was read, narrowed or not, and nothing of that stands in what a run writes."""
+    file = config_file(tiny_config(use=["places"]))
+    config, _ = load_config(file)
+    assert config.file == str(file) and "file" not in config.model_dump()
+    origin = Origin(**dict.fromkeys((f.name for f in fields(Origin)), "x"))
+    with pytest.raises(RoadError, match=f"are not there; run `python -m road_ds teach --deepspeed_config {file}`"):
+        SoftTargets(tmp_path / "none", origin, "t", config=config.file)

@@ -9,7 +9,8 @@ from runs import ROOT, TINY_ELECTRA, environment, tiny_config
 from stand_in_hub import client_environment, serve
 from transformers import AutoConfig, AutoModel, AutoTokenizer
 
-from road_ds.hub import sample_path
+from road_ds.errors import RoadError
+from road_ds.hub import model_folder, sample_path
 
 PAIRS = 24
 CARD = "---\nconfigs:\n- config_name: default\n  data_files:\n  - {split: train, path: train.jsonl}\n  - {split: validation, path: dev.jsonl}\n---\n"
@@ -131,3 +132,13 @@ def test_a_hub_that_cannot_be_reached(client):
     assert unknown == (
         "org/other: no such folder, and the hub cannot be reached and the model is not in its cache: connect, " + FOLDER
     )
+
+
+def test_a_folder_of_models_names_them(tmp_path):
+    for head in ("qa", "nli"):
+        (tmp_path / "run" / "model" / head).mkdir(parents=True)
+        for file in ("config.json", "model.safetensors"):
+            (tmp_path / "run" / "model" / head / file).write_text("{}")
+    models = tmp_path / "run" / "model"
+    with pytest.raises(RoadError, match=f"; there is a model each in {models}/nli, {models}/qa$"):
+        model_folder(str(models))

@@ -673,3 +673,25 @@ def test_hub_unreachable_and_offline(hub):
     )
     (offline,) = hub(("org/other", None, "train"), HF_HUB_OFFLINE="1")
     assert "offline mode is on (HF_HUB_OFFLINE) and the cache does not have it; turn it off" in offline
+
+
+@pytest.mark.parametrize(
+    ("content", "settings", "hinted"),
+    [
+        ("yes\tthis is a whole text\nno\tother text here\n", {}, True),
+        ("5\tgood\n1\tbad\n", {}, True),
+        ("body\tstars\nfine\tx\n", {}, False),
+        ("body\tstars\nfine\tx\n", {"columns": {"text_a": 0}}, True),
+    ],
+)
+def test_a_header_that_looks_like_a_row_is_named(tmp_path, content, settings, hinted):
+    (tmp_path / "a.tsv").write_text(content)
+    with pytest.raises(RoadError) as raised:
+        read(str(tmp_path / "a.tsv"), DatasetSpec(task="t", train="a", **settings))
+    assert ('set "header": false and give columns by position' in str(raised.value)) is hinted
+
+
+def test_half_a_pair_is_named(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"question": "Where?", "paragraph": "In Oslo."}\n')
+    with pytest.raises(RoadError, match=r"'question' goes with 'context', which is not there\); .* and text_b for"):
+        read(str(tmp_path / "a.jsonl"), DatasetSpec(task="t", train="a"))

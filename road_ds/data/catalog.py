@@ -52,7 +52,7 @@ class Entry:
     dev: str | float = "dev"
     rows: Mapping[str, int] = field(default_factory=dict)
     dropped: str = "nothing"
-    note: str = ""
+    note: str = ""  # where no hub has the rows, its last sentence says why
 
 
 NLI = ["entailment", "neutral", "contradiction"]
@@ -480,9 +480,8 @@ def sources(name: str, part: str, path: str | None) -> tuple[str, Settings]:
     if path is None and found.hub is None:
         path = f"data/{name}"
         if not Path(path).is_dir():
-            raise RoadError(
-                f'no hub has its rows as data files (licence: {found.licence}); bring {bring(found)} to {path}, or set "path"'
-            )
+            why = found.note.rpartition(". ")[2]
+            raise RoadError(f'no hub has its rows as data files ({why}); bring {bring(found)} to {path}, or set "path"')
     if path is None:
         assert found.hub is not None
         if part not in found.hub.parts:

@@ -359,7 +359,7 @@ def _file_hash(path: Path) -> str:
     except FileNotFoundError:
         raise RoadError(f"{path}: no such file") from None
     except OSError as error:
-        raise RoadError(f"{path}: cannot be read: {error}") from None
+        raise RoadError(f"{str(path)[:300]}: cannot be read: {error.strerror}") from None
 
 
 def _rows_hash(examples: Iterable[Example]) -> str:
@@ -473,9 +473,10 @@ def _encode(source: Source, task: Any, tokenizer: Any, folder: Path, key: str, c
 
 def _check_labelled(example: Example, name: str, task: Any) -> None:
     if not task.labelled(example):
+        what, setting = task.lacking(example)
         raise RoadError(
-            f"{example.where}: the row has no {task.lacking(example)} that the task of datasets.{name} ({task.type}) can "
-            "learn from or be scored on: check its columns"
+            f"{example.where}: the row has no {what} that the task of datasets.{name} ({task.type}) can learn from or be "
+            f"scored on: check its columns, or set {setting}"
         )
 
 

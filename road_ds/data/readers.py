@@ -257,8 +257,8 @@ def _find(given: Columns, row: Row, before: Found | None) -> Found:
         if text_a is None:
             half = next((f" ({a!r} goes with {b!r}, which is not there)" for a, b in TEXTS if a in row), "")
             raise Bad(
-                f"no column with a well-known name for text{half}; set columns.text_a, and text_b for a pair, to one of "
-                f"{quote_all(row)}{_headless(row)}"
+                f"no column with a well-known name for text{half}; set columns.text_a to one of {quote_all(row)}"
+                f"{', and text_b for the other text' if half else ''}{_headless(row)}"
             )
     partners = [b for a, b in pairs if a == text_a and given.text_a is None]
 
