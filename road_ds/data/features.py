@@ -192,9 +192,9 @@ class Source:
             source, spec = _of_catalog(name, source, spec)
         if part == "dev":
             spec = spec.model_copy(update={"both_orders": False, "negatives": 0.0})
-        if not scored and isinstance(spec.dev, float):
-            raise RoadError(f"datasets.{name}.dev: got {spec.dev:g}: labels decide on a share of the rows; give a file")
         if not scored:
+            if isinstance(spec.dev, float):
+                raise RoadError(f"datasets.{name}.dev: got {spec.dev:g}: labels decide on a share of rows; give a file")
             columns = {**spec.columns.model_dump(), "label": None, "answers": None}
             spec = spec.model_copy(update={"columns": Columns(**columns)})
         return cls(name, part, source if spec.format in ("hub", "disk") else str(local_file(source)), spec, metric)

@@ -319,6 +319,7 @@ def _whole(text: str, what: str) -> str:
 
 
 def _id(row: Row, columns: Found) -> str:
+    assert columns.id is not None
     value = row[columns.id] if columns.id in row else _value(row, columns, "id")
     if isinstance(value, bool) or not isinstance(value, str | int) or value == "":
         raise Bad(f"id is {quote(value)}; expected text or an integer, or set columns.id to null to number the rows")
@@ -343,7 +344,7 @@ def label_names(label: str | float) -> tuple[str, ...]:
     return (label, *BOOLEANS.get(label, ()))
 
 
-def _answers(row: Row, columns: Columns, id: str, question: str, context: str | None) -> tuple[Answer, ...]:
+def _answers(row: Row, columns: Found, id: str, question: str, context: str | None) -> tuple[Answer, ...]:
     """The row's answers, each checked to stand in the context at its offset; plausible_answers are not read."""
     if context is None:
         raise Bad(f"id {quote(id)}: answers without a context; set columns.text_b")
