@@ -265,10 +265,10 @@ def _side(name: str, labels: list, share: float, part: Part) -> np.ndarray:
 
 
 def _strata(labels: list, room: int) -> list[int] | None:
-    """A number for each row's label; one for all labels that cannot be held out by their share, the rarest.
+    """A number for each row's label; the rarest, which there is no room for, have one together.
 
-    None where all rows are alike, and where labels are about as many as rows. room: rows of the smaller side, each of
-    which wants one of every stratum.
+    None where labels are about as many as rows (numbers), or there is room for none. room: rows of the smaller side, which
+    takes one of every label at least.
     """
     counts = Counter(labels)
     if len(counts) >= len(labels) / 4:

@@ -134,7 +134,7 @@ def _examples(source: str, spec: DatasetSpec, reading: Reading) -> Iterator[Exam
             if columns is None or names != tuple(row):
                 columns, names = _find(spec.columns, row, columns), tuple(row)
             label = None if columns.label is None else _label(_value(row, columns, "label"))
-            if label is not None and any(name in spec.drop_labels for name in label_names(label)):
+            if label is not None and any(name in label_names(label) for name in spec.drop_labels):
                 reading.dropped[str(label)] = reading.dropped.get(str(label), 0) + 1
                 continue
             example = _example(row, columns, label, f"{Path(source).stem}-{number}", name + place)
