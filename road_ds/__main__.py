@@ -78,7 +78,7 @@ def predict(options: argparse.Namespace) -> None:
     from road_ds.predictor import Predictor
 
     if options.text is not None:
-        examples = [Example("text", options.text, options.pair, None, None, "--text")]
+        examples = [Example("text", options.text, options.pair or None, None, None, "--text")]
     elif options.file is not None:
         examples = read_rows(options.file, options.set, scored=False)
     else:
@@ -107,7 +107,7 @@ def read_lines(data: bytes) -> list[Any]:
         if len(pair) > 1:
             raise RoadError(f"{where}: {len(pair) + 1} columns, expected TEXT or TEXT<tab>SECOND TEXT")
         if text.strip():
-            examples.append(Example(str(number), text, pair[0] if pair else None, None, None, where))
+            examples.append(Example(str(number), text, "".join(pair) or None, None, None, where))
     if not examples:
         raise RoadError("standard input is empty: give lines of TEXT or TEXT<tab>SECOND TEXT, or use --text or --file")
     return examples

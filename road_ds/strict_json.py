@@ -11,9 +11,8 @@ from typing import Any
 
 from road_ds.errors import RoadError
 
-SURROGATE = re.compile(
-    "[\ud800-\udfff]"
-)  # half a character: an escape without its other half, or a byte that is not UTF-8
+# Half a character: an escape without its other half, or a byte that is not UTF-8.
+SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def load_json(path: str | Path) -> Any:
@@ -48,11 +47,17 @@ def parse_json(text: str) -> Any:
 
 
 def half_character(value: Any) -> str | None:
-    """The first text in a JSON value that UTF-8 cannot hold, None where all can."""
-    if isinstance(value, str):
-        return value if SURROGATE.search(value) else None
-    inner = [*value, *value.values()] if isinstance(value, dict) else value if isinstance(value, list) else ()
-    return next((found for item in inner if (found := half_character(item)) is not None), None)
+    """A text in a JSON value that UTF-8 cannot hold, None where it can hold all. However deep the value is nested."""
+    rest = [value]
+    while rest:
+        item = rest.pop()
+        if isinstance(item, str) and SURROGATE.search(item):
+            return item
+        if isinstance(item, dict):
+            rest += [*item, *item.values()]
+        elif isinstance(item, list):
+            rest += item
+    return None
 
 
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -12,6 +12,8 @@ from road_ds.config import DatasetSpec
 from road_ds.data.features import load_features
 from road_ds.errors import RoadError
 from road_ds.hub import sample_path
+from road_ds.log import write_json
+from road_ds.strict_json import half_character
 from road_ds.tasks import Classification, Regression, SpanQA
 
 # Runs many configurations in one process, as starting one takes longer than all of them.
@@ -224,6 +226,19 @@ def test_a_used_folder_is_left_alone_until_a_run_replaces_it(tmp_path):
     assert json.loads((folder / "status.json").read_text())["status"] == "finished"
     assert json.loads((folder / "results.json").read_text())["step"] == 1
     assert not (folder / "checkpoints").exists()
+
+
+def test_json_of_half_a_character_reads_back(tmp_path):
+    """A path or a message may hold one: the file that says what went wrong must not fail on it."""
+    write_json(tmp_path / "a.json", {"\udce9": "caf\udce9 \ud83d é"})
+    assert json.loads((tmp_path / "a.json").read_text(encoding="utf-8")) == {"\udce9": "caf\udce9 \ud83d é"}
+
+
+def test_half_a_character_is_found_however_deep():
+    deep: object = {"caf\udce9": 1}
+    for _ in range(5000):
+        deep = [deep, "whole 😀"]
+    assert half_character(deep) == "caf\udce9" and half_character([{"a": ["é", 1, None]}]) is None
 
 
 # ------------------------------------------------------------------------------------- rows, in this process

@@ -191,6 +191,16 @@ def test_labels_are_renamed_however_they_are_written(tmp_path, label_map, labels
     assert [e.label for e in found] == ["no", "yes"]
 
 
+def test_columns_go_on_top_of_those_of_the_catalog(tmp_path):
+    """`columns.id: null` numbers the rows of a known data set, and leaves its texts and its label where they are."""
+    (tmp_path / "train.tsv").write_text("index\tquestion\tsentence\tlabel\n7\tq\ts\tentailment\n")
+    spec = DatasetSpec(task="t", catalog="qnli", train="train", path=str(tmp_path), columns=Columns(id=None))
+    (example,) = read_part("qnli", "train", spec).examples
+    assert (example.id, example.text_a, example.text_b, example.label) == ("train-0", "q", "s", "entailment")
+    (example,) = read_part("qnli", "train", spec, scored=False).examples
+    assert (example.text_a, example.text_b, example.label) == ("q", "s", None)
+
+
 def test_arrow_labels_are_renamed(tmp_path):
     datasets = pytest.importorskip("datasets")
     for number, labels in enumerate([[0.0, 1.0], [False, True], [0, 1]]):
@@ -207,7 +217,7 @@ def test_rows_that_are_not_scored_need_no_labels(tmp_path, label):
     spec = DatasetSpec(task="t", dev=str(path), drop_labels=["-"])
     found = read_part("rows", "dev", spec, scored=False).examples
     assert [(e.text_a, e.label) for e in found] == [("a", None), ("b", None), ("c", None)]
-    with pytest.raises(RoadError, match=r"labels decide on a share of the rows; give a file"):
+    with pytest.raises(RoadError, match=r"labels decide on a share of rows; give a file"):
         read_part("rows", "dev", DatasetSpec(task="t", train=str(path), dev=0.5), scored=False)
 
 

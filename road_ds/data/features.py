@@ -208,9 +208,9 @@ class Source:
             source, spec = _of_catalog(name, source, spec)
         if part == "dev":
             spec = spec.model_copy(update={"both_orders": False, "negatives": 0.0})
-        if not scored and isinstance(spec.dev, float):
-            raise RoadError(f"datasets.{name}.dev: got {spec.dev:g}: labels decide on a share of the rows; give a file")
         if not scored:
+            if isinstance(spec.dev, float):
+                raise RoadError(f"datasets.{name}.dev: got {spec.dev:g}: labels decide on a share of rows; give a file")
             columns = {**spec.columns.model_dump(), "label": None, "answers": None}
             spec = spec.model_copy(update={"columns": Columns(**columns)})
         return cls(name, part, source if spec.format in ("hub", "disk") else str(local_file(source)), spec, metric)
@@ -281,10 +281,10 @@ def _side(name: str, labels: list, share: float, part: Part) -> np.ndarray:
 
 
 def _strata(labels: list, room: int) -> list[int] | None:
-    """A number for each row's label; one for all labels that cannot be held out by their share, the rarest.
+    """A number for each row's label; the rarest, which there is no room for, have one together.
 
-    None where all rows are alike, and where labels are about as many as rows. room: rows of the smaller side, each of
-    which wants one of every stratum.
+    None where labels are about as many as rows (numbers), or there is room for none. room: rows of the smaller side, which
+    takes one of every label at least.
     """
     counts = Counter(labels)
     if len(counts) >= len(labels) / 4:

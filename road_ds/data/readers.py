@@ -134,7 +134,7 @@ def _examples(source: str, spec: DatasetSpec, reading: Reading) -> Iterator[Exam
             if columns is None or names != tuple(row):
                 columns, names = _find(spec.columns, row, columns), tuple(row)
             label = None if columns.label is None else _label(_value(row, columns, "label"))
-            if label is not None and any(name in spec.drop_labels for name in label_names(label)):
+            if label is not None and any(name in label_names(label) for name in spec.drop_labels):
                 reading.dropped[str(label)] = reading.dropped.get(str(label), 0) + 1
                 continue
             example = _example(row, columns, label, f"{Path(source).stem}-{number}", name + place)
@@ -332,6 +332,7 @@ def _whole(text: str, what: str) -> str:
 
 
 def _id(row: Row, columns: Found) -> str:
+    assert columns.id is not None
     value = row[columns.id] if columns.id in row else _value(row, columns, "id")
     if isinstance(value, bool) or not isinstance(value, str | int) or value == "":
         raise Bad(f"id is {quote(value)}; expected text or an integer, or set columns.id to null to number the rows")
@@ -356,7 +357,7 @@ def label_names(label: str | float) -> tuple[str, ...]:
     return (label, *BOOLEANS.get(label, ()))
 
 
-def _answers(row: Row, columns: Columns, id: str, question: str, context: str | None) -> tuple[Answer, ...]:
+def _answers(row: Row, columns: Found, id: str, question: str, context: str | None) -> tuple[Answer, ...]:
     """The row's answers, each checked to stand in the context at its offset; plausible_answers are not read."""
     if context is None:
         raise Bad(f"id {quote(id)}: answers without a context; set columns.text_b")
