@@ -3,7 +3,7 @@
 Everything else is blind to the task. Every head gives logits of one shape, [rows, classes], so one loss serves all.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -46,6 +46,10 @@ class Task(Strict):
     def labelled(self, example: Example) -> bool:
         """Whether an example can be trained on and scored."""
         return example.label is not None
+
+    def trained_on(self, pairs: Collection[bool | None]) -> "Task":
+        """The task with what its head's rows were: for each data set whether they are pairs, None where some are."""
+        return self
 
     def encode(self, examples: Sequence[Example], tokenizer: Any, first: int = 0) -> Iterator[Feature]:
         """The features of examples, the first of which has the number `first`. RoadError for a label that is not allowed."""
@@ -202,15 +206,26 @@ class SpanQA(Task):
 
 
 class TextTask(Task):
-    """What classification and regression share: one text or a pair, one row of logits per feature."""
+    """What classification and regression share: one text or a pair, one row of logits per feature.
+
+    pairs: whether the head reads two texts or one; None: either.
+    """
+
+    pairs: bool | None = None
 
     model: ClassVar[Any] = AutoModelForSequenceClassification
+
+    def trained_on(self, pairs):
+        return self.model_copy(update={"pairs": next(iter(pairs))}) if len(set(pairs)) == 1 else self
 
     def encode(self, examples, tokenizer, first=0):
         options = {"truncation": True, "max_length": self.max_length, "return_token_type_ids": True}
         features = {}
         for paired in (False, True):  # a tokenizer takes lone texts or pairs, and a row is one or the other by itself
             rows = [number for number, e in enumerate(examples) if (e.text_b is not None) == paired]
+            if rows and self.pairs not in (None, paired):
+                said = "two texts, the head reads one" if paired else "one text, the head reads two: give both"
+                raise RoadError(f"{examples[rows[0]].where}: {said}")
             if rows:
                 texts = [examples[row].text_a for row in rows], *([[examples[row].text_b for row in rows]] * paired)
                 encoded = tokenizer(*texts, **options)
