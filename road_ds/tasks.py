@@ -220,18 +220,20 @@ class TextTask(Task):
 
     def encode(self, examples, tokenizer, first=0):
         options = {"truncation": True, "max_length": self.max_length, "return_token_type_ids": True}
-        features = {}
+        features: dict[int, tuple[list[int], list[int]]] = {}
         for paired in (False, True):  # a tokenizer takes lone texts or pairs, and a row is one or the other by itself
             rows = [number for number, e in enumerate(examples) if (e.text_b is not None) == paired]
-            if rows and self.pairs not in (None, paired):
+            if not rows:
+                continue
+            if self.pairs not in (None, paired):
                 said = "two texts, the head reads one" if paired else "one text, the head reads two: give both"
                 raise RoadError(f"{examples[rows[0]].where}: {said}")
-            if rows:
-                texts = [examples[row].text_a for row in rows], *([[examples[row].text_b for row in rows]] * paired)
-                encoded = tokenizer(*texts, **options)
-                features |= zip(rows, zip(encoded["input_ids"], encoded["token_type_ids"], strict=True), strict=True)
+            second = [examples[row].text_b for row in rows] if paired else None
+            encoded = tokenizer([examples[row].text_a for row in rows], second, **options)
+            features |= zip(rows, zip(encoded["input_ids"], encoded["token_type_ids"], strict=True), strict=True)
         for number, example in enumerate(examples):
-            yield Feature(*features[number], labels=[self.label(example)], example=first + number)
+            ids, types = features[number]
+            yield Feature(ids, types, [self.label(example)], first + number)
 
     def label(self, example: Example) -> int | float:
         """The target of an example, IGNORED where it has none."""
