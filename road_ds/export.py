@@ -109,9 +109,9 @@ def export_checkpoint(folder: Path, output: Path | None) -> list[Path]:
         found = verify(folder)
     config = validated(RoadConfig, found.manifest.config["road"], str(found.folder / "manifest.json"))
     tokenizer = load_tokenizer(config.model)
-    model = build_model(
-        config.model, heads(config), tokenizer, dropout=config.dropout, seed=config.seed, pretrained=False
-    )
+    pairs = found.manifest.config.get("pairs", {})
+    tasks = {head: task.trained_on(pairs.get(head, ())) for head, task in heads(config).items()}
+    model = build_model(config.model, tasks, tokenizer, dropout=config.dropout, seed=config.seed, pretrained=False)
     with without_code(found):
         state = _engine_state(found)
     target = output or found.folder.parent.parent / "model"

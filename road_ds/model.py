@@ -69,14 +69,15 @@ class MultiTaskModel(nn.Module):
     def forward(self, batch: Batch, head: str) -> Outputs:
         """The logits of a batch under a head, [rows, classes].
 
-        In training every other head runs on one row with weight 0: a head without a gradient in some micro-batch
-        keeps an old one under ZeRO 3, and differs between ranks in what is reduced under ZeRO 2.
+        In training every other head runs on one row of zeros with weight 0: a head without a gradient in some
+        micro-batch keeps an old one under ZeRO 3, and differs between ranks in what is reduced under ZeRO 2.
         """
         comparing = self.training and bool(self.compared)
         encoded = self.encode(batch, hidden_states=comparing)
         if not self.training:
             return self.tasks[head].outputs(self._head(head, encoded, batch.attention_mask), batch)
-        first = type(encoded)(**{k: v[:1] for k, v in encoded.items() if torch.is_tensor(v)})
+        # Zeros, not another data set's row: what overflows there in half precision would make the gradient NaN.
+        first = type(encoded)(**{k: 0.0 * v[:1] for k, v in encoded.items() if torch.is_tensor(v)})
         # Always in one order: ZeRO 3 fetches weights ahead only while the modules follow each other as before.
         found = {
             name: self._head(
@@ -85,14 +86,13 @@ class MultiTaskModel(nn.Module):
             for name in self._shells
         }
         outputs = self.tasks[head].outputs(found.pop(head), batch)
-        idle = outputs.logits.new_zeros(())
-        for touched in found.values():
-            for value in touched.values():
-                idle = idle + value.float().mean().to(idle.dtype)
         hidden = tuple(self.projection(encoded.hidden_states[layer]) for layer in self.compared) if comparing else ()
-        for state in hidden:  # a data set without a teacher leaves the projection idle too
-            idle = idle + state[:1].float().mean().to(idle.dtype)
-        return Outputs(outputs.logits + 0.0 * idle, outputs.lengths, hidden)
+        # A data set without a teacher leaves the projection idle too.
+        idle = [value for touched in found.values() for value in touched.values()] + [state[:1] for state in hidden]
+        logits = outputs.logits
+        for value in idle:
+            logits = logits + 0.0 * value.float().nan_to_num(0.0, 0.0, 0.0).mean().to(logits.dtype)
+        return Outputs(logits, outputs.lengths, hidden)
 
     def encode(self, batch: Batch, hidden_states: bool = False) -> Any:
         """What the encoder computes of a batch, last_hidden_state [features, tokens, hidden]; all layers' if asked for."""

@@ -78,9 +78,12 @@ class HiddenKD(Strict):
     layers: Literal["uniform", "last"] = "uniform"
 
     def pairs(self, student: int, teacher: int) -> list[tuple[int, int]]:
-        """Which layers are compared, (student, teacher), counted from 1. Uniform: 12 with 24, 11 with 22, ..."""
+        """Which layers are compared, (student, teacher), counted from 1. Uniform: 12 with 24, 11 with 22, ...
+
+        Of a shallower teacher a layer stands for several of the student's, none for its embeddings.
+        """
         first = 1 if self.layers == "uniform" else student
-        return [(layer, round(layer * teacher / student)) for layer in range(first, student + 1)]
+        return [(layer, max(1, round(layer * teacher / student))) for layer in range(first, student + 1)]
 
 
 class Objective(Strict):
@@ -236,7 +239,7 @@ class TeacherAnnealing(Taught):
     def of_classes(self, outputs, teachers, labels, progress):
         found = kd_loss(outputs.logits, labels=labels, **self.kernel(outputs, teachers, labels, progress))
         # KL to the teacher is the cross-entropy less the teacher's own entropy, which has no gradient.
-        target = combine_teachers(teachers, lengths=outputs.lengths, impl=self.kernels).float()
+        target = combine_teachers(teachers.float(), lengths=outputs.lengths, impl=self.kernels)
         entropy = torch.special.entr(target.softmax(-1)).sum(-1).masked_fill(labels == IGNORED, 0.0)
         counted = (labels != IGNORED).sum().clamp(min=1)
         return Loss(found.total + (1 - progress) * entropy.sum() / counted, found.hard.mean(), found.soft.mean())

@@ -3,7 +3,7 @@
 Everything else is blind to the task. Every head gives logits of one shape, [rows, classes], so one loss serves all.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -52,6 +52,10 @@ class Task(Strict):
     def lacking(self, example: Example) -> tuple[str, str]:
         """What an example that is not labelled lacks, and the setting that names the column of it."""
         return "label", "columns.label"
+
+    def trained_on(self, pairs: Collection[bool | None]) -> "Task":
+        """The task with what its head's rows were: for each data set whether they are pairs, None where some are."""
+        return self
 
     def encode(self, examples: Sequence[Example], tokenizer: Any, first: int = 0) -> Iterator[Feature]:
         """The features of examples, the first of which has the number `first`. RoadError for a label that is not allowed."""
@@ -211,21 +215,34 @@ class SpanQA(Task):
 
 
 class TextTask(Task):
-    """What classification and regression share: one text or a pair, one row of logits per feature."""
+    """What classification and regression share: one text or a pair, one row of logits per feature.
+
+    pairs: whether the head reads two texts or one; None: either.
+    """
+
+    pairs: bool | None = None
 
     model: ClassVar[Any] = AutoModelForSequenceClassification
 
+    def trained_on(self, pairs):
+        return self.model_copy(update={"pairs": next(iter(pairs))}) if len(set(pairs)) == 1 else self
+
     def encode(self, examples, tokenizer, first=0):
         options = {"truncation": True, "max_length": self.max_length, "return_token_type_ids": True}
-        features = {}
+        features: dict[int, tuple[list[int], list[int]]] = {}
         for paired in (False, True):  # a tokenizer takes lone texts or pairs, and a row is one or the other by itself
             rows = [number for number, e in enumerate(examples) if (e.text_b is not None) == paired]
-            if rows:
-                texts = [examples[row].text_a for row in rows], *([[examples[row].text_b for row in rows]] * paired)
-                encoded = tokenizer(*texts, **options)
-                features |= zip(rows, zip(encoded["input_ids"], encoded["token_type_ids"], strict=True), strict=True)
+            if not rows:
+                continue
+            if self.pairs not in (None, paired):
+                said = "two texts, the head reads one" if paired else "one text, the head reads two: give both"
+                raise RoadError(f"{examples[rows[0]].where}: {said}")
+            second = [examples[row].text_b for row in rows] if paired else None
+            encoded = tokenizer([examples[row].text_a for row in rows], second, **options)
+            features |= zip(rows, zip(encoded["input_ids"], encoded["token_type_ids"], strict=True), strict=True)
         for number, example in enumerate(examples):
-            yield Feature(*features[number], labels=[self.label(example)], example=first + number)
+            ids, types = features[number]
+            yield Feature(ids, types, [self.label(example)], first + number)
 
     def label(self, example: Example) -> int | float:
         """The target of an example, IGNORED where it has none."""

@@ -1,6 +1,5 @@
 """A model's tokenizer, held against the embedding whose rows its ids name and against the texts that it is to read."""
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,14 +52,15 @@ def check_vocabulary(tokenizer: Any, config: Any, name: str, *, trained: bool = 
         )
 
 
-def check_texts(tokenizer: Any, features: Sequence[Any], name: str) -> None:
+def check_texts(tokenizer: Any, features: Any, name: str) -> None:
     """RoadError where most of the texts are unknown words to the tokenizer, or nothing at all; a sample is looked at.
 
-    features: encoded rows, whose input_ids are [tokens].
+    features: encoded rows by number, whose input_ids are [tokens].
     """
-    unknown = -1 if tokenizer.unk_token_id is None else tokenizer.unk_token_id
+    around = {getattr(tokenizer, f"{kind}_token_id") for kind in ("bos", "eos", "cls", "sep", "pad")}
+    unknown = tokenizer.unk_token_id if tokenizer.unk_token_id not in {None, *around} else -1
     special = [token for token in tokenizer.all_special_ids if token != unknown]
-    rows = np.unique(np.linspace(0, len(features) - 1, SAMPLE).astype(int)) if len(features) else []
+    rows = np.unique(np.linspace(0, len(features) - 1, SAMPLE).astype(int)) if len(features) else np.array([])
     unread = 0
     for row in rows:
         ids = np.asarray(features[row].input_ids)

@@ -147,10 +147,12 @@ def run(
     check_lengths(base_config(config.model, tokenizer, config.dropout), tasks)
     train, dev = ranks.together(lambda: load_data(config, tasks, tokenizer, verify=ranks.local_rank == 0))
     teachers = ranks.together(lambda: open_teachers(config, objective, tasks, train, tokenizer, ranks))
+    pairs = {head: [train[name].pairs for name in train if config.head_of(name) == head] for head in tasks}
+    tasks = {head: task.trained_on(pairs[head]) for head, task in tasks.items()}
     passes, steps = plan(config, ds, train)
     block = "auto" if precision in ds else precision  # DeepSpeed's block says it already
     resolved = {**ds, "road": {**config.model_dump(), "steps": steps, "epochs": None, "precision": block}}
-    saved = {**resolved, "data": fingerprints(train)}
+    saved = {**resolved, "data": fingerprints(train), "pairs": pairs}
     if teachers.identity:
         saved["teachers"] = teachers.identity
     ranks.agree({key: value for key, value in flat_keys(saved).items() if key not in OWN})

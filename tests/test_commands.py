@@ -122,6 +122,22 @@ def test_predict_on_standard_input_is_predict_on_text(run, command, typed):
     assert {line.split()[0]: line.split()[1] for line in out.splitlines()} == {"label": label, **{k: str(v) for k, v in shares.items()}}  # fmt: skip
 
 
+def test_a_head_of_pairs_refuses_a_lone_text(run, command, typed, tmp_path):
+    """Typed, in a file or on standard input; and as exported again from a checkpoint."""
+    said, file = (
+        "one text, the head reads two: give both",
+        saved(tmp_path, "lone.jsonl", '{"text": "a", "label": "neutral"}\n'),
+    )
+    assert command("export", run, "--output", tmp_path / "again")[0] == 0
+    for model in (run / "model" / "inference", tmp_path / "again" / "inference"):
+        assert error_of(command("predict", model, "--text", "a")) == f"error: --text: {said}"
+        typed(b"a\tb\nc\n")
+        assert error_of(command("predict", model)) == f"error: standard input:2: {said}"
+        for name, option in (("predict", "--file"), ("evaluate", "--data")):
+            assert error_of(command(name, model, option, file)) == f"error: {file.name}:1: {said}"
+        assert command("predict", model, "--text", "a", "--pair", "b")[0] == 0
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [
@@ -251,7 +267,7 @@ def test_folders_that_are_not_models(run, command, tmp_path):
         (run, f"{run}: "),
         (empty, f"{empty}: the folder holds no config.json: expected a Hugging Face model folder"),
         (headless, f"{headless}: ElectraModel has no task head: expected a question-answering or classification model"),
-        (damaged, f"{damaged}: the model cannot be loaded: "),
+        (damaged, f"{damaged}: the weights cannot be loaded: Error while deserializing header"),
     ]:  # fmt: skip
         assert error_of(command("predict", folder, *text)).startswith(f"error: {message}")
     data = ["--data", "sample:people.dev.json", "--set", "max_rows=2"]

@@ -89,6 +89,22 @@ def test_every_head_trains_the_same_encoder():
     assert float(model.encoder.pooler.dense.weight.grad.abs().max()) == 0
 
 
+@pytest.mark.parametrize("architecture", ["electra", "bert"])
+def test_an_idle_head_that_overflows_leaves_the_others_alone(architecture):
+    """In half precision: on its own rows a head may overflow, on another data set's it must not."""
+    model, tokenizer = fresh(architecture)
+    source = MemorySet.encode("rows", EXAMPLES, TASKS["qa"], tokenizer)
+    batch = collate(source, range(len(source)), tokenizer.pad_token_id)
+    with torch.no_grad():
+        for parameter in model.heads["nli"].parameters():
+            parameter.fill_(1e38)
+    loss = model.train()(batch, "qa").logits.sum()
+    loss.backward()
+    assert loss.isfinite()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+    assert all(not p.grad.any() for head in ("nli", "rating") for p in model.heads[head].parameters())
+
+
 def test_training_mode_reaches_the_heads():
     """Dropout in a head must be on in training and off in evaluation."""
     model, tokenizer = fresh("electra")

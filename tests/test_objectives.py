@@ -148,6 +148,15 @@ def test_teacher_annealing(make, progress):
 
 
 @pytest.mark.parametrize("make", [classes, spans])
+def test_teacher_annealing_from_a_float16_cache(make):
+    """The teachers' mean is theirs as stored, not rounded to float16 again."""
+    objective = distill(objective="teacher_annealing", teachers=TEACHERS)
+    outputs, teaching, labels = make(seed=1)
+    stored = Teaching(10 * teaching.logits.half())
+    assert_agrees(objective, (outputs, stored, labels), lambda s, t, y, _: ce(t.mean(0).softmax(0), s))
+
+
+@pytest.mark.parametrize("make", [classes, spans])
 @pytest.mark.parametrize("progress", [0.0, 0.3, 0.99])
 def test_annealing_kd(make, progress):
     objective = distill(objective="annealing_kd", teachers=TEACHERS, max_temperature=7)
@@ -262,6 +271,16 @@ def test_layers_are_mapped_as_the_blog_says():
     assert uniform.pairs(12, 24) == [(i, 2 * i) for i in range(1, 13)]
     assert uniform.pairs(6, 12)[-2:] == [(5, 10), (6, 12)] and uniform.pairs(4, 4) == [(i, i) for i in range(1, 5)]
     assert last.pairs(12, 24) == [(12, 24)]
+
+
+def test_no_layer_is_compared_with_a_teachers_embeddings():
+    assert HiddenKD().pairs(12, 4)[:2] == [(1, 1), (2, 1)] and HiddenKD(layers="last").pairs(12, 4) == [(12, 4)]
+    for student in range(1, 25):
+        for teacher in range(1, 25):
+            pairs = HiddenKD().pairs(student, teacher)
+            assert [own for own, _ in pairs] == list(range(1, student + 1))
+            assert all(1 <= theirs <= teacher for _, theirs in pairs) and pairs[-1] == (student, teacher)
+            assert pairs == sorted(pairs)
 
 
 def test_the_teachers_share_of_the_gradient():

@@ -12,6 +12,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from road_ds.config import DatasetSpec
 from road_ds.data.features import load_features
 from road_ds.data.readers import Answer, Example
+from road_ds.errors import RoadError
 from road_ds.hub import sample_path
 from road_ds.tasks import Task, task_from
 
@@ -47,6 +48,24 @@ def test_a_lone_text_beside_a_pair_has_no_second_text():
     (lone, _, _), (pair, types, _) = encoded(PAIRS, [one, two])
     assert lone == TOKENIZER("the mill")["input_ids"]
     assert pair == TOKENIZER("the mill", "Ada")["input_ids"] and 1 in types
+
+
+@pytest.mark.parametrize(("pairs", "given", "said"), [
+    (True, None, "row: one text, the head reads two: give both"),
+    (False, "Ada", "row: two texts, the head reads one"),
+    (True, "Ada", None), (False, None, None), (None, None, None), (None, "Ada", None),
+])  # fmt: skip
+def test_a_head_reads_what_it_was_trained_on(pairs, given, said):
+    for task, label in ((PAIRS, "no"), (RATING, "1")):
+        example = Example("1", "the mill", given, label, None, "row")
+        trained = task.trained_on([pairs, pairs])
+        assert trained.pairs is pairs
+        if said is None:
+            assert encoded(trained, [example]) == encoded(task, [example])
+        else:
+            with pytest.raises(RoadError, match=said):
+                encoded(trained, [example])
+    assert PAIRS.trained_on([True, False]).pairs is None and SPANS.trained_on([True]) is SPANS
 
 
 def test_a_run_and_standard_input_read_the_same_ids(tmp_path):

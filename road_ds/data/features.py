@@ -111,6 +111,10 @@ class ArrowRows:
             row[name] = values[offset] if bounds is None else values[bounds[offset] : bounds[offset + 1]]
         return row
 
+    def missing(self, column: str) -> int:
+        """How many rows have nothing in a column."""
+        return sum(self._file.get_batch(i).column(column).null_count for i in range(self._file.num_record_batches))
+
     def _columns(self, chunk: int) -> dict[str, tuple[np.ndarray | None, Any]]:
         batch = self._file.get_batch(chunk)
         columns: dict[str, tuple[np.ndarray | None, Any]] = {}
@@ -157,6 +161,12 @@ class FeatureSet:
         row = self._examples[int(index)]
         answers = row.pop("answers")
         return Example(**row, answers=None if answers is None else tuple(Answer(**a) for a in answers))
+
+    @property
+    def pairs(self) -> bool | None:
+        """Whether its examples are pairs of texts; None where some are."""
+        lone = self._examples.missing("text_b")
+        return None if 0 < lone < self.manifest["examples"] else not lone
 
     def examples(self) -> Iterator[Example]:
         """The examples one by one, in file order."""
