@@ -21,7 +21,7 @@ from pydantic import (
 from road_ds import deepspeed_keys
 from road_ds.data import catalog
 from road_ds.errors import RoadError, nearest
-from road_ds.strict_json import load_json, parse_json, quote
+from road_ds.strict_json import flat_keys, load_json, parse_json, quote
 
 NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}")  # it becomes a file name
 
@@ -131,7 +131,7 @@ class RoadConfig(Strict):
     heads: Literal["per_task", "per_dataset"] = "per_task"
     passes: Annotated[int, Field(ge=1)] = 4
     steps: Annotated[int, Field(ge=1)] | None = None
-    epochs: Annotated[float, Field(gt=0)] | None = None
+    epochs: Annotated[float, Field(gt=0, le=1e6)] | None = None
     warmup: Annotated[float, Field(ge=0)] = 0.1
     schedule: Literal["linear", "cosine", "constant"] = "linear"
     layer_lr_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
@@ -153,7 +153,7 @@ class RoadConfig(Strict):
     save_every: Annotated[int, Field(ge=0)] = 500
     keep: Annotated[int, Field(ge=1)] = 2
     max_skipped_steps: Annotated[int, Field(ge=1)] = 50
-    step_timeout: Annotated[float, Field(gt=0)] = 1800.0
+    step_timeout: Annotated[float, Field(gt=0, le=1e9)] = 1800.0
     output: str | None = None
     cache: str = "~/.cache/road_ds"
 
@@ -336,6 +336,9 @@ def load_config(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -
         raise RoadError(f'{path}: expected an object with DeepSpeed\'s keys and a "road" block')
     for assignment in overrides:
         override(data, assignment)
+    for key, value in flat_keys(data).items():
+        if isinstance(value, int) and abs(value) >= 2**63:
+            raise RoadError(f"{path}: {key}: got {quote(value)}; expected a number below 2^63")
     road = data.pop("road", None)
     if road is None:
         raise RoadError(f'{path}: has no "road" block (model, tasks, datasets, steps ...){nearest("road", data)}')

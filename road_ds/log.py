@@ -1,5 +1,7 @@
 """What a run tells people and files: rank-0 lines, metrics.jsonl, status.json, and the curves."""
 
+import codecs
+import io
 import json
 import logging
 import math
@@ -16,6 +18,8 @@ from typing import Any
 
 from tqdm import tqdm
 
+from road_ds.errors import RoadError, legible
+
 NUMBER = re.compile(r"[-+]?[\d,.]*\d[\d,.]*( ?[%KMGx]?i?B?)|-?")
 
 
@@ -27,13 +31,26 @@ def is_main() -> bool:
 def say(*lines: str) -> None:
     """Prints lines on rank 0."""
     if is_main():
-        print(*lines, sep="\n", flush=True)
+        print(*map(legible, lines), sep="\n", flush=True)
 
 
 def warn(message: str, everywhere: bool = False) -> None:
     """Prints a warning to standard error, on rank 0 or, for what only one rank knows, everywhere."""
     if everywhere or is_main():
-        print(f"warning: {message}", file=sys.stderr, flush=True)
+        print(f"warning: {RoadError(message)}", file=sys.stderr, flush=True)
+
+
+def print_anywhere() -> None:
+    """Has this process print what its terminal has no characters for as JSON escapes, instead of failing."""
+
+    def escaped(error: UnicodeError) -> tuple[str, int]:
+        assert isinstance(error, UnicodeEncodeError)
+        return json.dumps(error.object[error.start : error.end])[1:-1], error.end
+
+    codecs.register_error("escaped", escaped)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="escaped")
 
 
 def quiet_libraries() -> None:
@@ -144,20 +161,29 @@ class RunFolder:
                 file.writelines(json.dumps(_finite(line), allow_nan=False) + "\n" for line in lines)
 
     def records(self) -> list[dict[str, Any]]:
-        """The lines of metrics.jsonl, oldest first; a half-written last line is left out."""
-        if not self.metrics_file.exists():
+        """The lines of metrics.jsonl, oldest first; what no run has written whole (a last line, cut off) is left out."""
+        try:
+            text = self.metrics_file.read_text(encoding="utf-8", errors="replace")
+        except FileNotFoundError:
             return []
+        except OSError as error:
+            raise RoadError(f"{self.metrics_file}: cannot be read: {error.strerror}: move it away") from None
         lines = []
-        for text in self.metrics_file.read_text(encoding="utf-8").splitlines():
+        for line in text.splitlines():
             try:
-                lines.append(json.loads(text))
-            except json.JSONDecodeError:
+                record = json.loads(line)
+            except (ValueError, RecursionError):
                 continue
+            if isinstance(record, dict) and isinstance(record.get("step"), int):
+                lines.append(record)
         return lines
 
     def last_step(self) -> int:
         """The newest step that metrics.jsonl tells of, 0 before the first."""
-        return max((line["step"] for line in self.records()), default=0)
+        try:
+            return max((line["step"] for line in self.records()), default=0)
+        except RoadError:
+            return 0
 
     def forget_after(self, step: int) -> None:
         """Drops the metrics of steps that a resumed run will do again."""
