@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from road_ds.config import DatasetSpec, load_config, override, read_config, setting, validated
-from road_ds.errors import Faults, RoadError, Terminated, nearest, of_file
-from road_ds.log import is_main, quiet_libraries, versions, write_json
+from road_ds.errors import Faults, RoadError, Terminated, legible, nearest, readable
+from road_ds.log import is_main, print_anywhere, quiet_libraries, versions, write_json
 from road_ds.strict_json import half_character, quote
+from road_ds.surroundings import working_folder
 
 
 def check(options: argparse.Namespace) -> None:
@@ -43,21 +44,23 @@ def evaluate(options: argparse.Namespace) -> None:
     began, folder = time.monotonic(), options.output and Path(options.output).expanduser()
     if folder and (folder / "config.json").exists():
         raise RoadError(f"--output {folder}: holds a run or a model: give another folder")
+    if folder:
+        folder.mkdir(parents=True, exist_ok=True)  # what cannot be written is said before the work
     if options.config:
         config, _ = load_config(options.config, options.set)
         results = evaluate_run(options.models, config, options.batch_size)
     else:
         examples = read_rows(options.data, options.set)
         results = {Path(options.data).name: Ensemble.of(options.models).evaluate(examples, options.batch_size)}
-    if folder:
-        safe = {re.sub(r"[^A-Za-z0-9._-]", "_", name): result for name, result in results.items()}
-        seconds = round(time.monotonic() - began, 1)
-        write_results(folder, safe, {"models": options.models, "wall_seconds": seconds, "versions": versions()})
     if options.json:
         summaries = {name: result.summary() for name, result in results.items()}
         print(json.dumps(summaries if options.config else summaries.popitem()[1], indent=2))
     else:
-        print(report(results))
+        print(legible(report(results)))
+    if folder:
+        safe = {re.sub(r"[^A-Za-z0-9._-]", "_", name): result for name, result in results.items()}
+        seconds = round(time.monotonic() - began, 1)
+        write_results(folder, safe, {"models": options.models, "wall_seconds": seconds, "versions": versions()})
 
 
 def glue_table(options: argparse.Namespace) -> None:
@@ -88,9 +91,9 @@ def predict(options: argparse.Namespace) -> None:
         values = predictor.task.describe(prediction)
         if options.text is not None:
             width = max(map(len, values))
-            print(*(f"{key.ljust(width)}  {value}" for key, value in values.items()), sep="\n")
+            print(*(legible(f"{key.ljust(width)}  {value}") for key, value in values.items()), sep="\n")
         else:
-            print(json.dumps({"id": example.id, **values}, ensure_ascii=False))
+            print(legible(json.dumps({"id": example.id, **values}, ensure_ascii=False)))
 
 
 def read_lines(data: bytes) -> list[Any]:
@@ -174,11 +177,8 @@ def show_rows(name: str, part: str, path: str) -> None:
     print(f"\nrows come from {source.source} ({source.spec.format})")
     for example in islice(source.examples(Reading()), 3):
         gold = example.label if example.answers is None else [answer.text for answer in example.answers]
-        print(
-            json.dumps(
-                {"id": example.id, "text_a": example.text_a, "text_b": example.text_b, "gold": gold}, ensure_ascii=False
-            )
-        )
+        shown = {"id": example.id, "text_a": example.text_a, "text_b": example.text_b, "gold": gold}
+        print(legible(json.dumps(shown, ensure_ascii=False)))
 
 
 def export(options: argparse.Namespace) -> None:
@@ -383,32 +383,31 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: list[str] | None = None) -> int:
     """The exit code: 0, 2 for a fault the user can mend, or that of a recipe's run that failed."""
+    print_anywhere()
     options = parser().parse_args(arguments)
     quiet_libraries()
     try:
+        working_folder()
         if (text := half_character(vars(options))) is not None:
             raise RoadError(f"{quote(text)} on the command line is not UTF-8: rename the file, or type the text again")
         options.run(options)
         sys.stdout.flush()
         return 0
-    except RoadError as error:
-        if options.debug:
-            traceback.print_exc()
-        if is_main():
-            print(f"error: {error}", file=sys.stderr)
-        return error.code
-    except BrokenPipeError:  # the reader of our output has gone, as `head` does: nobody is left to tell
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141  # as a process that ended on SIGPIPE
-    except OSError as error:
-        if error.filename is None or options.debug:
-            raise
-        print(f"error: {of_file(error)}", file=sys.stderr)
-        return RoadError.code
     except Terminated:
         return 143  # as a process that ended on SIGTERM
     except KeyboardInterrupt:
         return 130  # as a process that ended on SIGINT
+    except BrokenPipeError:  # the reader of our output has gone, as `head` does: nobody is left to tell
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141  # as a process that ended on SIGPIPE
+    except (RoadError, OSError) as error:
+        if not readable(error):
+            raise
+        if options.debug:
+            traceback.print_exc()
+        if is_main():
+            print(f"error: {readable(error)}", file=sys.stderr)
+        return getattr(error, "code", RoadError.code)
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ from pydantic import (
 from road_ds import deepspeed_keys
 from road_ds.data import catalog
 from road_ds.errors import Faults, RoadError, nearest
-from road_ds.strict_json import half_character, load_json, parse_json, quote
+from road_ds.strict_json import flat_keys, half_character, load_json, parse_json, quote
 from road_ds.trainer_words import HERE
 
 NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}")  # it becomes a file name
@@ -172,7 +172,7 @@ class RoadConfig(Strict):
     save_every: Number = 500
     keep: Count = 2
     max_skipped_steps: Count = 50
-    step_timeout: Annotated[float, Field(gt=0)] = 1800.0
+    step_timeout: Annotated[float, Field(gt=0, le=1e9)] = 1800.0
     output: str | None = None
     cache: str = "~/.cache/road_ds"
 
@@ -421,6 +421,9 @@ def read_config(
         override(data, assignment)
     for key in unwritable(data):
         faults.add(f"{path}: {key}: holds a NUL or half a character, which no file or folder can have in its name")
+    for key, value in flat_keys(data).items():
+        if isinstance(value, int) and abs(value) >= 2**63:
+            faults.add(f"{path}: {key}: got {quote(value)}; expected a number below 2^63")
     faults.end()
     road = data.pop("road", None)
     if road is None:

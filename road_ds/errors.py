@@ -1,10 +1,13 @@
 """The exceptions that end a command: what a user is meant to read, and a request to stop."""
 
 import difflib
+import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+# all but tab and newline, which a terminal acts on, and half characters, which it cannot show
+CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 LINE, LINES = 2000, 40  # characters and lines of a message: it quotes what users bring
 
 
@@ -12,13 +15,13 @@ class RoadError(Exception):
     """A fault the user can mend: says what came, what was expected and what to change.
 
     Commands print it without a traceback and end with its exit code. Its text is bounded, and control characters are
-    escaped: a file must not write to the terminal.
+    escaped: what it quotes of a user's data can be shown as it is.
     """
 
     code = 2
 
     def __init__(self, text: str):
-        lines = [_printable(line) for line in text.split("\n")]
+        lines = [shortened(line) for line in legible(text).split("\n")]
         if len(lines) > LINES:
             lines[LINES - 2 : -1] = [f"... ({len(lines) - LINES + 1} lines more)"]
         super().__init__("\n".join(lines))
@@ -26,11 +29,6 @@ class RoadError(Exception):
 
 class RankError(RoadError):
     """A fault that only one process of a run knows of: that process speaks, whichever it is."""
-
-
-def of_file(error: OSError) -> str:
-    """What the system says of a file: no permission, a name that is too long."""
-    return f"{str(error.filename)[:300]}: {error.strerror}"
 
 
 class Faults:
@@ -49,7 +47,7 @@ class Faults:
         except OSError as error:
             if error.filename is None:
                 raise
-            self.add(of_file(error))
+            self.add(readable(error))
 
     def add(self, text: str) -> None:
         """Keeps one more."""
@@ -69,6 +67,28 @@ class Terminated(BaseException):
     """Someone asked this process to stop: SIGTERM or SIGINT."""
 
 
+def readable(error: BaseException) -> str:
+    """What a user is meant to read of an exception, "" where it is a fault of ours; of the system's errors, the file and why."""
+    if isinstance(error, RoadError):
+        return str(error)
+    if isinstance(error, OSError) and error.filename is not None:
+        return str(RoadError(f"{error.filename}: {error.strerror}"))
+    return ""
+
+
+def legible(text: str) -> str:
+    """The text with its control characters escaped, as JSON would: colours, cursor moves and titles stay text."""
+    return CONTROL.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+
+
+def shortened(line: str) -> str:
+    """The line without its middle where it is too long to be read; beginning and end, which say what to do, stay."""
+    if len(line) <= LINE:
+        return line
+    half = LINE // 2 - 50
+    return f"{line[:half]} [{len(line) - 2 * half:,} characters left out] {line[-half:]}"
+
+
 def first_line(error: BaseException) -> str:
     """What a library's error says, for a message of ours: its first line, and the next where that only announces it."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
@@ -76,11 +96,6 @@ def first_line(error: BaseException) -> str:
     if isinstance(error, LookupError | TypeError | AttributeError):  # they name a thing, but not what is wrong with it
         said = f"{type(error).__name__}: {said}"
     return said if len(said) <= 300 else said[:297] + "..."
-
-
-def _printable(line: str) -> str:
-    shown = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line[:LINE])
-    return shown if len(line) <= LINE else shown + "..."
 
 
 def nearest(word: str, known: Iterable[Any]) -> str:

@@ -1,6 +1,8 @@
 """What a run tells people and files: lines on rank 0, tables, JSON files, and the curves."""
 
+import codecs
 import contextlib
+import io
 import json
 import logging
 import os
@@ -15,6 +17,8 @@ from typing import Any
 
 from tqdm import tqdm
 
+from road_ds.errors import RoadError, legible
+
 NUMBER = re.compile(r"[-+]?[\d,.]*\d[\d,.]*( ?[%KMGx]?i?B?)|-?")
 
 
@@ -26,13 +30,26 @@ def is_main() -> bool:
 def say(*lines: str) -> None:
     """Prints lines on rank 0."""
     if is_main():
-        print(*lines, sep="\n", flush=True)
+        print(*map(legible, lines), sep="\n", flush=True)
 
 
 def warn(message: str, everywhere: bool = False) -> None:
     """Prints a warning to standard error, on rank 0 or, for what only one rank knows, everywhere."""
     if everywhere or is_main():
-        print(f"warning: {message}", file=sys.stderr, flush=True)
+        print(f"warning: {RoadError(message)}", file=sys.stderr, flush=True)
+
+
+def print_anywhere() -> None:
+    """Has this process print what its terminal has no characters for as JSON escapes, instead of failing."""
+
+    def escaped(error: UnicodeError) -> tuple[str, int]:
+        assert isinstance(error, UnicodeEncodeError)
+        return json.dumps(error.object[error.start : error.end])[1:-1], error.end
+
+    codecs.register_error("escaped", escaped)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="escaped")
 
 
 class Spared:

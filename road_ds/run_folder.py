@@ -216,20 +216,29 @@ class RunFolder:
                     warn(f"{self.metrics_file}: cannot be written: {error.strerror}: its lines wait until it can")
 
     def records(self) -> list[dict[str, Any]]:
-        """The lines of metrics.jsonl, oldest first; a half-written last line is left out."""
-        if not self.metrics_file.exists():
+        """The lines of metrics.jsonl, oldest first; what no run has written whole (a last line, cut off) is left out."""
+        try:
+            text = self.metrics_file.read_text(encoding="utf-8", errors="replace")
+        except FileNotFoundError:
             return []
+        except OSError as error:
+            raise RoadError(f"{self.metrics_file}: cannot be read: {error.strerror}: move it away") from None
         lines = []
-        for text in self.metrics_file.read_text(encoding="utf-8").splitlines():
+        for line in text.splitlines():
             try:
-                lines.append(json.loads(text))
-            except json.JSONDecodeError:
+                record = json.loads(line)
+            except (ValueError, RecursionError):
                 continue
+            if isinstance(record, dict) and isinstance(record.get("step"), int):
+                lines.append(record)
         return lines
 
     def last_step(self) -> int:
         """The newest step that metrics.jsonl tells of, 0 before the first."""
-        return max((line["step"] for line in self.records()), default=0)
+        try:
+            return max((line["step"] for line in self.records()), default=0)
+        except RoadError:
+            return 0
 
     def forget(self, again: Callable[[dict[str, Any]], bool]) -> None:
         """Drops the lines of metrics.jsonl that a resumed run will write again."""

@@ -4,12 +4,22 @@ import os
 import time
 from pathlib import Path
 
+from road_ds.errors import RoadError
+
 STALE = 600  # seconds; compiling an extension takes one or two minutes
 
 
 def notes() -> list[str]:
     """All that was found around this process."""
     return [*exported_by_launcher([Path.cwd(), Path.home()]), *stale_locks(extensions_folder())]
+
+
+def working_folder() -> None:
+    """RoadError where the folder in which this process was started is no more."""
+    try:
+        Path.cwd()
+    except OSError:
+        raise RoadError("the working folder has been removed: change to one that is there") from None
 
 
 def exported_by_launcher(folders: list[Path]) -> list[str]:

@@ -26,9 +26,20 @@ from road_ds.config import RoadConfig, fit_batch, fit_buckets, fit_optimizer, fi
 from road_ds.data.batches import Padding
 from road_ds.data.features import FeatureSet, load_features
 from road_ds.data.passes import Passes, draw_weights
-from road_ds.errors import Faults, RankError, RoadError, Terminated
+from road_ds.errors import Faults, RankError, RoadError, Terminated, readable
 from road_ds.hub import trained_heads
-from road_ds.log import counted, is_main, plot_curves, quiet_libraries, say, spared_output, table, versions, warn
+from road_ds.log import (
+    counted,
+    is_main,
+    plot_curves,
+    print_anywhere,
+    quiet_libraries,
+    say,
+    spared_output,
+    table,
+    versions,
+    warn,
+)
 from road_ds.loop import fit
 from road_ds.model import base_config, build_model, check_lengths, load_tokenizer, parameter_count
 from road_ds.objectives import Taught, objective_from
@@ -58,6 +69,7 @@ CHANGEABLE = {
 def main(arguments: list[str] | None = None) -> int:
     """The exit code of a run: 0 finished, 2 a fault the user can mend, 143 or 130 preempted, 1 anything else."""
     options = parse(arguments)
+    print_anywhere()
     quiet_libraries()
     with Preemption() as preemption:
         return attempt(options, preemption)
@@ -66,8 +78,8 @@ def main(arguments: list[str] | None = None) -> int:
 def attempt(options: argparse.Namespace, preemption: Preemption) -> int:
     """The exit code of a run, whose end is told whatever it is."""
     folder: RunFolder | None = None
-    alone = False
     try:
+        surroundings.working_folder()
         config, ds = load_config(options.deepspeed_config, options.set)
         ranks = Ranks.start(config.step_timeout)
         folder = ranks.together(lambda: RunFolder.open(config, resume=options.resume, overwrite=options.overwrite))
@@ -80,23 +92,28 @@ def attempt(options: argparse.Namespace, preemption: Preemption) -> int:
         ranks.leave()
         folder.release()
         return exit_code(reason) if reason else 0
-    except RoadError as error:
-        alone = isinstance(error, RankError)
-        if alone or is_main():
-            print(f"error: {error}", file=sys.stderr, flush=True)
-        if options.debug:
-            traceback.print_exc()
-        status, why, code = "failed", str(error), 2
-    except Terminated as stop:
-        alone = True  # one process may have been asked
-        say(str(stop))
-        status, why, code = "preempted", str(stop), exit_code(str(stop))
-    except Exception as error:
+    except (Exception, Terminated) as error:
+        with preemption.held():  # the launcher ends the others of a process that has ended
+            return broken_off(error, folder, options.debug)
+
+
+def broken_off(error: BaseException, folder: RunFolder | None, debug: bool) -> int:
+    """The exit code of a run that an exception ended, told here and in status.json."""
+    taken_along = folder is not None and folder.has_ended()  # by a process that ended before this one
+    shared = isinstance(error, RoadError) and not isinstance(error, RankError)  # all processes have it
+    if isinstance(error, Terminated):
+        say(str(error))
+        status, why, code = "preempted", str(error), exit_code(str(error))
+    elif why := readable(error):
+        if is_main() or not shared:
+            print(f"error: {why}", file=sys.stderr, flush=True)
+        status, code = "failed", 2
+    else:
         status, why, code = "failed", f"{type(error).__name__}: {error}", 1
-        if folder is None or not folder.has_ended():  # a process that ended takes the others along
-            traceback.print_exc()
+    if debug or (code == 1 and not taken_along):
+        traceback.print_exception(error)
     if folder is not None:
-        tell(folder, status, why, alone)
+        tell(folder, status, why, everywhere=not shared)
         folder.release()
     return code
 

@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -15,6 +16,8 @@ import pytest
 import torch
 from runs import ROOT, TINY_ELECTRA, environment, error_of, run_python, tiny_config
 from safetensors.torch import load_file
+
+from road_ds import train
 
 CONTEXT = "Ada lives in Oslo. Her friend Ola lives in Bergen."
 
@@ -355,3 +358,24 @@ def test_a_stop_by_hand_leaves_no_traceback(run, command, monkeypatch):
         pytest.fail("the command let KeyboardInterrupt through, which would have shown a traceback")
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.parametrize("output", ["/proc/none/such", "file/below"])
+def test_an_output_that_cannot_be_written_is_named_before_the_work(output, run, command, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    path = tmp_path / output  # an absolute one stays as it is
+    message = rf"error: {re.escape(str(path.parent))}.*: (No such file or directory|Not a directory)"
+    monkeypatch.setattr("road_ds.ensemble.Ensemble.of", lambda *_: pytest.fail("the work was begun"))
+    rows = ("--data", "sample:inference.dev.jsonl", "--set", "max_rows=5")
+    assert re.fullmatch(message, error_of(command("evaluate", run / "model" / "inference", *rows, "--output", path)))
+    assert re.fullmatch(message, error_of(command("export", run, "--output", path)))
+
+
+def test_a_removed_working_folder_is_named(command, config_file, tmp_path, monkeypatch, capsys):
+    file, gone = config_file(tiny_config()), tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    message = "error: the working folder has been removed: change to one that is there"
+    assert error_of(command("check", file)) == message
+    assert train.main(["--deepspeed_config", str(file)]) == 2 and capsys.readouterr().err == message + "\n"
