@@ -126,7 +126,7 @@ class RunFolder:
             self.path.mkdir(parents=True, exist_ok=True)
             if not is_main():
                 return
-            file = (self.path / LOCK).open("a+", encoding="utf-8")
+            file = (self.path / LOCK).open("a+", encoding="utf-8", errors="replace")
         except OSError as error:
             raise RoadError(
                 f"road.output {self.path}: cannot be written: {error.strerror}: set another folder"
