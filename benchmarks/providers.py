@@ -22,13 +22,13 @@ from road_ds.config import ModelSpec, RoadConfig, fit_batch, fit_buckets, fit_op
 from road_ds.data.batches import Padding, assemble
 from road_ds.data.features import Batch, FeatureSet
 from road_ds.data.passes import Passes
-from road_ds.log import RunFolder
 from road_ds.loop import fit
 from road_ds.model import build_model, load_tokenizer, parameter_count
 from road_ds.objectives import Objective, Teachers, WeightedKD
 from road_ds.packing import ATTENTION
 from road_ds.preemption import Preemption
 from road_ds.ranks import Ranks
+from road_ds.run_folder import RunFolder
 from road_ds.soft_targets import Origin, SoftTargets, begin, finish, flaw, shard_rows, write_shard
 from road_ds.speed import choose_padding, fit_cpu, reduce_between_ranks_only
 from road_ds.tasks import heads

@@ -47,29 +47,22 @@ class RunFolder:
         """
         folder = cls(config.output or "runs/run")
         folder.refuse_holding(config)
-        found = folder.leftovers()
-        if found and not folder.is_run:
-            raise RoadError(
-                f"{folder.path} holds {found[0]} and no {MARKER}: no run left it there (or one of road_ds before 2026-11-27): "
-                "set another road.output, or move it away"
-            )
+        folder.refuse_use(resume)
         folder.lock()
-        used = "config.json" in found
         try:
-            if used and not resume and not overwrite:
+            folder.refuse_use(resume)  # another run may have ended between
+            if "config.json" in folder.leftovers() and not resume and not overwrite:
                 raise RoadError(
                     f"{folder.path} holds a run already: add --resume to go on, --overwrite to remove it, or set "
                     "road.output"
                 )
-            if resume and not used:
-                raise RoadError(f"{folder.path}: nothing to resume: no run was started there")
             if not resume:
                 folder.refuse_links()
+            if not folder.is_run:
+                folder.write(MARKER, {"run": uuid.uuid4().hex})
         except RoadError:
             folder.release()
             raise
-        if not folder.is_run:
-            folder.write(MARKER, {"run": uuid.uuid4().hex})
         return folder
 
     # ------------------------------------------------------------------------------------------------ whose it is
@@ -92,6 +85,17 @@ class RunFolder:
         return [
             name for name in (*FOLDERS, *FILES) if os.path.lexists(self.path / name) and not _is_empty(self.path / name)
         ]
+
+    def refuse_use(self, resume: bool) -> None:
+        """RoadError when what lies here is no run's, or when there is nothing to resume."""
+        found = self.leftovers()
+        if found and not self.is_run:
+            raise RoadError(
+                f"{self.path} holds {found[0]} and no {MARKER}: no run left it there (or one of road_ds before 2026-11-27): "
+                "set another road.output, or move it away"
+            )
+        if resume and "config.json" not in found:
+            raise RoadError(f"{self.path}: nothing to resume: no run was started there")
 
     def refuse_holding(self, config: RoadConfig) -> None:
         """RoadError when the folder is above what is not the run's: rows, models, the working or home folder, road_ds."""
@@ -122,7 +126,7 @@ class RunFolder:
             self.path.mkdir(parents=True, exist_ok=True)
             if not is_main():
                 return
-            file = (self.path / LOCK).open("a+", encoding="utf-8")
+            file = (self.path / LOCK).open("a+", encoding="utf-8", errors="replace")
         except OSError as error:
             raise RoadError(
                 f"road.output {self.path}: cannot be written: {error.strerror}: set another folder"

@@ -77,7 +77,7 @@ def read_manifest(folder: Path, kind: type[Facts]) -> Facts:
                 "it, then give the exported folder as road.model"
             )
         if (folder / DIGEST).read_bytes() != _digest_line(folder).encode():
-            raise Damaged(f"{folder / MANIFEST}: has changed since it was saved (sha256 differs)")
+            raise Damaged(f"{folder / MANIFEST}: has changed since it was saved (sha256 differs from {DIGEST})")
         text = (folder / MANIFEST).read_bytes()
     try:
         return kind.model_validate_json(text)

@@ -1,6 +1,7 @@
 """An exported folder computes what the trained model computed, for every architecture."""
 
 import copy
+import os
 
 import numpy as np
 import pytest
@@ -197,3 +198,45 @@ def test_answers_lie_in_the_context(tmp_path):
         AutoTokenizer.from_pretrained(tmp_path / "qa").backend_tokenizer.to_str()
         == AutoTokenizer.from_pretrained(sample_path("tokenizer")).backend_tokenizer.to_str()
     )
+
+
+def headed(folder) -> set[str]:
+    """The cards of the heads that stand in a folder."""
+    return {(folder / head / "README.md").read_text()[-5:-1] for head in TASKS if (folder / head).exists()}
+
+
+@pytest.mark.parametrize("kill", [KeyboardInterrupt, OSError(28, "No space left on device")])
+def test_heads_of_two_exports_never_stand_side_by_side(tmp_path, monkeypatch, kill):
+    """Whichever of its moves an export does not live to make; and the next one mends it."""
+    model, tokenizer = fresh("bert")
+    replace = os.replace
+    for moves in range(2 * len(TASKS)):
+        folder = tmp_path / str(moves)
+        export(model, model.state_dict(), tokenizer, folder, "_old")
+        made = []
+
+        def stop(source, target, moves=moves, made=made):
+            if ".staged" in str(source) or ".replaced" in str(target):
+                if len(made) == moves:
+                    raise kill
+                made.append(target)
+            replace(source, target)
+
+        monkeypatch.setattr("road_ds.export.os.replace", stop)
+        with pytest.raises((KeyboardInterrupt, RoadError), match=None if isinstance(kill, type) else "No space left"):
+            export(model, model.state_dict(), tokenizer, folder, "_new")
+        monkeypatch.undo()
+        assert len(headed(folder)) <= 1, "old and new"
+        if not isinstance(kill, type):
+            assert headed(folder) == {"_old"} and sorted(p.name for p in folder.iterdir()) == sorted(TASKS)
+    export(model, model.state_dict(), tokenizer, folder, "_new")
+    assert headed(folder) == {"_new"} and sorted(p.name for p in folder.iterdir()) == sorted(TASKS)
+
+
+def test_an_export_replaces_exported_models_only(tmp_path):
+    (tmp_path / "qa").mkdir()
+    (tmp_path / "qa" / "rows.jsonl").write_text("mine")
+    model, tokenizer = fresh("bert")
+    with pytest.raises(RoadError, match=r"qa: exists and is no exported model \(road_task\.json is missing\)"):
+        export(model, model.state_dict(), tokenizer, tmp_path, "card")
+    assert [p.name for p in tmp_path.iterdir()] == ["qa"] and (tmp_path / "qa" / "rows.jsonl").read_text() == "mine"

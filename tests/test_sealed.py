@@ -51,7 +51,9 @@ def test_every_bit_of_every_file_counts(tmp_path, name):
 def test_one_bit_of_the_step_is_seen(tmp_path):
     path = written(tmp_path / "a") / MANIFEST
     path.write_text(path.read_text().replace('"step": 10', '"step": 14'))
-    with pytest.raises(Damaged, match=r"manifest\.json: has changed since it was saved \(sha256 differs\)"):
+    with pytest.raises(
+        Damaged, match=r"manifest\.json: has changed since it was saved \(sha256 differs from manifest\.sha256\)"
+    ):
         verify(tmp_path / "a", Manifest)
 
 

@@ -133,6 +133,7 @@ def test_a_full_disk_is_a_warning_and_keeps_the_one_before(tmp_path, monkeypatch
     monkeypatch.setattr("road_ds.selection.save_file", lambda *_: (_ for _ in ()).throw(OSError("No space left")))
     best.offer(Engine(2), Alone(), 2, evaluated(60.0))
     assert best.load()[0] == 1 and "step 2: its weights could not be kept as the best" in capsys.readouterr().err
+    assert [path.name for path in best.root.iterdir()] == ["step-00000001"], "no part stays"
 
 
 def test_a_damaged_best_is_named(tmp_path):
@@ -140,9 +141,24 @@ def test_a_damaged_best_is_named(tmp_path):
         Best(tmp_path / "none", "a").load()
     best = Best(tmp_path / "best", "a")
     best.offer(Engine(1), Alone(), 1, evaluated(50.0))
-    (checkpoint.committed(best.root)[0] / "weights.safetensors").write_bytes(b"")
-    with pytest.raises(RoadError, match="take the last ones with python -m road_ds export"):
-        best.load()
+    with pytest.raises(RoadError, match=r"step-00000001: is of another run \(a\)"):
+        Best(tmp_path / "best", "b").load()
+    for path in checkpoint.committed(best.root)[0].iterdir():
+        whole = bytearray(path.read_bytes())
+        path.write_bytes(whole[:-2] + bytes([whole[-2] ^ 1]) + whole[-1:])
+        with pytest.raises(RoadError, match=r"sha256 differs.*take the last ones with python -m road_ds export"):
+            best.load()
+        path.write_bytes(whole)
+    assert best.load()[0] == 1
+
+
+def test_a_score_that_is_lost_is_told_of(tmp_path, capsys):
+    best = Best(tmp_path / "best", "a")
+    best.offer(Engine(1), Alone(), 1, evaluated(50.0))
+    manifest = checkpoint.committed(best.root)[0] / "manifest.json"
+    manifest.write_text(manifest.read_text().replace("50.0", "54.0"))
+    best.offer(Engine(2), Alone(), 2, evaluated(40.0))
+    assert "the best evaluation so far is lost" in capsys.readouterr().err and best.load()[0] == 2
 
 
 @pytest.mark.parametrize("road", [{"evaluate_every": 0}, {"use": ["blind"], "evaluate_every": 2}])
