@@ -13,6 +13,7 @@ from transformers.utils import logging
 from road_ds.checkpoint import ENGINE, Checkpoint, newest, verify
 from road_ds.config import RoadConfig, validated
 from road_ds.errors import RoadError
+from road_ds.hub import note_files
 from road_ds.log import write_json
 from road_ds.model import MultiTaskModel, build_model, load_tokenizer
 from road_ds.strict_json import load_json
@@ -49,6 +50,7 @@ def export(
         tokenizer.save_pretrained(str(target))
         write_json(target / TASK_FILE, task.model_dump())
         (target / "README.md").write_text(_card(head, task, type(whole).__name__, card), encoding="utf-8")
+        note_files(target)
         folders.append(target)
     return folders
 

@@ -3,10 +3,13 @@
 import re
 from pathlib import Path
 
+from road_ds.digest import change, fingerprint, sealed, unsealed
 from road_ds.errors import RoadError
+from road_ds.log import is_main, warn, write_json
 
 SAMPLE = Path(__file__).resolve().parent / "sample_data"
 HUB_NAME = re.compile(r"([A-Za-z0-9._-]+/)?[A-Za-z0-9._-]+(@[A-Za-z0-9._/-]+)?")
+EXPORTED = "road_files.json"  # beside config.json: what every file was when it was exported
 
 
 def sample_path(name: str) -> Path:
@@ -60,6 +63,27 @@ def model_folder(name: str, *, weights: bool = True) -> Path:
     if not HUB_NAME.fullmatch(name):
         raise RoadError(f"{name}: no such folder, and not a hub name (org/name): check the path")
     return _download(name, weights)
+
+
+def note_files(folder: Path) -> None:
+    """Writes down what the files of an exported folder are, all but its model card."""
+    files = {path.name: fingerprint(path) for path in sorted(folder.iterdir()) if path.suffix != ".md"}
+    files.pop(EXPORTED, None)
+    write_json(folder / EXPORTED, sealed({"files": files}))
+
+
+def warn_of_changes(folder: Path) -> None:
+    """Names the files of an exported folder that are not as they were exported: changed on purpose, or damaged."""
+    if not is_main() or not (folder / EXPORTED).exists():
+        return
+    try:
+        files = unsealed(folder / EXPORTED)["files"]
+    except ValueError as error:
+        warn(f"{folder / EXPORTED}: {error}: whether the model is as it was exported cannot be told")
+        return
+    for name, written in files.items():
+        if fault := change(folder / name, written):
+            warn(f"{folder / name}: not as it was exported: {fault}")
 
 
 def _download(name: str, weights: bool) -> Path:

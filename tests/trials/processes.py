@@ -8,8 +8,10 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from multiprocessing.forkserver import ensure_running
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import psutil
 from runs import ROOT, environment, free_port
@@ -30,7 +32,12 @@ class Ended:
 def forkserver() -> Any:
     """Where processes come from that need not import anything."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["trials.interrupted", "trials.flips"])
+    context.set_forkserver_preload(["deepspeed", "trials.interrupted", "trials.flips"])
+    # PYTHONPATH is the only way to the server's sys.path; killed processes leave semaphores, which it would warn of.
+    quiet = "ignore::UserWarning:multiprocessing.resource_tracker"
+    surroundings = environment(PYTHONPATH=str(ROOT / "tests"), PYTHONWARNINGS=quiet)
+    with patch.dict(os.environ, surroundings, clear=True):
+        ensure_running()
     return context
 
 
