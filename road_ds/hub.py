@@ -67,8 +67,9 @@ def model_folder(name: str, *, weights: bool = True) -> Path:
 
 def note_files(folder: Path) -> None:
     """Writes down what the files of an exported folder are, all but its model card."""
-    files = {path.name: fingerprint(path) for path in sorted(folder.iterdir()) if path.suffix != ".md"}
-    files.pop(EXPORTED, None)
+    files = {path.name: fingerprint(path) for path in sorted(folder.iterdir()) if path.is_file()}
+    for own in (EXPORTED, "README.md"):
+        files.pop(own, None)
     write_json(folder / EXPORTED, sealed({"files": files}))
 
 

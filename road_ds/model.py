@@ -281,7 +281,7 @@ def build_model(
     if spec.name is not None and pretrained:
         folder, trained = model_folder(spec.name), trained_heads(spec.name)
         of = {name: trained.get(name, folder) for name in shells}
-        for read in {folder, *of.values()}:
+        for read in dict.fromkeys((folder, *of.values())):
             warn_of_changes(read)
         _load_encoder(encoder, folder, spec.name)
         for name, shell in shells.items():

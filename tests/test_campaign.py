@@ -23,7 +23,8 @@ QUICK = {kind: value for kind, value in campaign.kinds().items() if "2 ranks" no
 
 @pytest.mark.parametrize("kind", QUICK)
 def test_a_trial_of_each_kind_goes_as_promised(bench, kind):
-    found = campaign.campaign(bench, 0, 3, {kind: QUICK[kind]})
+    seed, first = (0, 1) if kind == "full disk" else (3, 0)  # a disk that has no room for the cache
+    found = campaign.campaign(bench, 0, seed, {kind: QUICK[kind]}, first)
     assert found and all(trial.outcome.promised for trial in found), campaign.report(found)
     assert {trial.kind for trial in found} == {kind}
 
@@ -55,6 +56,12 @@ def test_other_weights_after_a_resume_are_silent(bench, monkeypatch):
     assert trial.said == f"1 of {len(weights)} weights differ, the first: {first}"
 
 
+def test_a_difference_that_is_told_must_name_the_file():
+    assert judged(0, "warning: run/best/score.json: lost", lambda: "x", "score.json")[0] is Outcome.NAMED
+    assert judged(0, "warning: run/best/score.json: lost", lambda: "x", "weights")[0] is Outcome.SILENT
+    assert judged(0, "warning: run/best/score.json: lost", lambda: "x")[0] is Outcome.SILENT
+
+
 @pytest.mark.parametrize(
     ("code", "errors", "difference", "outcome"),
     [
@@ -65,6 +72,7 @@ def test_other_weights_after_a_resume_are_silent(bench, monkeypatch):
         (2, "usage: x", "", Outcome.TRACEBACK),
         (1, "Traceback (most recent call last):\n  ...\nKeyError: 'step'", "", Outcome.TRACEBACK),
         (-11, "", "", Outcome.TRACEBACK),
+        (None, "", "", Outcome.HANG),
     ],
 )
 def test_outcomes(code, errors, difference, outcome):

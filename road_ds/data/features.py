@@ -286,7 +286,7 @@ def load_features(
     key = text_sha256(json.dumps(identity, sort_keys=True, default=str))
     folder = Path(cache).expanduser() / "features" / f"{name}-{part}-{key[:24]}"
 
-    with suppress(RoadError):  # what is damaged is looked at again when no other process can be mending it
+    with suppress(RoadError, OSError):  # what is damaged is looked at again when no other process can be mending it
         if folder.exists():
             return FeatureSet(name, folder, key, verify)
     try:

@@ -21,7 +21,7 @@ from road_ds.soft_targets import Origin, SoftTargets
 from road_ds.tasks import heads
 from trials.bench import Bench, difference
 from trials.interrupted import Plan
-from trials.outcome import Outcome, Trial, judged
+from trials.outcome import Trial, judged
 from trials.processes import forked
 
 
@@ -90,7 +90,7 @@ RESUMED: dict[str, tuple[str, ...]] = {  # what a resumed run and its export rea
     ),
     "flip in best/, then export": ("run/best/**/*",),
 }
-FOUND, CHANGED = "the hash of what was read: ", "not as it was exported"
+FOUND = "the hash of what was read: "
 
 
 def flip(bench: Bench, kind: str, number: int, generator: np.random.Generator) -> list[Trial]:
@@ -101,18 +101,13 @@ def flip(bench: Bench, kind: str, number: int, generator: np.random.Generator) -
     truth = _truth(bench, reader, victim)
     done = damage(victim, live, generator)
     ended = forked(read, reader, live, bench.config[1], victim, log=bench.log)
-    if ended.code is None:
-        return [Trial(kind, number, done, Outcome.HANG, ended.errors[-300:])]
     said, _, found = ended.errors.partition(FOUND)
-    if ended.code == 0 and CHANGED in said:  # an exported model is the user's, who may change it: it is read, and named
-        return [Trial(kind, number, done, Outcome.NAMED, said.splitlines()[0])]
     if "trying the one before" in said:
         truth = _truth(bench, older, victim)
-    return [
-        Trial(
-            kind, number, done, *judged(ended.code, said, lambda: "" if found == truth else "something else was read")
-        )
-    ]
+    # An exported model is the user's, who may change it: it is read, and named.
+    told = victim.name if reader is exported else None
+    different = "" if found == truth else "something else was read"
+    return [Trial(kind, number, done, *judged(ended.code, said, lambda: different, told))]
 
 
 def read(reader: Reader, live: Path, config: Path, victim: Path) -> int:
@@ -137,11 +132,11 @@ def resume(bench: Bench, kind: str, number: int, generator: np.random.Generator)
     )
     done = damage(victim, live, generator)
     ended = bench.fork(Plan(), "--resume")
-    if ended.code is None:
-        return [Trial(kind, number, done, Outcome.HANG, ended.errors[-300:])]
-    return [
-        Trial(kind, number, done, *judged(ended.code, ended.errors, lambda: difference(bench.truth[1], live / "run")))
-    ]
+    told = (
+        str(victim.parent) if "best" in victim.parts else None
+    )  # a lost best is told of, and the next one is the best
+    outcome = judged(ended.code, ended.errors, lambda: difference(bench.truth[1], live / "run"), told)
+    return [Trial(kind, number, done, *outcome)]
 
 
 def draw(files: list[Path], generator: np.random.Generator) -> Path:

@@ -16,9 +16,10 @@ from unittest.mock import patch
 import psutil
 from runs import ROOT, environment, free_port
 
+from trials.interrupted import MARK
+
 LIMIT = 240  # seconds that a command may take
 GRACE = 60  # seconds that a killed run's processes may take to end
-MARK = "ROAD_CAMPAIGN"  # an environment variable by which a trial knows its processes
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ def forkserver() -> Any:
     context.set_forkserver_preload(["deepspeed", "trials.interrupted", "trials.flips"])
     # PYTHONPATH is the only way to the server's sys.path; killed processes leave semaphores, which it would warn of.
     quiet = "ignore::UserWarning:multiprocessing.resource_tracker"
-    surroundings = environment(PYTHONPATH=str(ROOT / "tests"), PYTHONWARNINGS=quiet)
+    surroundings = environment(PYTHONPATH=f"{ROOT}{os.pathsep}{ROOT / 'tests'}", PYTHONWARNINGS=quiet)
     with patch.dict(os.environ, surroundings, clear=True):
         ensure_running()
     return context
