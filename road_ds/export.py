@@ -16,7 +16,7 @@ from transformers.utils import logging
 from road_ds.checkpoint import ENGINE, Checkpoint, newest, verify, without_code
 from road_ds.config import RoadConfig, validated
 from road_ds.errors import RoadError
-from road_ds.hub import models_below
+from road_ds.hub import models_below, note_files
 from road_ds.log import write_json
 from road_ds.model import MultiTaskModel, build_model, load_tokenizer
 from road_ds.pretrained import written_head
@@ -86,6 +86,7 @@ def _write_head(target: Path, task: Task, whole: Any, tokenizer: Any, card: str)
     tokenizer.save_pretrained(str(target))
     write_json(target / TASK_FILE, task.model_dump())
     (target / "README.md").write_text(_card(target.name, task, type(whole).__name__, card), encoding="utf-8")
+    note_files(target)
 
 
 def _put_back(before: Path, folder: Path) -> None:

@@ -6,11 +6,14 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from road_ds.config import RoadConfig
+from road_ds.digest import change, fingerprint, sealed, unsealed
 from road_ds.errors import RoadError
+from road_ds.log import is_main, warn, write_json
 from road_ds.strict_json import quote
 
 SAMPLE = Path(__file__).resolve().parent / "sample_data"
 HUB_NAME = re.compile(r"([A-Za-z0-9._-]+/)?[A-Za-z0-9._-]+(@[A-Za-z0-9._/-]+)?")
+EXPORTED = "road_files.json"  # beside config.json: what every file was when it was exported
 
 
 @contextmanager
@@ -101,6 +104,28 @@ def models_below(folder: Path) -> str:
     weights = sorted(file for depth in ("*", "*/*") for file in folder.glob(f"{depth}/model*.safetensors"))
     found = list(dict.fromkeys(str(file.parent) for file in weights if (file.parent / "config.json").exists()))
     return f"; there is {'one' if len(found) == 1 else 'a model each'} in {', '.join(found[:8])}" if found else ""
+
+
+def note_files(folder: Path) -> None:
+    """Writes down what the files of an exported folder are, all but its model card."""
+    files = {path.name: fingerprint(path) for path in sorted(folder.iterdir()) if path.is_file()}
+    for own in (EXPORTED, "README.md"):
+        files.pop(own, None)
+    write_json(folder / EXPORTED, sealed({"files": files}))
+
+
+def warn_of_changes(folder: Path) -> None:
+    """Names the files of an exported folder that are not as they were exported: changed on purpose, or damaged."""
+    if not is_main() or not (folder / EXPORTED).exists():
+        return
+    try:
+        files = unsealed(folder / EXPORTED)["files"]
+    except ValueError as error:
+        warn(f"{folder / EXPORTED}: {error}: whether the model is as it was exported cannot be told")
+        return
+    for name, written in files.items():
+        if fault := change(folder / name, written):
+            warn(f"{folder / name}: not as it was exported: {fault}")
 
 
 def _download(name: str, weights: bool) -> Path:

@@ -18,7 +18,7 @@ from transformers.utils import logging
 from road_ds.config import ModelSpec, nearest
 from road_ds.data.features import Batch, rounded_up
 from road_ds.errors import RoadError, first_line
-from road_ds.hub import model_folder, trained_heads
+from road_ds.hub import model_folder, trained_heads, warn_of_changes
 from road_ds.objectives import Outputs
 from road_ds.packing import ATTENTION, Packing, unpack_output
 from road_ds.pretrained import load_weights, read_config, read_tensors, written_head
@@ -274,9 +274,12 @@ def build_model(
     encoder = max((getattr(s, s.base_model_prefix) for s in shells.values()), key=lambda e: len(list(e.parameters())))
     if spec.name is not None and pretrained:
         folder, trained = model_folder(spec.name), trained_heads(spec.name)
+        of = {name: trained.get(name, folder) for name in shells}
+        for read in dict.fromkeys((folder, *of.values())):
+            warn_of_changes(read)
         _load_encoder(encoder, folder, spec.name)
         for name, shell in shells.items():
-            _load_head(shell, trained.get(name, folder), tasks[name])
+            _load_head(shell, of[name], tasks[name])
     model = MultiTaskModel(encoder, shells, tasks, uses_token_types(config, tokenizer))
     _try_out(model)
     return model

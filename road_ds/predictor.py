@@ -11,7 +11,7 @@ from road_ds.data.features import Batch, Feature
 from road_ds.data.readers import Example
 from road_ds.evaluation import MemorySet, compute_logits
 from road_ds.export import read_task
-from road_ds.hub import head_folder, model_folder
+from road_ds.hub import head_folder, model_folder, warn_of_changes
 from road_ds.model import uses_token_types
 from road_ds.objectives import Outputs
 from road_ds.pretrained import load_weights, read_config
@@ -36,6 +36,7 @@ class Predictor:
 
         logging.disable_progress_bar()
         folder = model_folder(head_folder(name, ""))
+        warn_of_changes(folder)
         task = read_task(folder)
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         config, tokenizer = read_config(folder, name), read_tokenizer(folder, name)

@@ -8,7 +8,6 @@ A trial is repeated by the same --seed, --only KIND --trial NUMBER.
 """
 
 import argparse
-import os
 import sys
 import tempfile
 import time
@@ -16,11 +15,6 @@ from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-
-os.environ |= {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-os.environ["PYTHONWARNINGS"] = (
-    "ignore::UserWarning:multiprocessing.resource_tracker"  # killed processes leave semaphores
-)
 
 import numpy as np
 from trials.bench import Bench

@@ -240,3 +240,32 @@ def test_an_export_replaces_exported_models_only(tmp_path):
     with pytest.raises(RoadError, match=r"qa: exists and is no exported model \(road_task\.json is missing\)"):
         export(model, model.state_dict(), tokenizer, tmp_path, "card")
     assert [p.name for p in tmp_path.iterdir()] == ["qa"] and (tmp_path / "qa" / "rows.jsonl").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    "file", ["model.safetensors", "config.json", "tokenizer.json", "road_task.json", "road_files.json"]
+)
+def test_a_file_that_changed_since_the_export_is_named(tmp_path, capsys, file):
+    """By whoever reads the weights: a prediction, and a run that starts from them. It is the user's, so it is read."""
+    model, tokenizer = fresh("electra", {"nli": TASKS["nli"]})
+    (folder,) = export(model, model.state_dict(), tokenizer, tmp_path, "")
+    (folder / "README.md").write_text("mine")
+
+    def read() -> str:
+        capsys.readouterr()
+        Predictor.load(str(folder))
+        spec = ModelSpec(name=str(folder))
+        build_model(spec, {"nli": TASKS["nli"]}, load_tokenizer(spec), dropout=0.1, seed=1)
+        return capsys.readouterr().err
+
+    assert read() == ""
+    data = (folder / file).read_bytes()
+    (folder / file).write_bytes(data[:-1] + bytes([data[-1] ^ 1]) if file.endswith("tensors") else data + b"\n ")
+    said = read()
+    if file == "road_files.json":
+        assert said == "", "white space changes nothing"
+        (folder / file).write_bytes(data.replace(b"size", b"sizf", 1))
+        said = read()
+    assert said.count(f"{file}: ") == 2 and said.count("warning: ") == 2
+    (folder / "road_files.json").unlink()
+    assert read() == "", "any other model folder"

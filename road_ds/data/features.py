@@ -341,7 +341,7 @@ def _kept(
     folder: Path, source: Source, spec: DatasetSpec, task: Any, tokenizer: Any, key: str, content: str, verify: bool
 ) -> FeatureSet:
     """The features in a folder of the cache; encoded where it is not there, or damaged."""
-    with suppress(RoadError):  # what is damaged is looked at again when no other process can be mending it
+    with suppress(RoadError, OSError):  # what is damaged is looked at again when no other process can be mending it
         if folder.exists():
             return FeatureSet(source.name, folder, key, verify)
     folder.parent.mkdir(parents=True, exist_ok=True)

@@ -25,7 +25,8 @@ class Bench:
 
     def __init__(self, root: Path, two: bool = True):
         self.root, self.live, self.kept, self.scratch = root, root / "live", root / "kept", root / "scratch"
-        self.log = root / "log"
+        self.log, self.struck = root / "log", root / "struck"
+        self.seen: dict[object, str] = {}  # what readers found where nothing was damaged
         self.scratch.mkdir(parents=True)
         self._lay_out()
         self.config = {1: self._write("run", self._one()), 2: self._write("two", self._two())}

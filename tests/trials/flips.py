@@ -1,12 +1,10 @@
 """Flips: one bit of one file changes, or the file is cut short or deleted; what is read must be what was written, or refused."""
 
-import contextlib
-import io
 import json
+import sys
 import traceback
 from collections.abc import Callable
 from dataclasses import fields
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +13,7 @@ import numpy as np
 from road_ds import checkpoint
 from road_ds.config import load_config
 from road_ds.data.features import Feature, load_features, tokenizer_hash
+from road_ds.digest import text_sha256
 from road_ds.errors import RoadError
 from road_ds.model import load_tokenizer
 from road_ds.predictor import Predictor
@@ -22,7 +21,8 @@ from road_ds.soft_targets import Origin, SoftTargets
 from road_ds.tasks import heads
 from trials.bench import Bench, difference
 from trials.interrupted import Plan
-from trials.outcome import Outcome, Trial, judged
+from trials.outcome import Trial, judged
+from trials.processes import forked
 
 
 def cached_features(live: Path, config: Path, victim: Path) -> Any:
@@ -44,11 +44,16 @@ def checkpoints(live: Path, config: Path, victim: Path) -> Any:
     return {str(path.relative_to(found.folder)): path.read_bytes() for path in _files(found.folder)}
 
 
+def older(live: Path, config: Path, victim: Path) -> Any:
+    """The bytes of the checkpoint before the newest, as it was kept."""
+    folder = checkpoint.committed(live.parent / "kept" / "run" / "checkpoints")[1]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in _files(folder)}
+
+
 def soft_targets(live: Path, config: Path, victim: Path) -> Any:
     """What training and `teach` read of the soft targets that hold the victim."""
-    origin = Origin(
-        **json.loads((Path(str(victim.parent).replace("/live/", "/kept/")) / "manifest.json").read_text())["origin"]
-    )
+    kept = live.parent / "kept" / victim.parent.relative_to(live) / "manifest.json"
+    origin = Origin(**json.loads(kept.read_text())["origin"])
     source = SoftTargets(victim.parent, origin, "teacher")
     return [source.teacher, source.scores().tolist(), [source[i].tolist() for i in range(origin.features)]]
 
@@ -60,8 +65,15 @@ def exported(live: Path, config: Path, victim: Path) -> Any:
     return [weights, loaded.model.config.to_dict(), tokenizer_hash(loaded.tokenizer), loaded.task.model_dump()]
 
 
+def unverified(live: Path, config: Path, victim: Path) -> Any:
+    """The control: checkpoints as they would be read if nobody compared their hashes."""
+    checkpoint.verify = lambda folder: checkpoint.Checkpoint(folder, {})  # type: ignore[arg-type]
+    return checkpoints(live, config, victim)
+
+
 # By kind: the files under live/ that may be damaged, what is read then, and the state of the run.
-READERS: dict[str, tuple[str, Callable[[Path, Path, Path], Any], str]] = {
+Reader = Callable[[Path, Path, Path], Any]
+READERS: dict[str, tuple[str, Reader, str]] = {
     "flip, feature cache": ("cache/features/*/*", cached_features, "kept"),
     "flip, checkpoints": ("run/checkpoints/**/*", checkpoints, "kept"),
     "flip, soft targets": ("targets/*/*/*", soft_targets, "kept"),
@@ -78,30 +90,38 @@ RESUMED: dict[str, tuple[str, ...]] = {  # what a resumed run and its export rea
     ),
     "flip in best/, then export": ("run/best/**/*",),
 }
+FOUND = "the hash of what was read: "
 
 
 def flip(bench: Bench, kind: str, number: int, generator: np.random.Generator) -> list[Trial]:
     """One damaged file, read by the functions that a run reads it with."""
-    pattern, read, state = READERS[kind]
+    pattern, reader, state = READERS[kind]
     live = bench.restore(state)
     victim = draw([path for path in _files(live, pattern) if path.stat().st_size], generator)
-    truth = _truth(bench, kind, victim)
+    truth = _truth(bench, reader, victim)
     done = damage(victim, live, generator)
-    errors = io.StringIO()
+    ended = forked(read, reader, live, bench.config[1], victim, log=bench.log)
+    said, _, found = ended.errors.partition(FOUND)
+    if "trying the one before" in said:
+        truth = _truth(bench, older, victim)
+    # An exported model is the user's, who may change it: it is read, and named.
+    told = victim.name if reader is exported else None
+    different = "" if found == truth else "something else was read"
+    return [Trial(kind, number, done, *judged(ended.code, said, lambda: different, told))]
+
+
+def read(reader: Reader, live: Path, config: Path, victim: Path) -> int:
+    """The exit code that a command which reads so would have; the hash of what was read goes to standard error."""
     try:
-        with contextlib.redirect_stderr(errors), contextlib.redirect_stdout(io.StringIO()):
-            found, code = read(live, bench.config[1], victim), 0
+        found = reader(live, config, victim)
     except RoadError as error:
-        found, code = None, 2
-        print(f"error: {error}", file=errors)
+        print(f"error: {error}", file=sys.stderr)
+        return 2
     except Exception:
-        found, code = None, 1
-        traceback.print_exc(file=errors)
-    said = "\n".join(line for line in errors.getvalue().splitlines() if line[:1] not in ("\r", ""))
-    allowed = truth if "trying the one before" not in said else _older(bench)
-    return [
-        Trial(kind, number, done, *judged(code, said, lambda: "" if found == allowed else "something else was read"))
-    ]
+        traceback.print_exc()
+        return 1
+    print(FOUND + text_sha256(repr(found)), end="", file=sys.stderr)
+    return 0
 
 
 def resume(bench: Bench, kind: str, number: int, generator: np.random.Generator) -> list[Trial]:
@@ -112,11 +132,11 @@ def resume(bench: Bench, kind: str, number: int, generator: np.random.Generator)
     )
     done = damage(victim, live, generator)
     ended = bench.fork(Plan(), "--resume")
-    if ended.code is None:
-        return [Trial(kind, number, done, Outcome.HANG, ended.errors[-300:])]
-    return [
-        Trial(kind, number, done, *judged(ended.code, ended.errors, lambda: difference(bench.truth[1], live / "run")))
-    ]
+    told = (
+        str(victim.parent) if "best" in victim.parts else None
+    )  # a lost best is told of, and the next one is the best
+    outcome = judged(ended.code, ended.errors, lambda: difference(bench.truth[1], live / "run"), told)
+    return [Trial(kind, number, done, *outcome)]
 
 
 def draw(files: list[Path], generator: np.random.Generator) -> Path:
@@ -141,22 +161,14 @@ def damage(victim: Path, live: Path, generator: np.random.Generator) -> str:
     return f"{name} byte {place} bit {bit}"
 
 
-def _truth(bench: Bench, kind: str, victim: Path) -> Any:
-    """What is read where nothing is damaged, once for each folder."""
-    _, read, _ = READERS[kind]
-    return _read_once(read, bench.live, bench.config[1], victim.parent if read is not checkpoints else bench.live)
-
-
-@cache
-def _read_once(read: Callable[[Path, Path, Path], Any], live: Path, config: Path, folder: Path) -> Any:
-    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-        return read(live, config, folder / "file")
-
-
-def _older(bench: Bench) -> Any:
-    """The checkpoint before the newest, undamaged."""
-    folder = checkpoint.committed(bench.kept / "run" / "checkpoints")[1]
-    return {str(path.relative_to(folder)): path.read_bytes() for path in _files(folder)}
+def _truth(bench: Bench, reader: Reader, victim: Path) -> str:
+    """The hash of what is read where nothing is damaged, once for each folder."""
+    place = (reader, victim.parent if reader in (cached_features, soft_targets, exported) else None)
+    if place not in bench.seen:
+        ended = forked(read, reader, bench.live, bench.config[1], victim, log=bench.log)
+        assert ended.code == 0, ended.errors
+        bench.seen[place] = ended.errors.partition(FOUND)[2]
+    return bench.seen[place]
 
 
 def _files(folder: Path, pattern: str = "**/*") -> list[Path]:

@@ -24,6 +24,7 @@ import psutil
 from road_ds import checkpoint, evaluation, export, loop, train
 
 PHASES = ("start", "encoding", "steps", "evaluation", "saving", "export")
+MARK = "ROAD_CAMPAIGN"  # an environment variable by which a trial knows its processes
 EVENTS = {"open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate"}
 
 
@@ -36,6 +37,7 @@ class Plan:
     delay: float = 0.0  # seconds
     rank: int = 0
     what: str = "kill"  # kill | kill all | kill launcher | stop
+    struck: str = ""  # a file that is there once it has happened
     counts: str = ""
 
 
@@ -74,13 +76,14 @@ class Phases:
         setattr(module, name, counted)
 
 
-def happen(what: str) -> None:
+def happen(what: str, struck: str) -> None:
     """Kills or stops what is to be killed or stopped."""
+    Path(struck).touch()
     if what == "stop":
         os.kill(os.getpid(), signal.SIGSTOP)
         return
     own = psutil.Process()
-    launchers = [p for p in own.parents() if "deepspeed" in " ".join(p.cmdline())]
+    launchers = [process for process in own.parents() if MARK in process.environ()]
     siblings = launchers[0].children() if launchers else []
     victims = {"kill": [own], "kill launcher": launchers, "kill all": [*launchers, *siblings, own]}[what]
     for process in sorted(victims, key=lambda process: process == own):
@@ -93,9 +96,9 @@ def main(plan: Plan, arguments: list[str]) -> int:
     def watch(phase: str, event: int) -> None:
         if (phase, event) == (plan.phase, plan.event) and int(os.environ.get("RANK", "0")) == plan.rank:
             if plan.delay:
-                threading.Timer(plan.delay, happen, [plan.what]).start()
+                threading.Timer(plan.delay, happen, [plan.what, plan.struck]).start()
             else:
-                happen(plan.what)
+                happen(plan.what, plan.struck)
 
     phases = Phases(watch)
     phases.around(train, "load_data", "encoding")

@@ -1,6 +1,7 @@
 """Kills: a run is killed again and again, in any phase, and resumed; it must end with the bits of one never killed."""
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -26,21 +27,20 @@ def kills(bench: Bench, ranks: int, number: int, generator: np.random.Generator)
         plan = Plan() if last else draw(bench, ranks, generator)
         mark = f"{kind}-{number}-{turn}"
         done = f"{plan.what}, rank {plan.rank}, {plan.phase}, event {plan.event} + {1000 * plan.delay:.0f} ms"
+        bench.struck.unlink(missing_ok=True)
         ended, lost = resumed(bench, ranks, plan, run, cache, mark)
         left = leftovers(mark)
-        bad = unkept(ended, left, lost)
-        if bad is None and ended.code in (0, 2):  # it has come to its end, or has refused to
-            outcome, said = judged(ended.code, ended.errors, lambda: difference(bench.truth[ranks], run))
-            if ended.code == 2:  # nothing was damaged: there is no reason to refuse
-                outcome = Outcome.LOST
-            trials = trials or [Trial(kind, number, f"missed: {done}", outcome, said)]
-            trials[-1] = Trial(kind, number, trials[-1].done, outcome, said)
-            return trials
-        if bad is None and last:
-            bad = (Outcome.TRACEBACK, f"exit code {ended.code}: {ended.errors[-300:]}")
-        trials.append(Trial(kind, number, done, *(bad or (Outcome.HELD, ""))))
-        if bad is not None:
-            return trials
+        end = unkept(ended, left, lost)
+        if end is None and not bench.struck.exists():  # it has come to its end
+            end = judged(ended.code, ended.errors, lambda: difference(bench.truth[ranks], run))
+            if end[0] is Outcome.NAMED:  # nothing was damaged: there is no reason to refuse
+                end = (Outcome.LOST, end[1])
+            if not trials:
+                return [Trial(kind, number, f"missed: {done}", *end)]
+            return [*trials[:-1], replace(trials[-1], outcome=end[0], said=end[1])]
+        trials.append(Trial(kind, number, done, *(end or (Outcome.HELD, ""))))
+        if end is not None:
+            break
     return trials
 
 
@@ -51,6 +51,7 @@ def draw(bench: Bench, ranks: int, generator: np.random.Generator) -> Plan:
         phase=str(phase),
         event=int(generator.integers(1, bench.events[ranks][phase] + 1)),
         delay=float(generator.choice([0, generator.uniform(0, 0.05)])),
+        struck=str(bench.struck),
         rank=int(generator.integers(ranks)) if phase in ("steps", "evaluation", "saving") else 0,
         what="kill" if ranks == 1 else str(generator.choice(["kill", "kill all", "kill launcher"])),
     )

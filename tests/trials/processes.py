@@ -8,15 +8,18 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from multiprocessing.forkserver import ensure_running
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import psutil
 from runs import ROOT, environment, free_port
 
+from trials.interrupted import MARK
+
 LIMIT = 240  # seconds that a command may take
 GRACE = 60  # seconds that a killed run's processes may take to end
-MARK = "ROAD_CAMPAIGN"  # an environment variable by which a trial knows its processes
 
 
 @dataclass(frozen=True)
@@ -30,7 +33,12 @@ class Ended:
 def forkserver() -> Any:
     """Where processes come from that need not import anything."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["trials.interrupted", "trials.flips"])
+    context.set_forkserver_preload(["deepspeed", "trials.interrupted", "trials.flips"])
+    # PYTHONPATH is the only way to the server's sys.path; killed processes leave semaphores, which it would warn of.
+    quiet = "ignore::UserWarning:multiprocessing.resource_tracker"
+    surroundings = environment(PYTHONPATH=f"{ROOT}{os.pathsep}{ROOT / 'tests'}", PYTHONWARNINGS=quiet)
+    with patch.dict(os.environ, surroundings, clear=True):
+        ensure_running()
     return context
 
 

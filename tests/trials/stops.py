@@ -12,7 +12,7 @@ from trials.outcome import Outcome, Trial, judged
 from trials.processes import leftovers
 
 STEP_TIMEOUT, LIMIT = 5, 90  # seconds; LIMIT: of the whole command
-PHASES = ("steps", "evaluation", "saving", "export")
+PHASES = ("encoding", "steps", "evaluation", "saving", "export")  # before these the processes do not know of each other
 
 
 def stops(bench: Bench, number: int, generator: np.random.Generator) -> list[Trial]:
@@ -23,6 +23,7 @@ def stops(bench: Bench, number: int, generator: np.random.Generator) -> list[Tri
     plan = Plan(
         phase=phase,
         event=int(generator.integers(1, bench.events[2][phase] + 1)),
+        struck=str(bench.struck),
         rank=int(generator.integers(2)) if phase in ("steps", "evaluation", "saving") else 0,
         what="stop",
     )
