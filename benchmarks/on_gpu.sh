@@ -21,8 +21,8 @@ while [ $# -gt 0 ]; do
 done
 export PYTHONPATH=$PWD:$PWD/kernels:$PWD/benchmarks${PYTHONPATH:+:$PYTHONPATH}
 
-TESTS=(-m gpu -n 8 --dist load tests/test_kd_loss.py tests/test_combine.py tests/test_linear.py tests/test_guard.py)
-TILES=(--seconds 100) TABLE=(--quick)
+TESTS=(-m gpu -n 14 --dist load tests/test_kd_loss.py tests/test_combine.py tests/test_linear.py tests/test_guard.py)
+TILES=(--seconds 130) TABLE=(--quick)
 if [ -n "$REHEARSE" ]; then
   export TRITON_INTERPRET=1
   TESTS=(-n 0 -k operator_keeps tests/test_combine.py) TILES=(--rehearse) TABLE=(--quick --device cpu --repeats 2)
@@ -50,10 +50,10 @@ part() { # NAME SECONDS COMMAND...
     "$(tail -n 1 "$LOG" | tr '|' '/' | cut -c 1-120)" >> "$SUMMARY"
 }
 
-part tests 150 "$PYTHON" -m pytest -q "${TESTS[@]}"
-part tiles 140 "$PYTHON" benchmarks/tune_kernels.py "${TILES[@]}" --output "$OUTPUT"
-part loss 100 "$PYTHON" benchmarks/bench_kd_loss.py "${TABLE[@]}" --output "$OUTPUT"
-part combine 45 "$PYTHON" benchmarks/bench_combine.py "${TABLE[@]}" --output "$OUTPUT"
+part tests 200 "$PYTHON" -m pytest -q "${TESTS[@]}"
+part tiles 170 "$PYTHON" benchmarks/tune_kernels.py "${TILES[@]}" --output "$OUTPUT"
+part loss 150 "$PYTHON" benchmarks/bench_kd_loss.py "${TABLE[@]}" --output "$OUTPUT"
+part combine 60 "$PYTHON" benchmarks/bench_combine.py "${TABLE[@]}" --output "$OUTPUT"
 
 [ -n "$REHEARSE" ] || cp kernels/road_kernels/tiles.json "$OUTPUT"
 printf '\n'

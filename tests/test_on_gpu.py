@@ -44,7 +44,7 @@ def test_a_part_that_fails_or_takes_too_long_does_not_end_the_others(tmp_path):
     run = on_gpu("--rehearse", "--only", "tests,tiles,combine", "--output", tmp_path / "out", PYTHON=str(stand_in))
     assert run.returncode == 1
     results = [line.split(" | ")[:2] for line in (tmp_path / "out/summary.md").read_text().splitlines()[2:]]
-    assert results == [["| tests", "failed, 3"], ["| tiles", "over 140 s"], ["| combine", "ok"]]
+    assert results == [["| tests", "failed, 3"], ["| tiles", "over 170 s"], ["| combine", "ok"]]
 
 
 def test_an_unknown_argument_is_refused():
@@ -85,7 +85,7 @@ def test_candidates_are_tiles(tuner):
 
     for regime in plan.REGIMES:
         found = list(tuner.candidates(regime))
-        assert len(set(found)) > 15
+        assert len(set(found)) > 12
         for kernel, _, numbers in found:
             assert len(numbers) == (4 if kernel == "stream" else 3)
             assert all(number & (number - 1) == 0 for number in numbers[:-1]) and 32 <= numbers[-1] <= 128
