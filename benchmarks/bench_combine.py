@@ -14,7 +14,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from measure import Limits, copies, device_time, host_time, launches_and_syncs, limits, peak_memory, report
+from measure import (
+    Limits,
+    copies,
+    device_time,
+    folder,
+    host_time,
+    launches_and_syncs,
+    limits,
+    peak_memory,
+    report,
+    save,
+)
 from road_kernels import combine_teachers
 from torch import Tensor
 
@@ -113,10 +124,12 @@ def main() -> None:
     dtype = torch.float16 if device.type == "cuda" else torch.float32
     repeats = arguments.repeats or (20 if arguments.quick or device.type != "cuda" else 50)
     machine = limits(device)
+    path = (arguments.output or folder(device)) / "bench_combine.json"
     rows: list[dict[str, Any]] = []
     for rows_, classes, teachers in shapes(device, arguments.quick):
         rows += measured(rows_, classes, teachers, dtype, device, machine, repeats)
-    report("bench_combine", rows, COLUMNS, device, machine, arguments.output)
+        save(path, rows, device, machine)
+    report(path, rows, COLUMNS, device, machine)
 
 
 if __name__ == "__main__":

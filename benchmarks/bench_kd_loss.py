@@ -20,11 +20,23 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from measure import Limits, copies, device_time, host_time, launches_and_syncs, limits, peak_memory, report
+from measure import (
+    Limits,
+    copies,
+    device_time,
+    folder,
+    host_time,
+    launches_and_syncs,
+    limits,
+    peak_memory,
+    report,
+    save,
+)
 from road_kernels import kd_loss, linear_kd_loss
 from torch import Tensor
 
 TEMPERATURE, WEIGHT = 5.0, 0.9
+COMPILED = 512  # classes from which torch.compile is worth its seconds here
 COLUMNS = [
     "provider", "rows", "classes", "teachers", "dtype", "device us", "host us", "host p20", "host p80", "peak MB", "GB/s",
     "floor us", "x floor", "launches", "syncs", "error",
@@ -107,11 +119,11 @@ def providers(shape: Shape, dtype: torch.dtype, device: torch.device) -> Iterato
     head = Head(shape, dtype, device) if shape.hidden else None
     parameters = [head.weight] if head else []
     yield "eager", head.eager if head else eager, parameters
-    if device.type == "cuda":
-        yield "torch.compile", torch.compile(head.eager if head else eager, dynamic=False), parameters
-        if shape.teachers == 1:
-            yield "liger", head.liger if head else liger, parameters
     yield "ours", head.ours if head else ours, parameters
+    if device.type == "cuda" and shape.teachers == 1:
+        yield "liger", head.liger if head else liger, parameters
+    if device.type == "cuda" and shape.classes >= COMPILED:
+        yield "torch.compile", torch.compile(head.eager if head else eager, dynamic=False), parameters
 
 
 def shapes(device: torch.device, quick: bool) -> Iterator[Shape]:
@@ -221,10 +233,12 @@ def main() -> None:
     dtype = getattr(torch, arguments.dtype or ("float16" if device.type == "cuda" else "float32"))
     repeats = arguments.repeats or (20 if arguments.quick or device.type != "cuda" else 50)
     machine = limits(device)
+    path = (arguments.output or folder(device)) / "bench_kd_loss.json"
     rows: list[dict[str, Any]] = []
     for shape in shapes(device, arguments.quick):
         rows += measured(shape, dtype, device, machine, repeats)
-    report("bench_kd_loss", rows, COLUMNS, device, machine, arguments.output)
+        save(path, rows, device, machine)
+    report(path, rows, COLUMNS, device, machine)
 
 
 if __name__ == "__main__":

@@ -165,27 +165,22 @@ def table(rows: Sequence[dict[str, Any]], columns: Sequence[str]) -> str:
     return "\n".join(lines)
 
 
-def report(
-    name: str,
-    rows: list[dict[str, Any]],
-    columns: Sequence[str],
-    device: torch.device,
-    machine: Limits,
-    output: Path | None = None,
-) -> Path:
-    """Prints the table and writes it with the environment into <output>/<name>.json; the file's path.
+def save(path: Path, rows: list[dict[str, Any]], device: torch.device, machine: Limits) -> None:
+    """Writes the rows so far with the environment: what comes later may be stopped."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    content = {"environment": environment(device), "limits": machine._asdict(), "rows": rows}
+    path.write_text(json.dumps(content, indent=1) + "\n")
 
-    output: a folder, results/<device> if it is not given.
-    """
+
+def report(
+    path: Path, rows: list[dict[str, Any]], columns: Sequence[str], device: torch.device, machine: Limits
+) -> None:
+    """Prints the table and writes it."""
     print(json.dumps(environment(device)))
     print(
         f"copy {machine.copy_rate / 1e9:.0f} GB/s, a launch that does nothing {machine.empty_device:.2f} us of the device, "
         f"{machine.empty_host:.1f} us of the host"
     )
     print(table(rows, columns))
-    path = (output or folder(device)) / f"{name}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    content = {"environment": environment(device), "limits": machine._asdict(), "rows": rows}
-    path.write_text(json.dumps(content, indent=1) + "\n")
+    save(path, rows, device, machine)
     print(f"written to {path}")
-    return path

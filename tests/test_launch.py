@@ -129,7 +129,7 @@ def test_regimes(teachers, vec):
         assert plan.gradient_tile(C, teachers, vec, cpu).warps <= 4
         stream = plan.stream_tile(C, teachers, vec, cpu)
         assert stream.rows * stream.lanes == 32 * stream.warps
-        assert stream.groups * vec == (16 if teachers <= plan.MANY_TEACHERS else 8)
+        assert stream.groups * vec == max(vec, each)
     assert plan.stream_tile(512, 1, 8, cpu) == plan.Stream(2, 4, 32, 4)
     assert plan.stream_tile(30522, 1, 8, cpu) == plan.Stream(2, 1, 256, 8)
     assert plan.fits_registers(8192, 3, 8) and not plan.fits_registers(8193, 1, 8)

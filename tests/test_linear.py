@@ -227,3 +227,22 @@ def test_kernel_against_float64(dtype, case, chunk_rows):
     for one, other, reference in zip(came, own, exact, strict=True):
         size = reference.abs().max()
         assert (one - reference).abs().max() <= 2 * (other - reference).abs().max() + 2 * step * size + 1e-5 * size
+
+
+@kernel
+def test_under_torch_compile():
+    parameters = [tensor.requires_grad_() for tensor in head(dtype=torch.float32, device=DEVICE)]
+    states, teacher_weight, _ = head(1, 6, torch.float32, DEVICE)
+    labels = labels_for(DEVICE)
+
+    def step(hidden, weight, bias):
+        return linear_kd_loss(
+            hidden, weight, labels, bias=bias, teacher_hidden=states, teacher_head_weight=teacher_weight, temperature=2.0,
+            weight=0.7, impl="triton",
+        ).total  # fmt: skip
+
+    results = []
+    for run in (step, torch.compile(step, backend="aot_eager", fullgraph=True)):
+        total = run(*parameters)
+        results.append((total.detach(), *gradients(total, parameters)))
+    torch.testing.assert_close(results[0], results[1])

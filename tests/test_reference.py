@@ -88,9 +88,9 @@ def test_a_loss_without_any_term_has_a_gradient_of_zero():
     """Both factors are 0: the gradient is zero, not missing, whatever the logits are."""
     student, teacher, labels = tensors()
     student[0, 0], teacher[0, 1, 1] = -torch.inf, torch.nan
-    for given in ({}, {"reduction": "none"}, {"row_weight": torch.ones(N)}):
+    for options_of_case in ({}, {"reduction": "none"}, {"row_weight": torch.ones(N)}):
         leaf = student.clone().requires_grad_()
-        loss = kd_loss(leaf, teacher, labels, temperature=2.0, weight=1.0, kl_scale=0, **given)
+        loss = kd_loss(leaf, teacher, labels, temperature=2.0, weight=1.0, kl_scale=0, **options_of_case)
         loss.total.sum().backward()
         assert loss.total.eq(0).all() and leaf.grad.eq(0).all()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,10 +14,11 @@ from .plan import MOST_REGISTERS
 OPTIONS = {"num_stages": 1, "enable_fp_fusion": True}
 
 
-def start(kernel, grid: tuple[int, ...], *args, warps: int, registers: int = MOST_REGISTERS, **constants) -> None:
-    """Starts a kernel, if there is anything to do."""
+def start(kernel, grid: tuple[int, ...], *args, warps: int, registers: int = MOST_REGISTERS, **constants) -> Any:
+    """Starts a kernel, if there is anything to do; what Triton compiled, else None."""
     if all(grid):
-        kernel[grid](*args, **constants, num_warps=warps, maxnreg=registers, **OPTIONS)
+        return kernel[grid](*args, **constants, num_warps=warps, maxnreg=registers, **OPTIONS)
+    return None
 
 
 def on_device(tensor: Tensor) -> AbstractContextManager:

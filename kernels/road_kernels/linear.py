@@ -250,6 +250,8 @@ def gradient(chunk: Problem, saved: Saved | None, upstream: Tensor) -> Tensor:
 
 def product(states: Tensor, head: Tensor, bias: Tensor | None) -> Tensor:
     """states @ head.T + bias, [rows, classes], each row at a 16-byte boundary: loss and products need it to be fast."""
+    if torch.compiler.is_compiling():  # it takes no `out` with strides of its own
+        return F.linear(states, head, bias)
     states, head = as_product(states), as_product(head)
     logits = plan.padded(states.shape[0], head.shape[0], states.dtype, states.device)
     if bias is None:

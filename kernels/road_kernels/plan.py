@@ -115,7 +115,7 @@ def stream_tile(classes: int, teachers: int, vec: int, device: torch.device) -> 
     if found is not None:
         groups, lanes, warps, registers = found
     else:
-        groups, registers = max(1, classes_per_thread(teachers, 8) // vec), MOST_REGISTERS
+        groups, registers = max(1, classes_per_thread(teachers, vec) // vec), MOST_REGISTERS
         warps = 8 if regime(classes) == "vocabulary" else 4
         lanes = 32 if regime(classes) == "hundreds" else 32 * warps
     lanes = min(lanes, next_power_of_2(pieces(classes, groups * vec)))

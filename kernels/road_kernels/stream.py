@@ -10,7 +10,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .rows import LOWEST, algorithm_2_factors, at_temperature_1, load_one
+from .rows import algorithm_2_factors, at_temperature_1, load_one
 
 
 @triton.jit

@@ -1,0 +1,91 @@
+"""The script for a GPU and the tuner in it: rehearsed on a CPU, every part, with tiny sizes."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip("triton")
+
+BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
+
+
+def on_gpu(*arguments, **environment):
+    command = ["bash", str(BENCHMARKS / "on_gpu.sh"), *map(str, arguments)]
+    environment = {**os.environ, "PYTHON": sys.executable, **environment}
+    return subprocess.run(command, env=environment, capture_output=True, text=True)
+
+
+def test_every_part_runs_and_leaves_its_results(tmp_path):
+    run = on_gpu("--rehearse", "--output", tmp_path)
+    assert run.returncode == 0, run.stdout[-6000:] + run.stderr
+    summary = (tmp_path / "summary.md").read_text()
+    parts = [line.split(" | ") for line in summary.splitlines()[2:]]
+    assert [part[0].strip("| ") for part in parts] == ["tests", "tiles", "loss", "combine"]
+    assert all(part[1] == "ok" for part in parts) and summary in run.stdout
+    rows = json.loads((tmp_path / "bench_kd_loss.json").read_text())["rows"]
+    assert {row["provider"] for row in rows} >= {"eager", "ours", "head 16 products", "head 16 ours"}
+    assert json.loads((tmp_path / "bench_combine.json").read_text())["rows"]
+    tried = json.loads((tmp_path / "tune_kernels.json").read_text())
+    assert all(row["us"] for row in tried["rows"])
+    assert json.loads((tmp_path / "tiles.json").read_text())["rehearsal"] == tried["best"]
+
+
+def test_a_part_that_fails_or_takes_too_long_does_not_end_the_others(tmp_path):
+    stand_in = tmp_path / "python"
+    stand_in.write_text(
+        '#!/bin/sh\ncase "$*" in "-m pytest"*) exit 3;; *tune_kernels*) exit 124;; *) echo done;; esac\n'
+    )
+    stand_in.chmod(0o755)
+    run = on_gpu("--rehearse", "--only", "tests,tiles,combine", "--output", tmp_path / "out", PYTHON=str(stand_in))
+    assert run.returncode == 1
+    results = [line.split(" | ")[:2] for line in (tmp_path / "out/summary.md").read_text().splitlines()[2:]]
+    assert results == [["| tests", "failed, 3"], ["| tiles", "over 170 s"], ["| combine", "ok"]]
+
+
+def test_an_unknown_argument_is_refused():
+    run = on_gpu("--quick")
+    assert run.returncode == 2 and "--quick is not" in run.stderr
+
+
+@pytest.fixture
+def tuner(monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import tune_kernels
+    from road_kernels import plan
+
+    monkeypatch.setattr(plan, "measured", plan.measured)  # which the tuner exchanges
+    return tune_kernels
+
+
+def test_a_tile_that_computes_something_else_is_left_out(tuner, monkeypatch):
+    """Nothing is launched, so that every output is what memory held."""
+    monkeypatch.setattr(tuner.launch, "start", lambda *args, **options: None)
+    rows = tuner.sweep({"hundreds": [(3, 72, 1)]}, torch.device("cpu"), 60, 1)
+    assert len(rows) == 2 and all(row["note"].startswith("off by") for row in rows) and tuner.best(rows) == {}
+
+
+def test_the_table_keeps_what_was_not_measured(tuner, tmp_path):
+    table = tmp_path / "tiles.json"
+    tuner.write(table, "9.0", {"stream": {"hundreds": [1, 32, 4, 64], "thousands": [2, 128, 4, 128]}})
+    tuner.write(table, "8.0", {"stream": {"hundreds": [2, 32, 2, 128]}})
+    tuner.write(table, "9.0", {"stream": {"hundreds": [2, 32, 4, 128]}, "gradient": {"hundreds": [8, 4, 128]}})
+    written = json.loads(table.read_text())
+    assert written["9.0"]["stream"] == {"hundreds": [2, 32, 4, 128], "thousands": [2, 128, 4, 128]}
+    assert set(written) == {"8.0", "9.0"} and written["9.0"]["gradient"] == {"hundreds": [8, 4, 128]}
+
+
+def test_candidates_are_tiles(tuner):
+    """Powers of two, whole warps, and the present tile among them."""
+    from road_kernels import plan
+
+    for regime in plan.REGIMES:
+        found = list(tuner.candidates(regime))
+        assert len(set(found)) > 12
+        for kernel, _, numbers in found:
+            assert len(numbers) == (4 if kernel == "stream" else 3)
+            assert all(number & (number - 1) == 0 for number in numbers[:-1]) and 32 <= numbers[-1] <= 128
