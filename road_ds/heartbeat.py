@@ -46,28 +46,20 @@ class Heartbeat:
         """One sign from and to everyone; whether all are leaving, or one has gone."""
         word = torch.tensor([int(self._leaving.is_set())])
         if self._rank > 0:
-            return not (self._send(word, 0) and self._hear(word, 0, GRACE)) or bool(word)
-        heard = torch.zeros(1, dtype=word.dtype)
+            there = self._passed(dist.isend, word, 0) and self._passed(dist.irecv, word, 0)
+            return not there or bool(word)
+        heard = torch.zeros_like(word)
         for rank in self._others:
-            if not self._hear(heard, rank):
+            if not self._passed(dist.irecv, heard, rank):
                 return True
             word &= heard
-        return not all([self._send(word, rank) for rank in self._others]) or bool(word)
+        return not all([self._passed(dist.isend, word, rank) for rank in self._others]) or bool(word)
 
-    def _send(self, word: torch.Tensor, rank: int) -> bool:
-        """Whether the rank is there."""
+    def _passed(self, pass_on: Callable[..., Any], word: torch.Tensor, rank: int) -> bool:
+        """Whether a word came or was taken; not when the rank's process has ended, which DeepSpeed's launcher deals with."""
+        began, limit = time.monotonic(), self.patience + (GRACE if rank == 0 else 0)
         try:
-            dist.send(word, rank, group=self._group)
-        except RuntimeError:
-            return False
-        return True
-
-    def _hear(self, word: torch.Tensor, rank: int, grace: float = 0.0) -> bool:
-        """Whether a word came; not when the rank's process has ended, which DeepSpeed's launcher deals with."""
-        began, limit = time.monotonic(), self.patience + grace
-        try:
-            work: Any = dist.irecv(word, rank, group=self._group)
-            work.wait(timedelta(seconds=limit))
+            pass_on(word, rank, group=self._group).wait(timedelta(seconds=limit))
         except RuntimeError:
             if time.monotonic() - began < limit:
                 return False

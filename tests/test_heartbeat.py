@@ -16,6 +16,7 @@ ranks.barrier()
 if ranks.heartbeat and ranks.rank == 1:
     ranks.heartbeat.tell = print
 if ranks.rank == int(sys.argv[1]):
+    time.sleep(0.4)  # between two signs
     os.kill(os.getpid(), signal.SIGSTOP)
 if ranks.rank == 1:
     time.sleep(7)  # at work, as long as it takes
