@@ -2,7 +2,6 @@
 
 import codecs
 import contextlib
-import io
 import json
 import logging
 import os
@@ -48,7 +47,7 @@ def print_anywhere() -> None:
 
     codecs.register_error("escaped", escaped)
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
+        if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="escaped")
 
 

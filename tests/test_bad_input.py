@@ -70,7 +70,7 @@ FAULTS = {
     ),
     "half a character": (
         {}, {"road.tasks.pairs": {**PAIRS, "labels": ["no", "\ud83d"]}},
-        "road: '\\ud83d' holds half a character: mend the text",
+        "road.tasks.pairs.labels.1: holds a NUL or half a character, which no file or folder can have in its name",
     ),
     "malformed": ({"rows.jsonl": jsonl(*pairs(1)) + '{"id": 1,\n'}, {}, "rows.jsonl:2: malformed JSON at column"),
     "nan": (

@@ -222,12 +222,12 @@ def test_rows_that_are_not_scored_need_no_labels(tmp_path, label):
 
 
 def test_labels_are_renamed_and_refused_by_name(tmp_path, tokenizer):
-    spec = write(tmp_path / "rows.jsonl", [{"text": "a", "label": 1}, {"text": "b", "label": "ye"}])
-    renamed = spec.model_copy(update={"label_map": {"1": "no", "ye": "yes"}})
+    spec = write(tmp_path / "rows.jsonl", [{"text": "a", "label": 1}, {"text": "b", "label": "yess"}])
+    renamed = spec.model_copy(update={"label_map": {"1": "no", "yess": "yes"}})
     source = load_features("rows", "train", renamed, NLI, tokenizer, tmp_path / "cache")
     assert [int(source[i].labels[0]) for i in range(2)] == [1, 0]
     half = spec.model_copy(update={"label_map": {"1": "no"}})
-    with pytest.raises(RoadError, match=r"rows\.jsonl:2: label 'ye' is none of .*did you mean 'yes'"):
+    with pytest.raises(RoadError, match=r"rows\.jsonl:2: label 'yess' is none of .*did you mean 'yes'"):
         load_features("rows", "train", half, NLI, tokenizer, tmp_path / "cache")
     assert not [p for p in (tmp_path / "cache" / "features").iterdir() if p.name.startswith(".")], (
         "no half cache is left"
