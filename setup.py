@@ -5,9 +5,17 @@ setup(
     version="0.1.0",
     description="Multi-task pretraining and distillation of NLU encoders under DeepSpeed (ROaD)",
     python_requires=">=3.11",
-    packages=["road_ds", "road_ds.data", "road_ds.recipes", "road_kernels"],
+    packages=[
+        "road_ds",
+        *("road_ds." + room for room in ("common", "config", "data", "tasks", "models", "distillation", "engine")),
+        *("road_ds." + room for room in ("recipes", "commands")),
+        "road_kernels",
+    ],
     package_dir={"road_kernels": "kernels/road_kernels"},
-    package_data={"road_ds": ["sample_data/*", "sample_data/*/*"], "road_kernels": ["tiles.json"]},
+    package_data={
+        "road_ds": ["config/catalog.json", "data/sample_data/*", "data/sample_data/*/*"],
+        "road_kernels": ["tiles.json"],
+    },
     install_requires=[
         "torch>=2.6",
         "deepspeed>=0.19",

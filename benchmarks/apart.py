@@ -10,8 +10,8 @@ from typing import Any
 
 from providers import LAUNCHER, Case, Rows, Work, providers
 
-from road_ds.log import quiet_libraries
-from road_ds.ranks import Ranks
+from road_ds.common.log import quiet_libraries
+from road_ds.common.ranks import Ranks
 
 
 class Apart:

@@ -30,12 +30,12 @@ import numpy as np
 import torch
 from measure import environment, folder, table
 
-from road_ds.config import DatasetSpec
+from road_ds.common.hub import sample_path
+from road_ds.common.log import quiet_libraries, write_json
+from road_ds.config.road import DatasetSpec
 from road_ds.data.batches import Padding
 from road_ds.data.features import load_features
-from road_ds.hub import sample_path
-from road_ds.log import quiet_libraries, write_json
-from road_ds.tasks import task_from
+from road_ds.tasks.registry import task_from
 
 LONGEST, STRIDE, MICRO = 384, 128, 16
 COLUMNS = [

@@ -37,16 +37,16 @@ def tokenizer() -> Any:
     """The embedded sample's tokenizer."""
     from transformers import AutoTokenizer
 
-    from road_ds.hub import sample_path
+    from road_ds.common.hub import sample_path
 
     return AutoTokenizer.from_pretrained(str(sample_path("tokenizer")))
 
 
 def load(file: str, cache: str, task: dict, **settings: Any) -> Any:
     """The features of one file by road_ds."""
-    from road_ds.config import DatasetSpec
+    from road_ds.config.road import DatasetSpec
     from road_ds.data.features import load_features
-    from road_ds.tasks import task_from
+    from road_ds.tasks.registry import task_from
 
     spec = DatasetSpec(task="t", train=file, **settings)
     return load_features("bench", "train", spec, task_from(task, "task"), tokenizer(), cache)
@@ -145,7 +145,7 @@ def check_same_windows(file: str, folder: str) -> int:
 def write_reviews(path: Path, count: int) -> None:
     """`count` made-up reviews of about 100 words, one JSON object a line."""
     draw = random.Random(0)
-    vocabulary = Path(__file__).parents[1] / "road_ds/sample_data/tokenizer/vocab.txt"
+    vocabulary = Path(__file__).parents[1] / "road_ds/data/sample_data/tokenizer/vocab.txt"
     words = [line for line in vocabulary.read_text(encoding="utf-8").split() if line.isalpha()]
     with path.open("w", encoding="utf-8") as file:
         for _ in range(count):
@@ -164,8 +164,8 @@ def turn(kind: str, *arguments: str) -> dict:
     """Seconds (libraries already imported), features and peak memory in MiB of one way on one file."""
     import datasets  # noqa: F401
 
-    from road_ds import tasks  # noqa: F401
     from road_ds.data import features  # noqa: F401
+    from road_ds.tasks import base as tasks  # noqa: F401
 
     kinds: dict[str, Callable[..., Way]] = {"ours": ours, "mapped": mapped, "reviews": reviews}
     way = kinds[kind](*arguments)
@@ -217,7 +217,7 @@ def main() -> None:
     """Measures, prints, and writes JSON."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="one turn and few rows: shows that it runs")
-    parser.add_argument("--squad", default="road_ds/sample_data/places.train.json", help="a SQuAD file")
+    parser.add_argument("--squad", default="road_ds/data/sample_data/places.train.json", help="a SQuAD file")
     parser.add_argument("--turns", type=int, default=7)
     parser.add_argument("--rows", type=int, nargs="*", default=[20_000, 200_000, 1_000_000])
     parser.add_argument("--sample", type=int, default=1_000_000, help="rows drawn from the reviews")

@@ -49,11 +49,11 @@ from measure import environment, folder, table
 from presets import LONGEST, PASSES, PRESETS, weights_of
 from providers import CLOCKS, DTYPES, Case, Rows, Work, providers, wait
 
-from road_ds.config import fit_precision
-from road_ds.linear import Linear, mkl_is_slow
-from road_ds.log import quiet_libraries, write_json
-from road_ds.ranks import Ranks
-from road_ds.speed import keep_freed_memory
+from road_ds.common.log import quiet_libraries, write_json
+from road_ds.common.ranks import Ranks
+from road_ds.config.fit import fit_precision
+from road_ds.engine.speed import keep_freed_memory
+from road_ds.models.linear import Linear, mkl_is_slow
 
 POOL = 2048  # rows per data set: what a window of the plan sorts
 COLUMNS = [

@@ -11,7 +11,9 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from road_ds.data.features import ArrowWriter, Feature, FeatureSet, feature_columns, feature_schema, write_manifest
+from road_ds.data.arrow import ArrowWriter
+from road_ds.data.batch import Feature
+from road_ds.data.features import FeatureSet, feature_columns, feature_schema, write_manifest
 
 SIGMA = 0.5  # of the logarithm of a length, assumed for every set
 STRIDE = 128  # distance between the windows of a context that is too long

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from length_mix import CLASSES, MIX
 
-from road_ds.config import RoadConfig
+from road_ds.config.road import RoadConfig
 
 LONGEST = 384
 DROPOUT = 0.1

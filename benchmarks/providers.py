@@ -17,22 +17,27 @@ from length_mix import MIX
 from presets import DROPOUT, LONGEST, PASSES, Preset, bench_config
 from torch.nn import functional as F
 
-from road_ds import optim
-from road_ds.config import ModelSpec, RoadConfig, fit_batch, fit_buckets, fit_optimizer, fit_precision
+from road_ds.common.ranks import Ranks
+from road_ds.config.fit import fit_batch, fit_buckets, fit_optimizer, fit_precision
+from road_ds.config.road import ModelSpec, RoadConfig
+from road_ds.data.batch import Batch
 from road_ds.data.batches import Padding, assemble
-from road_ds.data.features import Batch, FeatureSet
+from road_ds.data.features import FeatureSet
 from road_ds.data.passes import Passes
+from road_ds.distillation.kd import WeightedKD
+from road_ds.distillation.objective import Objective, Teachers
+from road_ds.distillation.soft_targets import Origin, SoftTargets, begin, finish, flaw, shard_rows, write_shard
+from road_ds.distillation.teachers import CachedTeachers, NoTeachers
+from road_ds.engine import optim
+from road_ds.engine.preemption import Preemption
+from road_ds.engine.run_folder import RunFolder
+from road_ds.engine.speed import choose_padding, fit_cpu, reduce_between_ranks_only
 from road_ds.loop import fit
-from road_ds.model import build_model, load_tokenizer, parameter_count
-from road_ds.objectives import Objective, Teachers, WeightedKD
-from road_ds.packing import ATTENTION
-from road_ds.preemption import Preemption
-from road_ds.ranks import Ranks
-from road_ds.run_folder import RunFolder
-from road_ds.soft_targets import Origin, SoftTargets, begin, finish, flaw, shard_rows, write_shard
-from road_ds.speed import choose_padding, fit_cpu, reduce_between_ranks_only
-from road_ds.tasks import heads
-from road_ds.teachers import CachedTeachers, NoTeachers
+from road_ds.models.attention import ATTENTION
+from road_ds.models.build import build_model
+from road_ds.models.configuration import load_tokenizer
+from road_ds.models.multi_task import parameter_count
+from road_ds.tasks.registry import heads
 
 LR, DECAY, LAYER_DECAY, CLIP = 1e-4, 0.01, 0.75, 1.0
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}

@@ -8,19 +8,20 @@ from typing import Any
 
 import torch
 
-from road_ds.config import RoadConfig
-from road_ds.cosines import gradient_cosines
+from road_ds.common.errors import RankError, RoadError
+from road_ds.common.log import progress, say
+from road_ds.common.ranks import Ranks
+from road_ds.config.road import RoadConfig
+from road_ds.data.batch import Batch
 from road_ds.data.batches import Padding, ahead, assemble
-from road_ds.data.features import Batch, FeatureSet
+from road_ds.data.features import FeatureSet
 from road_ds.data.passes import Passes
-from road_ds.errors import RankError, RoadError
-from road_ds.guard import Guarded
-from road_ds.log import progress, say
-from road_ds.meter import Meter
-from road_ds.objectives import Objective, Teachers, gradient_share
-from road_ds.preemption import Preemption
-from road_ds.ranks import Ranks
-from road_ds.run_folder import RunFolder
+from road_ds.distillation.guard import Guarded
+from road_ds.distillation.objective import Objective, Teachers, gradient_share
+from road_ds.engine.cosines import gradient_cosines
+from road_ds.engine.meter import Meter
+from road_ds.engine.preemption import Preemption
+from road_ds.engine.run_folder import RunFolder
 
 
 def fit(

@@ -21,17 +21,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from road_ds import checkpoint, evaluation, export, heartbeat, optim, speed, surroundings
-from road_ds.config import RoadConfig, fit_batch, fit_buckets, fit_optimizer, fit_precision, load_config
-from road_ds.data.batches import Padding
-from road_ds.data.features import FeatureSet, load_features
-from road_ds.data.passes import Passes, draw_weights
-from road_ds.errors import Faults, RankError, RoadError, Terminated, readable
-from road_ds.hub import trained_heads
-from road_ds.log import (
+from road_ds.common import heartbeat
+from road_ds.common.errors import Faults, RankError, RoadError, Terminated, readable
+from road_ds.common.hub import trained_heads
+from road_ds.common.log import (
     counted,
     is_main,
-    plot_curves,
     print_anywhere,
     quiet_libraries,
     say,
@@ -40,16 +35,30 @@ from road_ds.log import (
     versions,
     warn,
 )
+from road_ds.common.ranks import Ranks
+from road_ds.common.strict_json import flat_keys
+from road_ds.config.file import load_config
+from road_ds.config.fit import fit_batch, fit_buckets, fit_optimizer, fit_precision
+from road_ds.config.road import RoadConfig
+from road_ds.data.batches import Padding
+from road_ds.data.features import FeatureSet, load_features
+from road_ds.data.passes import Passes, draw_weights
+from road_ds.distillation.objective import Taught
+from road_ds.distillation.registry import objective_from
+from road_ds.distillation.teachers import OnlineTeachers, open_teachers
+from road_ds.engine import checkpoint, optim, speed, surroundings
+from road_ds.engine.curves import plot_curves
+from road_ds.engine.preemption import Preemption, exit_code
+from road_ds.engine.run_folder import RunFolder, full_disk_named
+from road_ds.engine.selection import Best
 from road_ds.loop import fit
-from road_ds.model import base_config, build_model, check_lengths, load_tokenizer, parameter_count
-from road_ds.objectives import Taught, objective_from
-from road_ds.preemption import Preemption, exit_code
-from road_ds.ranks import Ranks
-from road_ds.run_folder import RunFolder, full_disk_named
-from road_ds.selection import Best
-from road_ds.strict_json import flat_keys
-from road_ds.tasks import Task, heads
-from road_ds.teachers import OnlineTeachers, open_teachers
+from road_ds.models import export
+from road_ds.models.build import build_model
+from road_ds.models.configuration import base_config, check_lengths, load_tokenizer
+from road_ds.models.multi_task import parameter_count
+from road_ds.tasks import evaluation
+from road_ds.tasks.base import Task
+from road_ds.tasks.registry import heads
 
 OWN = {"road.cache", "road.output"}  # what each host may have its own of
 

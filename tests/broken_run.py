@@ -10,7 +10,8 @@ import sys
 
 import torch
 
-from road_ds import checkpoint, loop, train
+from road_ds import loop, train
+from road_ds.engine import checkpoint
 
 point, step, rank = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
 arguments = [argument for argument in sys.argv[4:]]

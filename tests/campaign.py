@@ -24,7 +24,7 @@ from trials.kills import kills
 from trials.outcome import Outcome, Trial
 from trials.stops import stops
 
-from road_ds.log import table
+from road_ds.common.log import table
 
 Kind = Callable[[Bench, int, np.random.Generator], list[Trial]]
 

@@ -8,13 +8,15 @@ import pytest
 from runs import launch, run_python, tiny_config
 from transformers import AutoTokenizer
 
-from road_ds.config import DatasetSpec
+from road_ds.common.errors import RoadError
+from road_ds.common.hub import sample_path
+from road_ds.common.log import write_json
+from road_ds.common.strict_json import half_character
+from road_ds.config.road import DatasetSpec
 from road_ds.data.features import load_features
-from road_ds.errors import RoadError
-from road_ds.hub import sample_path
-from road_ds.log import write_json
-from road_ds.strict_json import half_character
-from road_ds.tasks import Classification, Regression, SpanQA
+from road_ds.tasks.classification import Classification
+from road_ds.tasks.regression import Regression
+from road_ds.tasks.span_qa import SpanQA
 
 # Runs many configurations in one process, as starting one takes longer than all of them.
 MANY = """

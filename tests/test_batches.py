@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import torch
 
+from road_ds.common.ranks import Ranks
+from road_ds.data.batch import Feature
 from road_ds.data.batches import Padding, ahead, assemble
-from road_ds.data.features import Feature
 from road_ds.data.passes import Passes, micro_batches
-from road_ds.evaluation import MemorySet
-from road_ds.ranks import Ranks
+from road_ds.tasks.evaluation import MemorySet
 
 
 def source(name: str, *lengths: int) -> MemorySet:

@@ -7,10 +7,10 @@ import pytest
 from test_bench import load as load
 from transformers import AutoTokenizer
 
-from road_ds.config import DatasetSpec
+from road_ds.common.hub import sample_path
+from road_ds.config.road import DatasetSpec
 from road_ds.data.features import load_features
-from road_ds.hub import sample_path
-from road_ds.tasks import task_from
+from road_ds.tasks.registry import task_from
 
 
 @pytest.fixture

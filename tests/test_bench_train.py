@@ -9,12 +9,13 @@ import torch
 from runs import ROOT, run_python
 from test_bench import load as load
 
+from road_ds.common.ranks import Ranks
 from road_ds.data.batches import assemble
 from road_ds.data.passes import Passes
-from road_ds.model import build_model, load_tokenizer
-from road_ds.objectives import supervised
-from road_ds.ranks import Ranks
-from road_ds.tasks import heads
+from road_ds.distillation.objective import supervised
+from road_ds.models.build import build_model
+from road_ds.models.configuration import load_tokenizer
+from road_ds.tasks.registry import heads
 
 
 @pytest.fixture

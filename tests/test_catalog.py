@@ -12,15 +12,19 @@ from test_glue import GLUE_FILES
 from test_publishers import CONTEXT, SECTION
 
 from road_ds.__main__ import main
-from road_ds.config import DatasetSpec, RoadConfig, validated
-from road_ds.data.catalog import CATALOG, GLUE, TASKS, expand, sources
-from road_ds.data.features import collate, load_features, read_part
-from road_ds.ensemble import Ensemble
-from road_ds.errors import RoadError
-from road_ds.metrics import quac_scores
-from road_ds.model import build_model, load_tokenizer
-from road_ds.objectives import supervised
-from road_ds.tasks import task_from
+from road_ds.common.errors import RoadError
+from road_ds.config.catalog import CATALOG, GLUE, TASKS, expand, sources
+from road_ds.config.road import DatasetSpec, RoadConfig
+from road_ds.config.settings import validated
+from road_ds.data.batch import collate
+from road_ds.data.features import load_features
+from road_ds.data.sources import read_part
+from road_ds.distillation.objective import supervised
+from road_ds.models.build import build_model
+from road_ds.models.configuration import load_tokenizer
+from road_ds.models.ensemble import Ensemble
+from road_ds.tasks.metrics import quac_scores
+from road_ds.tasks.registry import task_from
 
 PAPER = ["triviaqa", "natural_questions", "quac", "qa_srl", "qa_zre", "mnli", "snli", "amazon", "qqp"]
 SAMPLE = {"architecture": "electra", "tokenizer": "sample:tokenizer", "config": TINY_ELECTRA}
@@ -202,10 +206,10 @@ EXPECTED = {  # label and answers of each row
 }  # fmt: skip
 CLIENT = """
 import json, sys
-from road_ds.data.catalog import CATALOG, expand
-from road_ds.config import DatasetSpec
-from road_ds.data.features import read_part
-from road_ds.errors import RoadError
+from road_ds.config.catalog import CATALOG, expand
+from road_ds.config.road import DatasetSpec
+from road_ds.data.sources import read_part
+from road_ds.common.errors import RoadError
 for name in json.loads(sys.argv[1]):
     try:
         spec = DatasetSpec(task="t", catalog=name, train=CATALOG[name].train)

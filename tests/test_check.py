@@ -11,12 +11,12 @@ from runs import error_of, tiny_config
 from transformers import AutoModelForQuestionAnswering, ElectraConfig
 
 from road_ds.check import bucket, memory, parameters, report, shared_texts
-from road_ds.config import load_config
+from road_ds.common.digest import file_sha256 as digest
+from road_ds.config.file import load_config
 from road_ds.data.passes import Passes
 from road_ds.data.readers import Example
-from road_ds.digest import file_sha256 as digest
-from road_ds.model import base_config, load_tokenizer
-from road_ds.tasks import heads
+from road_ds.models.configuration import base_config, load_tokenizer
+from road_ds.tasks.registry import heads
 
 
 @pytest.fixture

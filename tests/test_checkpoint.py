@@ -13,11 +13,12 @@ from deepspeed.runtime.zero.config import ZeroStageEnum
 from deepspeed.utils.tensor_fragment import fragment_address
 from test_resume import ALONE, FakeEngine
 
-from road_ds import checkpoint, train
-from road_ds.checkpoint import Checkpoint, committed, newest, save, without_code
-from road_ds.errors import RankError, RoadError
-from road_ds.export import export_checkpoint
-from road_ds.run_folder import RunFolder
+from road_ds import train
+from road_ds.common.errors import RankError, RoadError
+from road_ds.engine import checkpoint
+from road_ds.engine.checkpoint import Checkpoint, committed, newest, save, without_code
+from road_ds.engine.run_folder import RunFolder
+from road_ds.engine.weights import export_checkpoint
 
 
 def saved(root: Path, *steps: int, run: str = "a", keep: int = 9, config=None) -> None:

@@ -365,7 +365,7 @@ def test_an_output_that_cannot_be_written_is_named_before_the_work(output, run, 
     (tmp_path / "file").write_text("")
     path = tmp_path / output  # an absolute one stays as it is
     message = rf"error: {re.escape(str(path.parent))}.*: (No such file or directory|Not a directory)"
-    monkeypatch.setattr("road_ds.ensemble.Ensemble.of", lambda *_: pytest.fail("the work was begun"))
+    monkeypatch.setattr("road_ds.models.ensemble.Ensemble.of", lambda *_: pytest.fail("the work was begun"))
     rows = ("--data", "sample:inference.dev.jsonl", "--set", "max_rows=5")
     assert re.fullmatch(message, error_of(command("evaluate", run / "model" / "inference", *rows, "--output", path)))
     assert re.fullmatch(message, error_of(command("export", run, "--output", path)))

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 from runs import error_of
 
+from road_ds.common.errors import RoadError
 from road_ds.data.readers import Answer, Example
-from road_ds.errors import RoadError
-from road_ds.evaluation import identity
 from road_ds.recipes.comparison import compare, grouped, text
 from road_ds.recipes.difference import difference
 from road_ds.recipes.page import page
+from road_ds.tasks.evaluation import identity
 
 
 def made(folder: Path, rows: dict[str, float], seed: int | None = None, dataset: str = "rte", **result) -> Path:

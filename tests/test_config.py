@@ -8,13 +8,15 @@ import pytest
 import torch
 from runs import run_python, tiny_config
 
-from road_ds.config import DatasetSpec, RoadConfig, fit_batch, fit_buckets, fit_optimizer, fit_precision, load_config
-from road_ds.deepspeed_keys import Engine
-from road_ds.errors import RoadError
-from road_ds.soft_targets import Origin, SoftTargets
-from road_ds.surroundings import exported_by_launcher, stale_locks
-from road_ds.tasks import TASKS, heads
-from road_ds.trainer_words import HERE, TASK_HERE
+from road_ds.common.errors import RoadError
+from road_ds.config.deepspeed_keys import Engine
+from road_ds.config.file import load_config
+from road_ds.config.fit import fit_batch, fit_buckets, fit_optimizer, fit_precision
+from road_ds.config.road import DatasetSpec, RoadConfig
+from road_ds.config.trainer_words import HERE, TASK_HERE
+from road_ds.distillation.soft_targets import Origin, SoftTargets
+from road_ds.engine.surroundings import exported_by_launcher, stale_locks
+from road_ds.tasks.registry import TASKS, heads
 
 
 def put(config: dict, path: str, value) -> dict:

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from road_ds.digest import change, fingerprint, sealed, unsealed
+from road_ds.common.digest import change, fingerprint, sealed, unsealed
 
 
 def test_what_has_changed_about_a_file(tmp_path):

@@ -15,11 +15,12 @@ from torch.nn import functional as F
 from transformers import AutoModelForQuestionAnswering, AutoModelForSequenceClassification
 
 from road_ds import train
-from road_ds.config import load_config
-from road_ds.export import export
-from road_ds.model import build_model, load_tokenizer
-from road_ds.tasks import heads
-from road_ds.teachers import weights_hash
+from road_ds.config.file import load_config
+from road_ds.distillation.teachers import weights_hash
+from road_ds.models.build import build_model
+from road_ds.models.configuration import load_tokenizer
+from road_ds.models.export import export
+from road_ds.tasks.registry import heads
 from road_ds.train import load_data, plan
 
 KINDS = {"qa": AutoModelForQuestionAnswering, "inference": AutoModelForSequenceClassification}
@@ -235,8 +236,8 @@ def test_cosines_are_those_of_the_gradients(config_file, tmp_path, cache):
     rows, _ = load_data(config, tasks, tokenizer)
     passes, _ = plan(config, {"train_batch_size": 24}, rows)
     model = build_model(config.model, tasks, tokenizer, dropout=0.0, seed=config.seed).train()
-    from road_ds.data.features import collate
-    from road_ds.objectives import supervised
+    from road_ds.data.batch import collate
+    from road_ds.distillation.objective import supervised
 
     gradients = []
     drawn = passes.draw(0)
@@ -335,7 +336,7 @@ def test_label_orders_are_matched_by_name(copy, taught, plain, tmp_path):
     weights = {"places": 0, "people": 0, "inference": 1, "paraphrase": 0}
     assert "error" not in run(model=student, steps=3, sampling={"weights": weights})
     before = [line["loss"] for line in records(tmp_path / "run") if "loss" in line]
-    from road_ds.soft_targets import Origin, SoftTargets
+    from road_ds.distillation.soft_targets import Origin, SoftTargets
 
     folder = sorted((tmp_path / "targets" / "inference").iterdir())[0]
     origin = Origin(**json.loads((folder / "manifest.json").read_text())["origin"])
@@ -434,8 +435,8 @@ def test_teach_without_teachers(config_file):
 
 
 def test_logits_that_are_not_finite_are_not_stored(tmp_path):
-    from road_ds.errors import RoadError
-    from road_ds.soft_targets import Origin, begin, finish, write_shard
+    from road_ds.common.errors import RoadError
+    from road_ds.distillation.soft_targets import Origin, begin, finish, write_shard
 
     origin = Origin("places", "t", "r", 2, "k", {}, None, "float16")
     begin(tmp_path / "t", origin)
@@ -449,8 +450,8 @@ def test_logits_that_are_not_finite_are_not_stored(tmp_path):
 
 
 def test_logits_that_are_not_finite_are_refused_on_reading(tmp_path, monkeypatch):
-    from road_ds import soft_targets
-    from road_ds.errors import RoadError
+    from road_ds.common.errors import RoadError
+    from road_ds.distillation import soft_targets
 
     origin = soft_targets.Origin("places", "t", "r", 2, "k", {}, None, "float32")
     soft_targets.begin(tmp_path / "t", origin)
@@ -464,7 +465,7 @@ def test_logits_that_are_not_finite_are_refused_on_reading(tmp_path, monkeypatch
 
 def test_many_shards_hold_every_row(tmp_path, monkeypatch):
     """Rows of unequal length over several files, read back one by one."""
-    from road_ds import soft_targets
+    from road_ds.distillation import soft_targets
 
     monkeypatch.setattr(soft_targets, "SHARD", 2 * soft_targets.CHUNK)
     generator = np.random.default_rng(0)
@@ -489,9 +490,9 @@ def test_cosines_are_refused_under_zero_3(config_file, capsys):
 
 def test_a_teacher_with_another_tokenizer_teaches_classes(teachers, config_file, tmp_path, capsys):
     """Each reads the rows in its own way: soft targets are those of the teacher reading its own tokens."""
-    from road_ds.config import load_config
-    from road_ds.data.features import read_part
-    from road_ds.predictor import Predictor
+    from road_ds.config.file import load_config
+    from road_ds.data.sources import read_part
+    from road_ds.models.predictor import Predictor
 
     teacher = tmp_path / "teacher"
     shutil.copytree(teachers[1] + "/model/inference", teacher)
@@ -508,7 +509,7 @@ def test_a_teacher_with_another_tokenizer_teaches_classes(teachers, config_file,
     config, _ = load_config(path)
     examples = read_part("inference", "train", config.datasets["inference"]).examples
     _, wanted = Predictor.load(str(teacher)).logits(examples, 64)
-    from road_ds.soft_targets import Origin, SoftTargets
+    from road_ds.distillation.soft_targets import Origin, SoftTargets
 
     (folder,) = (tmp_path / "targets" / "inference").iterdir()
     origin = Origin(**json.loads((folder / "manifest.json").read_text())["origin"])

@@ -9,12 +9,13 @@ from test_packing import LONGEST, rows
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from road_ds.config import RoadConfig
+from road_ds.config.road import RoadConfig
 from road_ds.data.batches import Padding
-from road_ds.dropout import Dropout, dropout, replace_dropout
-from road_ds.model import build_model, load_tokenizer
-from road_ds.speed import prepare
-from road_ds.tasks import heads
+from road_ds.engine.speed import prepare
+from road_ds.models.build import build_model
+from road_ds.models.configuration import load_tokenizer
+from road_ds.models.dropout import Dropout, dropout, replace_dropout
+from road_ds.tasks.registry import heads
 
 
 @pytest.mark.parametrize("p", [0.001, 0.1, 0.5, 0.9])

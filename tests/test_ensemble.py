@@ -9,15 +9,17 @@ import torch
 from runs import TINY_ELECTRA, error_of, tiny_config
 from safetensors.torch import load_file, save_file
 
-from road_ds.config import ModelSpec, load_config
-from road_ds.data.features import read_part
-from road_ds.ensemble import Ensemble
-from road_ds.errors import RoadError
-from road_ds.export import export
-from road_ds.hub import model_folder
-from road_ds.model import build_model, load_tokenizer
-from road_ds.predictor import Predictor
-from road_ds.tasks import task_from
+from road_ds.common.errors import RoadError
+from road_ds.common.hub import model_folder
+from road_ds.config.file import load_config
+from road_ds.config.road import ModelSpec
+from road_ds.data.sources import read_part
+from road_ds.models.build import build_model
+from road_ds.models.configuration import load_tokenizer
+from road_ds.models.ensemble import Ensemble
+from road_ds.models.export import export
+from road_ds.models.predictor import Predictor
+from road_ds.tasks.registry import task_from
 
 LABELS = ["entailment", "neutral", "contradiction"]
 QA = {"type": "span_qa", "max_length": 128, "doc_stride": 80, "max_question_length": 32}

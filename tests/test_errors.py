@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from road_ds.errors import LINE, LINES, Faults, RoadError, legible, misspelt, nearest, readable
+from road_ds.common.errors import LINE, LINES, Faults, RoadError, legible, misspelt, nearest, readable
 
 
 def test_control_characters_do_not_reach_the_terminal():

@@ -8,16 +8,17 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoTokenizer
 
-from road_ds.config import ModelSpec
-from road_ds.data.features import collate
+from road_ds.common.errors import RoadError
+from road_ds.common.hub import sample_path
+from road_ds.config.road import ModelSpec
+from road_ds.data.batch import collate
 from road_ds.data.readers import Answer, Example
-from road_ds.errors import RoadError
-from road_ds.evaluation import MemorySet
-from road_ds.export import export, read_task
-from road_ds.hub import sample_path
-from road_ds.model import build_model, check_lengths, load_tokenizer
-from road_ds.predictor import Predictor
-from road_ds.tasks import task_from
+from road_ds.models.build import build_model
+from road_ds.models.configuration import check_lengths, load_tokenizer
+from road_ds.models.export import export, read_task
+from road_ds.models.predictor import Predictor
+from road_ds.tasks.evaluation import MemorySet
+from road_ds.tasks.registry import task_from
 
 SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
 ARCHITECTURES = {
@@ -222,7 +223,7 @@ def test_heads_of_two_exports_never_stand_side_by_side(tmp_path, monkeypatch, ki
                 made.append(target)
             replace(source, target)
 
-        monkeypatch.setattr("road_ds.export.os.replace", stop)
+        monkeypatch.setattr("road_ds.models.export.os.replace", stop)
         with pytest.raises((KeyboardInterrupt, RoadError), match=None if isinstance(kill, type) else "No space left"):
             export(model, model.state_dict(), tokenizer, folder, "_new")
         monkeypatch.undo()

@@ -13,21 +13,15 @@ from hypothesis import strategies as st
 from sklearn.model_selection import train_test_split
 from transformers import AutoTokenizer
 
-from road_ds.config import Columns, DatasetSpec
+from road_ds.common.errors import RoadError
+from road_ds.common.hub import sample_path
+from road_ds.config.road import Columns, DatasetSpec
 from road_ds.data import features
-from road_ds.data.features import (
-    IGNORED,
-    PAD_MULTIPLE,
-    Feature,
-    _side,
-    collate,
-    load_features,
-    read_part,
-    tokenizer_hash,
-)
-from road_ds.errors import RoadError
-from road_ds.hub import sample_path
-from road_ds.tasks import task_from
+from road_ds.data.batch import IGNORED, PAD_MULTIPLE, Feature, collate
+from road_ds.data.features import load_features
+from road_ds.data.sources import _side, read_part
+from road_ds.data.tokenizer import tokenizer_hash
+from road_ds.tasks.registry import task_from
 
 NLI = task_from({"type": "classification", "labels": ["yes", "no"], "max_length": 24}, "nli")
 RATING = task_from({"type": "regression", "max_length": 24}, "rating")

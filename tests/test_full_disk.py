@@ -8,7 +8,7 @@ import sys
 import pytest
 from runs import ROOT, environment, tiny_config
 
-from road_ds import checkpoint
+from road_ds.engine import checkpoint
 
 
 @pytest.fixture(params=["size=1900k", "size=8m,nr_inodes=18"], ids=["bytes", "inodes"])

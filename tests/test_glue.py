@@ -6,10 +6,10 @@ import pytest
 from runs import TINY_ELECTRA
 
 from road_ds.__main__ import main
-from road_ds.config import DatasetSpec, ModelSpec
-from road_ds.data.catalog import TASKS
-from road_ds.data.features import read_part
-from road_ds.model import load_tokenizer
+from road_ds.config.catalog import TASKS
+from road_ds.config.road import DatasetSpec, ModelSpec
+from road_ds.data.sources import read_part
+from road_ds.models.configuration import load_tokenizer
 
 GLUE_FILES = {  # name -> (train.tsv, test.tsv, label of the row)
     "cola": ("gj04\t0\t*\tHe \"go.\n", "index\tsentence\n0\tHe went.\n", "unacceptable"),

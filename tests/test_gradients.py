@@ -10,10 +10,11 @@ from safetensors.torch import load_file
 from torch.nn import functional as F
 from transformers import AutoModelForQuestionAnswering, AutoModelForSequenceClassification
 
-from road_ds.config import load_config
-from road_ds.export import export
-from road_ds.model import build_model, load_tokenizer
-from road_ds.tasks import heads
+from road_ds.config.file import load_config
+from road_ds.models.build import build_model
+from road_ds.models.configuration import load_tokenizer
+from road_ds.models.export import export
+from road_ds.tasks.registry import heads
 from road_ds.train import load_data, plan
 
 

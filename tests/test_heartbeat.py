@@ -9,8 +9,8 @@ from runs import environment, free_port
 
 RANK = """
 import os, signal, sys, time
-from road_ds.heartbeat import leave
-from road_ds.ranks import Ranks
+from road_ds.common.heartbeat import leave
+from road_ds.common.ranks import Ranks
 ranks = Ranks.start(patience=3)
 ranks.barrier()
 if ranks.heartbeat and ranks.rank == 1:

@@ -9,18 +9,18 @@ from runs import ROOT, TINY_ELECTRA, environment, tiny_config
 from stand_in_hub import client_environment, serve
 from transformers import AutoConfig, AutoModel, AutoTokenizer
 
-from road_ds.errors import RoadError
-from road_ds.hub import model_folder, sample_path
+from road_ds.common.errors import RoadError
+from road_ds.common.hub import model_folder, sample_path
 
 PAIRS = 24
 CARD = "---\nconfigs:\n- config_name: default\n  data_files:\n  - {split: train, path: train.jsonl}\n  - {split: validation, path: dev.jsonl}\n---\n"
 # Several names in one process, as starting one takes longer than all of them.
 CLIENT = """
 import json, sys
-from road_ds.errors import RoadError
-from road_ds.hub import model_folder
-from road_ds.model import load_tokenizer
-from road_ds.config import ModelSpec
+from road_ds.common.errors import RoadError
+from road_ds.common.hub import model_folder
+from road_ds.models.configuration import load_tokenizer
+from road_ds.config.road import ModelSpec
 for name in json.loads(sys.argv[1]):
     try:
         print(json.dumps(sorted(path.name for path in model_folder(name).iterdir())))

@@ -49,7 +49,7 @@ sys.exit(143)
 RECIPE = """
 import sys
 from pathlib import Path
-from road_ds.errors import Terminated
+from road_ds.common.errors import Terminated
 from road_ds.recipes.launcher import Launcher
 try:
     Launcher([]).run([sys.executable, "-c", sys.argv[1]], Path(sys.argv[2]))

@@ -6,11 +6,13 @@ from runs import records, run_python, tiny_config
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from road_ds import linear, speed
-from road_ds.config import RoadConfig
-from road_ds.linear import LEAST, Linear, mkl_is_slow, replace_linear
-from road_ds.model import build_model, load_tokenizer
-from road_ds.tasks import heads
+from road_ds.config.road import RoadConfig
+from road_ds.engine import speed
+from road_ds.models import linear
+from road_ds.models.build import build_model
+from road_ds.models.configuration import load_tokenizer
+from road_ds.models.linear import LEAST, Linear, mkl_is_slow, replace_linear
+from road_ds.tasks.registry import heads
 
 pytestmark = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this PyTorch has no oneDNN")
 
@@ -121,7 +123,8 @@ def test_zero_3_trains_as_zero_0_does_with_torchs_layers(config_file, tmp_path):
             config["zero_optimization"] |= {"stage3_param_persistence_threshold": 0}
         code = f"""
 import runpy, sys, torch
-from road_ds import linear, speed
+from road_ds.models import linear
+from road_ds.engine import speed
 linear.LEAST, speed.mkl_is_slow = 0, lambda: {stage == 3}
 count, plain = [], torch.Tensor.to_mkldnn
 torch.Tensor.to_mkldnn = lambda self: count.append(1) or plain(self)

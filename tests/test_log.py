@@ -6,8 +6,8 @@ import sys
 import pytest
 from runs import environment
 
-from road_ds.errors import RoadError
-from road_ds.log import RunFolder
+from road_ds.common.errors import RoadError
+from road_ds.common.log import RunFolder
 
 GOOD = b'{"step": 1, "loss": 2.5}\n{"step": 2, "loss": 2.0}\n'
 
@@ -34,7 +34,7 @@ def test_metrics_that_are_a_folder_are_named(tmp_path):
 
 
 def test_a_terminal_without_the_characters_gets_escapes():
-    code = "import json; from road_ds.log import print_anywhere; print_anywhere(); print(json.dumps('é · 🇳 \\udc80', ensure_ascii=False))"
+    code = "import json; from road_ds.common.log import print_anywhere; print_anywhere(); print(json.dumps('é · 🇳 \\udc80', ensure_ascii=False))"
     for encoding in ("ascii", "utf-8"):
         done = subprocess.run(
             [sys.executable, "-c", code],

@@ -11,12 +11,12 @@ from runs import records, run_python, tiny_config
 from safetensors.torch import load_file
 
 from road_ds import train
-from road_ds.data.features import Batch
+from road_ds.common.errors import RankError, RoadError
+from road_ds.common.ranks import Ranks
+from road_ds.data.batch import Batch
 from road_ds.data.passes import micro_batches
-from road_ds.errors import RankError, RoadError
+from road_ds.distillation.objective import Loss, Objective, supervised
 from road_ds.loop import out_of_memory_named
-from road_ds.objectives import Loss, Objective, supervised
-from road_ds.ranks import Ranks
 
 
 class Broken(Objective):

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from road_ds.common.errors import RoadError
 from road_ds.data.readers import Answer, Example
-from road_ds.errors import RoadError
-from road_ds.metrics import (
+from road_ds.tasks.metrics import (
     classification_baseline,
     classification_scores,
     exact_match,
@@ -26,8 +26,8 @@ from road_ds.metrics import (
     squad_baseline,
     squad_scores,
 )
-from road_ds.spans import Answered
-from road_ds.tasks import SpanQA
+from road_ds.tasks.span_qa import SpanQA
+from road_ds.tasks.spans import Answered
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data" / "squad2"
 real_rows = pytest.mark.skipif(not DATA.is_dir(), reason=f"real SQuAD 2.0 rows are not at {DATA}")

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 from runs import ROOT, SHARED, tiny_config
 
-from road_ds.config import DatasetSpec
+from road_ds.config.road import DatasetSpec
 from road_ds.data.negatives import entities, with_negatives
 from road_ds.data.readers import Answer, Example, Reading, read
 
@@ -88,9 +88,9 @@ def test_real_questions():
 
 def test_a_run_gets_them_in_its_train_part_only_and_check_counts_them(config_file):
     from road_ds.check import report
-    from road_ds.config import load_config
-    from road_ds.model import load_tokenizer
-    from road_ds.tasks import heads
+    from road_ds.config.file import load_config
+    from road_ds.models.configuration import load_tokenizer
+    from road_ds.tasks.registry import heads
     from road_ds.train import load_data
 
     config = tiny_config()
@@ -105,10 +105,10 @@ def test_a_run_gets_them_in_its_train_part_only_and_check_counts_them(config_fil
 
 
 def test_they_are_for_questions_only(config_file):
-    from road_ds.config import load_config
-    from road_ds.errors import RoadError
-    from road_ds.model import load_tokenizer
-    from road_ds.tasks import heads
+    from road_ds.common.errors import RoadError
+    from road_ds.config.file import load_config
+    from road_ds.models.configuration import load_tokenizer
+    from road_ds.tasks.registry import heads
     from road_ds.train import load_data
 
     config = tiny_config()

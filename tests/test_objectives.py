@@ -6,21 +6,15 @@ import pytest
 import torch
 from runs import tiny_config
 
-from road_ds.config import RoadConfig
-from road_ds.data.features import Batch
-from road_ds.errors import RankError, RoadError
-from road_ds.guard import Guarded
-from road_ds.objectives import (
-    HiddenKD,
-    Objective,
-    Outputs,
-    Schedule,
-    Teaching,
-    at,
-    gradient_share,
-    objective_from,
-    supervised,
-)
+from road_ds.common.errors import RankError, RoadError
+from road_ds.config.road import RoadConfig
+from road_ds.data.batch import Batch
+from road_ds.distillation.guard import Guarded
+from road_ds.distillation.hidden import HiddenKD
+from road_ds.distillation.objective import Objective, Teaching, gradient_share, supervised
+from road_ds.distillation.registry import objective_from
+from road_ds.distillation.schedule import Schedule, at
+from road_ds.tasks.outputs import Outputs
 
 TEACHERS = {"places": ["a", "b", "c"]}
 FLOAT = {"abs": 2e-6}
@@ -323,7 +317,7 @@ def test_settings_that_do_not_hold(settings, said):
 
 def wrong_kernel(monkeypatch):
     """Makes every kernel's gradient 20 % too large, the reference stays right."""
-    from road_ds import objectives
+    from road_ds.distillation import objective as objectives
 
     right = objectives.kd_loss
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
-from road_ds.optim import depths, parameter_groups, rate_at, scheduler, warmup_steps
+from road_ds.engine.optim import depths, parameter_groups, rate_at, scheduler, warmup_steps
 
 SMALL = {
     "hidden_size": 32,

@@ -8,12 +8,13 @@ import torch
 from test_export import TASKS, fresh
 from torch.nn import functional as F
 
-from road_ds import packing
+from road_ds.data.batch import Feature
 from road_ds.data.batches import Padding
-from road_ds.data.features import Feature
-from road_ds.evaluation import MemorySet
-from road_ds.objectives import supervised
-from road_ds.packing import ATTENTION, Packing
+from road_ds.data.packing import Packing
+from road_ds.distillation.objective import supervised
+from road_ds.models import attention as packing
+from road_ds.models.attention import ATTENTION
+from road_ds.tasks.evaluation import MemorySet
 
 PACKED = ["electra", "bert", "roberta", "albert", "modernbert"]
 LONGEST = 64

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from road_ds.config import Power, RoadConfig, Weights
+from road_ds.config.road import Power, RoadConfig, Weights
 from road_ds.data.passes import BLOCK, Passes, draw_weights, micro_batches
 
 

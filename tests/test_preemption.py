@@ -10,9 +10,9 @@ import pytest
 from runs import ROOT, environment, free_port, records, tiny_config
 
 from road_ds import train
-from road_ds.checkpoint import newest
-from road_ds.errors import Terminated
-from road_ds.preemption import Preemption, exit_code
+from road_ds.common.errors import Terminated
+from road_ds.engine.checkpoint import newest
+from road_ds.engine.preemption import Preemption, exit_code
 
 
 def ask(number: signal.Signals = signal.SIGTERM) -> None:
@@ -88,7 +88,7 @@ def test_the_waiting_command_ends_when_the_run_has_ended(config_file, tmp_path):
     run = tmp_path / "run"
     path = config_file(tiny_config(steps=100_000, log_every=1))
     process = subprocess.Popen(
-        [sys.executable, "-m", "road_ds.launch", "--num_gpus", "2", "--master_port", str(free_port()),
+        [sys.executable, "-m", "road_ds.engine.launch", "--num_gpus", "2", "--master_port", str(free_port()),
          "road_ds/train.py", "--deepspeed_config", path],
         cwd=ROOT, env=environment(), start_new_session=True, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
     )  # fmt: skip
@@ -105,5 +105,14 @@ def test_the_waiting_command_ends_when_the_run_has_ended(config_file, tmp_path):
 def test_the_waiting_command_passes_on_how_its_run_ended(tmp_path):
     script = tmp_path / "script.py"
     script.write_text("import sys; sys.exit(7)")
-    command = [sys.executable, "-m", "road_ds.launch", "--num_gpus", "1", "--master_port", str(free_port()), script]
+    command = [
+        sys.executable,
+        "-m",
+        "road_ds.engine.launch",
+        "--num_gpus",
+        "1",
+        "--master_port",
+        str(free_port()),
+        script,
+    ]
     assert subprocess.run(command, env=environment(), capture_output=True, timeout=120).returncode == 7

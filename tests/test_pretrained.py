@@ -10,12 +10,13 @@ from runs import TINY_ELECTRA, error_of, tiny_config
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, ElectraConfig, ElectraForSequenceClassification
 
-from road_ds.config import ModelSpec
-from road_ds.errors import RoadError
-from road_ds.hub import model_folder, sample_path
-from road_ds.model import build_model, load_tokenizer
-from road_ds.predictor import Predictor
-from road_ds.tasks import task_from
+from road_ds.common.errors import RoadError
+from road_ds.common.hub import model_folder, sample_path
+from road_ds.config.road import ModelSpec
+from road_ds.models.build import build_model
+from road_ds.models.configuration import load_tokenizer
+from road_ds.models.predictor import Predictor
+from road_ds.tasks.registry import task_from
 
 TASK = task_from({"type": "classification", "labels": ["no", "yes"], "max_length": 32}, "t")
 

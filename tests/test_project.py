@@ -7,7 +7,7 @@ from test_bench import load as load
 from torch.nn import functional as F
 from transformers import AutoConfig, AutoModel
 
-from road_ds import packing
+from road_ds.models import attention as packing
 
 V100_HALF = 125e12
 

@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from road_ds.config import DatasetSpec
-from road_ds.data.features import read_part
+from road_ds.common.errors import RoadError
+from road_ds.config.road import DatasetSpec
 from road_ds.data.publishers import SHAPES, slots_question
 from road_ds.data.readers import Reading, read, stream
-from road_ds.errors import RoadError
+from road_ds.data.sources import read_part
 
 
 def rows_of(name: str, path, part="train", **more) -> Reading:

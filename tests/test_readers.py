@@ -12,10 +12,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from stand_in_hub import client_environment, serve
 
-from road_ds.config import Columns, DatasetSpec
+from road_ds.common.errors import RoadError
+from road_ds.config.road import Columns, DatasetSpec
 from road_ds.data.formats import FORMATS, LIMIT
 from road_ds.data.readers import Answer, Example, distinct, read
-from road_ds.errors import RoadError
 
 ROOT = Path(__file__).resolve().parents[1]
 DATA = ROOT.parent / "shared" / "data"
@@ -603,7 +603,7 @@ dataset_info:
 """
 CLIENT = """
 import json, sys, time
-from road_ds.config import DatasetSpec
+from road_ds.config.road import DatasetSpec
 from road_ds.data.readers import RoadError, read
 time.sleep = lambda seconds: None  # the client waits 23 s between its attempts to reach a hub
 for path, config, split in json.loads(sys.argv[1]):

@@ -14,8 +14,8 @@ import torch
 from runs import ROOT, environment, error_of, tiny_config
 from safetensors.torch import load_file
 
-from road_ds.config import load_config
-from road_ds.errors import RoadError
+from road_ds.common.errors import RoadError
+from road_ds.config.file import load_config
 from road_ds.recipes.inputs import content
 from road_ds.recipes.launcher import Launcher, wait_for_ranks
 from road_ds.recipes.recipe import load_recipe, plan

@@ -15,9 +15,9 @@ import torch
 from runs import ROOT, environment, free_port, launch, records, run_python, tiny_config
 from safetensors.torch import load_file
 
-from road_ds import checkpoint
-from road_ds.errors import RoadError
-from road_ds.ranks import Ranks
+from road_ds.common.errors import RoadError
+from road_ds.common.ranks import Ranks
+from road_ds.engine import checkpoint
 
 STEPS = 8
 HEADS = ("qa", "inference", "paraphrase")

@@ -12,9 +12,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from road_ds.config import Columns, DatasetSpec
+from road_ds.common.errors import RoadError
+from road_ds.config.road import Columns, DatasetSpec
 from road_ds.data.readers import Example, Reading, read
-from road_ds.errors import RoadError
 
 Row = dict[str, Any]
 many = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from runs import environment, tiny_config
 
-from road_ds.config import load_config
-from road_ds.errors import RankError, RoadError
-from road_ds.run_folder import FOLDERS, RunFolder, full_disk_named
+from road_ds.common.errors import RankError, RoadError
+from road_ds.config.file import load_config
+from road_ds.engine.run_folder import FOLDERS, RunFolder, full_disk_named
 
 
 @pytest.fixture
@@ -111,7 +111,7 @@ def test_what_cannot_be_removed_is_named(used, monkeypatch):
     def refuse(path):
         raise PermissionError(13, "Permission denied", str(path))
 
-    monkeypatch.setattr("road_ds.run_folder.shutil.rmtree", refuse)
+    monkeypatch.setattr("road_ds.engine.run_folder.shutil.rmtree", refuse)
     with pytest.raises(RoadError, match="checkpoints: an earlier run's, cannot be removed: Permission denied"):
         used.clear()
 
@@ -160,7 +160,7 @@ def test_the_home_folder_may_be_written_with_a_tilde(settings, tmp_path, monkeyp
 
 HOLDING = """
 import sys, time
-from road_ds.run_folder import RunFolder
+from road_ds.engine.run_folder import RunFolder
 held = RunFolder(sys.argv[1])
 held.lock()
 print(flush=True)
@@ -194,7 +194,7 @@ def test_a_file_system_without_locks_is_told_of(settings, monkeypatch, capsys):
     def refuse(*_):
         raise OSError(95, "Operation not supported")
 
-    monkeypatch.setattr("road_ds.run_folder.fcntl.flock", refuse)
+    monkeypatch.setattr("road_ds.engine.run_folder.fcntl.flock", refuse)
     opened(settings()).begin({})
     assert "cannot be locked (Operation not supported)" in capsys.readouterr().err
 

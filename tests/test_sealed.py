@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from road_ds import sealed
-from road_ds.digest import file_sha256
-from road_ds.errors import RoadError
-from road_ds.sealed import DIGEST, MANIFEST, Damaged, Manifest, commit, seal, verify
+from road_ds.common import sealed
+from road_ds.common.digest import file_sha256
+from road_ds.common.errors import RoadError
+from road_ds.common.sealed import DIGEST, MANIFEST, Damaged, Manifest, commit, seal, verify
 
 
 def written(folder: Path, text: str = "words", **facts) -> Path:

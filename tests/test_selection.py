@@ -10,15 +10,15 @@ import torch
 from runs import launch, records, run_python, tiny_config
 from safetensors.torch import load_file
 
-from road_ds import checkpoint
-from road_ds.config import load_config
+from road_ds.common.errors import RoadError
+from road_ds.config.file import load_config
 from road_ds.data.readers import read
-from road_ds.ensemble import Ensemble
-from road_ds.errors import RoadError
-from road_ds.evaluation import Evaluated
-from road_ds.objectives import objective_from
-from road_ds.run_folder import RunFolder
-from road_ds.selection import Best
+from road_ds.distillation.registry import objective_from
+from road_ds.engine import checkpoint
+from road_ds.engine.run_folder import RunFolder
+from road_ds.engine.selection import Best
+from road_ds.models.ensemble import Ensemble
+from road_ds.tasks.evaluation import Evaluated
 
 
 def choosing(tmp_path, cache, **road) -> dict:
@@ -59,7 +59,9 @@ def test_the_best_evaluation_is_exported(tmp_path, cache, stage, ranks):
     assert np.mean([r["scores"][r["headline"]] for r in results["scores"].values()]) == pytest.approx(means[best])
     exported = Ensemble.of([str(run)], "inference")
     config, _ = load_config(run / "config.json")
-    rows = read(str(Path("road_ds/sample_data/inference.dev.jsonl").resolve()), config.datasets["inference"]).examples
+    rows = read(
+        str(Path("road_ds/data/sample_data/inference.dev.jsonl").resolve()), config.datasets["inference"]
+    ).examples
     assert exported.evaluate(rows).scores == pytest.approx(results["scores"]["inference"]["scores"])
 
 
@@ -118,7 +120,7 @@ def test_best_keeps_the_highest_and_the_first_of_equals(tmp_path):
 def test_a_kill_while_the_best_is_written_leaves_the_one_before(tmp_path, monkeypatch):
     best = Best(tmp_path / "best", "a")
     best.offer(Engine(1), Alone(), 1, evaluated(50.0))
-    monkeypatch.setattr("road_ds.selection.commit", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr("road_ds.engine.selection.commit", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         best.offer(Engine(2), Alone(), 2, evaluated(60.0))
     monkeypatch.undo()
@@ -130,7 +132,9 @@ def test_a_kill_while_the_best_is_written_leaves_the_one_before(tmp_path, monkey
 def test_a_full_disk_is_a_warning_and_keeps_the_one_before(tmp_path, monkeypatch, capsys):
     best = Best(tmp_path / "best", "a")
     best.offer(Engine(1), Alone(), 1, evaluated(50.0))
-    monkeypatch.setattr("road_ds.selection.save_file", lambda *_: (_ for _ in ()).throw(OSError("No space left")))
+    monkeypatch.setattr(
+        "road_ds.engine.selection.save_file", lambda *_: (_ for _ in ()).throw(OSError("No space left"))
+    )
     best.offer(Engine(2), Alone(), 2, evaluated(60.0))
     assert best.load()[0] == 1 and "step 2: its weights could not be kept as the best" in capsys.readouterr().err
     assert [path.name for path in best.root.iterdir()] == ["step-00000001"], "no part stays"

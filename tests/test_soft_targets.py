@@ -5,9 +5,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from road_ds import soft_targets
-from road_ds.errors import RoadError
-from road_ds.soft_targets import Origin, SoftTargets, begin, finish, flaw, has_shard, write_shard
+from road_ds.common.errors import RoadError
+from road_ds.distillation import soft_targets
+from road_ds.distillation.soft_targets import Origin, SoftTargets, begin, finish, flaw, has_shard, write_shard
 
 ORIGIN = Origin("places", "teacher", "rows", 40, "tokenizer", {"max_length": 24}, ["yes", "no"], "float16")
 

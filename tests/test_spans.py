@@ -10,12 +10,12 @@ from hypothesis import strategies as st
 from runs import SHARED
 from transformers import AutoTokenizer
 
-from road_ds.data.features import Feature
+from road_ds.common.hub import sample_path
+from road_ds.data.batch import Feature
 from road_ds.data.readers import Answer, Example
-from road_ds.hub import sample_path
-from road_ds.metrics import exact_match
-from road_ds.spans import answer, best_context, window_starts
-from road_ds.tasks import SpanQA
+from road_ds.tasks.metrics import exact_match
+from road_ds.tasks.span_qa import SpanQA
+from road_ds.tasks.spans import answer, best_context, window_starts
 
 GAP = 20  # how much higher the gold tokens score than all others
 
@@ -144,7 +144,7 @@ def test_a_context_without_tokens_and_a_long_question(tokenizer):
 @pytest.mark.skipif(not SHARED.exists(), reason="needs the real rows beside the project")
 def test_gold_spans_of_squad_decode_to_gold_text(tokenizer, capsys):
     """Every answerable question: the labels of its windows, decoded, score exact 100 for at least 99 %."""
-    from road_ds.config import DatasetSpec
+    from road_ds.config.road import DatasetSpec
     from road_ds.data.readers import read
 
     examples = read(str(SHARED / "squad2" / "dev.json"), DatasetSpec(task="qa")).examples

@@ -9,11 +9,13 @@ from runs import TINY_ELECTRA, records, run_python, tiny_config
 from test_export import TASKS
 from test_packing import LONGEST, loss_and_gradients, rows, without_dropout
 
-from road_ds import fused, linear, speed
-from road_ds.config import RoadConfig
+from road_ds.common.errors import RoadError
+from road_ds.config.road import RoadConfig
 from road_ds.data.batches import Padding
-from road_ds.errors import RoadError
-from road_ds.speed import choose_padding, prepare
+from road_ds.engine import speed
+from road_ds.engine.speed import choose_padding, prepare
+from road_ds.models import apex as fused
+from road_ds.models import linear
 
 AMPERE, VOLTA = (8, 0), (7, 0)
 
@@ -69,7 +71,7 @@ def test_freed_memory_is_kept(call, few, monkeypatch):
         monkeypatch.delenv(name)
     code = f"""
 import resource, torch
-from road_ds.speed import keep_freed_memory
+from road_ds.engine.speed import keep_freed_memory
 {call}
 def fill(times):
     for _ in range(times):

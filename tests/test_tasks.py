@@ -9,12 +9,13 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from road_ds.config import DatasetSpec
+from road_ds.common.errors import RoadError
+from road_ds.common.hub import sample_path
+from road_ds.config.road import DatasetSpec
 from road_ds.data.features import load_features
 from road_ds.data.readers import Answer, Example
-from road_ds.errors import RoadError
-from road_ds.hub import sample_path
-from road_ds.tasks import Task, task_from
+from road_ds.tasks.base import Task
+from road_ds.tasks.registry import task_from
 
 TOKENIZER = AutoTokenizer.from_pretrained(sample_path("tokenizer"))
 PAIRS = task_from({"type": "classification", "labels": ["no", "yes"], "max_length": 16}, "pairs")

@@ -9,13 +9,14 @@ from runs import TINY_ELECTRA, error_of, tiny_config
 from transformers import AutoConfig, AutoTokenizer, ElectraConfig, ElectraForSequenceClassification
 
 from road_ds import train
-from road_ds.config import DatasetSpec, ModelSpec, load_config
+from road_ds.common.errors import RoadError
+from road_ds.common.hub import sample_path
+from road_ds.config.file import load_config
+from road_ds.config.road import DatasetSpec, ModelSpec
 from road_ds.data.features import load_features
-from road_ds.errors import RoadError
-from road_ds.hub import sample_path
-from road_ds.model import base_config, load_tokenizer
-from road_ds.tasks import heads, task_from
-from road_ds.teachers import pupil
+from road_ds.distillation.teachers import pupil
+from road_ds.models.configuration import base_config, load_tokenizer
+from road_ds.tasks.registry import heads, task_from
 
 LABELS = ["entailment", "neutral", "contradiction"]
 NONE_LEFT = (

@@ -9,9 +9,9 @@ from typing import Literal, TypeVar
 import numpy as np
 import torch
 
-from road_ds.data.features import Batch, Features, collate, rounded_up
+from road_ds.common.ranks import Ranks
+from road_ds.data.batch import Batch, Features, collate, rounded_up
 from road_ds.data.passes import Pass, Passes, micro_batches
-from road_ds.ranks import Ranks
 
 Item = TypeVar("Item")
 Mode = Literal["free", "grouped", "fixed"]

@@ -14,11 +14,11 @@ from json import JSONDecodeError
 from pathlib import Path
 from typing import Any
 
-from road_ds.config import DatasetSpec
-from road_ds.data import catalog
+from road_ds.common.errors import RoadError
+from road_ds.common.strict_json import SURROGATE, load_json, parse_json, quote
+from road_ds.config import catalog
+from road_ds.config.road import DatasetSpec
 from road_ds.data.publishers import Bad, Dropped, Row, Rows
-from road_ds.errors import RoadError
-from road_ds.strict_json import SURROGATE, load_json, parse_json, quote
 
 LIMIT = 16 * 2**20  # characters a line, or a quoted field
 NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*(/[A-Za-z0-9_-][A-Za-z0-9._-]*)?")

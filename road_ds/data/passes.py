@@ -6,7 +6,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from road_ds.config import Power, RoadConfig, Weights
+from road_ds.config.road import Power, RoadConfig, Weights
 
 BLOCK = 1024  # steps whose draws come from one generator
 

@@ -12,8 +12,8 @@ from itertools import accumulate, islice
 from pathlib import Path
 from typing import Any
 
-from road_ds.config import DatasetSpec
-from road_ds.strict_json import quote
+from road_ds.common.strict_json import quote
+from road_ds.config.road import DatasetSpec
 
 
 class Bad(Exception):

@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from road_ds.config import Columns, DatasetSpec
+from road_ds.common.errors import RoadError, nearest
+from road_ds.common.strict_json import SURROGATE, quote
+from road_ds.config.road import Columns, DatasetSpec
 from road_ds.data.formats import FORMATS, SUFFIXES, is_json_lines, plain, quote_all
 from road_ds.data.publishers import SHAPES, Bad, Dropped, Row, Rows
-from road_ds.errors import RoadError, nearest
-from road_ds.strict_json import SURROGATE, quote
 
 # Where `columns` names no text, the first pair that the row has. A text of LONE may stand without its second.
 TEXTS = (

@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from road_ds.config import nearest
-from road_ds.errors import RoadError
-from road_ds.log import table
+from road_ds.common.errors import RoadError
+from road_ds.common.log import table
+from road_ds.common.strict_json import load_json, quote
+from road_ds.config.road import nearest
+from road_ds.engine.run_folder import RunFolder
 from road_ds.recipes.difference import difference
-from road_ds.run_folder import RunFolder
-from road_ds.strict_json import load_json, quote
 
 
 @dataclass(frozen=True)

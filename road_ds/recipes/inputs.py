@@ -6,13 +6,13 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from road_ds.config import RoadConfig
-from road_ds.data.features import Part, Source
-from road_ds.digest import file_sha256, text_sha256
-from road_ds.errors import RoadError
-from road_ds.hub import local_file, models_of
-from road_ds.log import versions, write_json
-from road_ds.strict_json import flat_keys, quote
+from road_ds.common.digest import file_sha256, text_sha256
+from road_ds.common.errors import RoadError
+from road_ds.common.hub import local_file
+from road_ds.common.log import versions, write_json
+from road_ds.common.strict_json import flat_keys, quote
+from road_ds.config.road import RoadConfig, models_of
+from road_ds.data.sources import Part, Source
 from road_ds.train import CHANGEABLE
 
 FILE = "inputs.json"  # in the run folder

@@ -16,8 +16,8 @@ from typing import IO
 
 import psutil
 
-from road_ds.errors import Terminated
-from road_ds.ranks import free_port
+from road_ds.common.errors import Terminated
+from road_ds.common.ranks import free_port
 
 TRAIN = Path(__file__).resolve().parents[1] / "train.py"
 CHATTER = re.compile(rb"\[\d{4}-\d\d-\d\d [\d:,]+\] \[\w+\] \[")  # DeepSpeed's own lines

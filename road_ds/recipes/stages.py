@@ -8,16 +8,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from road_ds.checkpoint import committed
-from road_ds.config import RoadConfig, load_config
-from road_ds.errors import RoadError
-from road_ds.log import counted, table
-from road_ds.objectives import Taught, objective_from
+from road_ds.common.errors import RoadError
+from road_ds.common.log import counted, table
+from road_ds.config.file import load_config
+from road_ds.config.road import RoadConfig
+from road_ds.distillation.objective import Taught
+from road_ds.distillation.registry import objective_from
+from road_ds.engine.checkpoint import committed
+from road_ds.engine.run_folder import RunFolder
 from road_ds.recipes.inputs import FILE, Inputs, Missing, differences, inputs_of, is_finished, keep_inputs, kept_inputs
 from road_ds.recipes.launcher import Launcher
 from road_ds.recipes.recipe import Run, chosen, with_dependents
-from road_ds.run_folder import RunFolder
-from road_ds.tasks import heads
+from road_ds.tasks.registry import heads
 
 SKIP, START, RESUME, REDO = "done", "to do", "resume", "redo"
 

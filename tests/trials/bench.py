@@ -8,7 +8,7 @@ import torch
 from runs import tiny_config
 from safetensors.torch import load_file
 
-from road_ds.hub import SAMPLE
+from road_ds.common.hub import SAMPLE
 from trials.interrupted import PHASES, Plan, main, write
 from trials.processes import Ended, forked, launched
 

@@ -10,15 +10,17 @@ from typing import Any
 
 import numpy as np
 
-from road_ds import checkpoint
-from road_ds.config import load_config
-from road_ds.data.features import Feature, load_features, tokenizer_hash
-from road_ds.digest import text_sha256
-from road_ds.errors import RoadError
-from road_ds.model import load_tokenizer
-from road_ds.predictor import Predictor
-from road_ds.soft_targets import Origin, SoftTargets
-from road_ds.tasks import heads
+from road_ds.common.digest import text_sha256
+from road_ds.common.errors import RoadError
+from road_ds.config.file import load_config
+from road_ds.data.batch import Feature
+from road_ds.data.features import load_features
+from road_ds.data.tokenizer import tokenizer_hash
+from road_ds.distillation.soft_targets import Origin, SoftTargets
+from road_ds.engine import checkpoint
+from road_ds.models.configuration import load_tokenizer
+from road_ds.models.predictor import Predictor
+from road_ds.tasks.registry import heads
 from trials.bench import Bench, difference
 from trials.interrupted import Plan
 from trials.outcome import Trial, judged

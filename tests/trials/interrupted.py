@@ -21,7 +21,10 @@ if __name__ == "__main__":
 
 import psutil
 
-from road_ds import checkpoint, evaluation, export, loop, train
+from road_ds import loop, train
+from road_ds.engine import checkpoint
+from road_ds.models import export
+from road_ds.tasks import evaluation
 
 PHASES = ("start", "encoding", "steps", "evaluation", "saving", "export")
 MARK = "ROAD_CAMPAIGN"  # an environment variable by which a trial knows its processes

@@ -1,0 +1,72 @@
+"""Rows in Arrow files: written chunk by chunk, mapped into memory, read as they are asked for."""
+
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+CHUNK = 1000  # rows per Arrow record batch
+
+
+class ArrowRows:
+    """The rows of an Arrow file, mapped into memory: nothing is read before it is asked for."""
+
+    def __init__(self, path: Path, kept: int | None = None):  # chunks; numbers stay in the file, texts do not
+        self._file = pa.ipc.open_file(pa.memory_map(str(path)))
+        self._chunk = lru_cache(maxsize=kept)(self._columns)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        chunk, offset = divmod(index, CHUNK)
+        row = {}
+        for name, (bounds, values) in self._chunk(chunk).items():
+            row[name] = values[offset] if bounds is None else values[bounds[offset] : bounds[offset + 1]]
+        return row
+
+    def missing(self, column: str) -> int:
+        """How many rows have nothing in a column."""
+        return sum(self._file.get_batch(i).column(column).null_count for i in range(self._file.num_record_batches))
+
+    def _columns(self, chunk: int) -> dict[str, tuple[np.ndarray | None, Any]]:
+        batch = self._file.get_batch(chunk)
+        columns: dict[str, tuple[np.ndarray | None, Any]] = {}
+        for name, column in zip(batch.schema.names, batch.columns, strict=True):
+            if pa.types.is_list(column.type) and not pa.types.is_struct(column.type.value_type):
+                columns[name] = (column.offsets.to_numpy(), column.values.to_numpy())
+            elif pa.types.is_integer(column.type) or pa.types.is_floating(column.type):
+                columns[name] = (None, column.to_numpy())
+            else:
+                columns[name] = (None, column.to_pylist())
+        return columns
+
+
+class ArrowWriter:
+    """Writes rows to an Arrow file in record batches of CHUNK rows; `columns` makes the arrays of a batch."""
+
+    def __init__(self, path: Path, schema: pa.Schema, columns: Callable[[Sequence[Any], pa.Schema], list[pa.Array]]):
+        self._path, self._schema, self._columns = path, schema, columns
+        self._rows: list[Any] = []
+
+    def __enter__(self) -> "ArrowWriter":
+        self._sink = pa.OSFile(str(self._path), "wb")
+        self._writer = pa.ipc.new_file(self._sink, self._schema)
+        return self
+
+    def write(self, row: Any) -> None:
+        """Adds a row."""
+        self._rows.append(row)
+        if len(self._rows) == CHUNK:
+            self._flush()
+
+    def _flush(self) -> None:
+        batch = pa.RecordBatch.from_arrays(self._columns(self._rows, self._schema), schema=self._schema)
+        self._writer.write_batch(batch)
+        self._rows = []
+
+    def __exit__(self, kind: Any, *_: Any) -> None:
+        if kind is None and self._rows:
+            self._flush()
+        self._writer.close()
+        self._sink.close()

@@ -1,0 +1,108 @@
+"""A feature, and a batch of them: the tensors of one forward pass."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from road_ds.data.packing import Packing
+
+PAD_MULTIPLE = 8  # tokens; half-precision matrix units want it
+
+
+IGNORED = -100  # the label of a row that has none
+
+
+@dataclass(frozen=True, slots=True)
+class Feature:
+    """One row of model input. A span-QA example becomes several, one per window of its context.
+
+    offsets: for span QA the character range of each token in the context, [tokens, 2], -1 outside it; best: whether
+    this is the window in which a token has the most context (1 or 0), [tokens]. Both empty otherwise.
+    """
+
+    input_ids: np.ndarray | list[int]  # [tokens]
+    token_type_ids: np.ndarray | list[int]  # [tokens]
+    labels: np.ndarray | list  # [rows of logits that the feature gives]
+    example: int
+    offsets: np.ndarray | list[int] = ()  # type: ignore[assignment]
+    best: np.ndarray | list[int] = ()  # type: ignore[assignment]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Padded features of one data set. Labels lie flat, one per row of logits."""
+
+    dataset: str
+    features: np.ndarray  # [features] their numbers in the data set
+    input_ids: torch.Tensor  # [features, tokens]
+    attention_mask: torch.Tensor  # [features, tokens]
+    token_type_ids: torch.Tensor  # [features, tokens]
+    lengths: torch.Tensor  # [features]
+    labels: torch.Tensor  # [rows]
+    full: bool = False  # no row is padded: known to the host, which need not ask the device
+    packing: Packing | None = None  # where the rows lie when the encoder runs them as one sequence
+
+    def map(self, change: Callable[[torch.Tensor], torch.Tensor]) -> "Batch":
+        """The same batch with every tensor changed."""
+        tensors: dict[str, Any] = {f.name: v for f in fields(self) if torch.is_tensor(v := getattr(self, f.name))}
+        changed: dict[str, Any] = {name: change(tensor) for name, tensor in tensors.items()}
+        return replace(self, **changed, packing=self.packing and self.packing.map(change))
+
+    def to(self, device: torch.device | str) -> "Batch":
+        """The same batch on a device."""
+        return self.map(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pinned(self) -> "Batch":
+        """The same batch in memory that a GPU can copy from while the host goes on."""
+        return self.map(torch.Tensor.pin_memory)
+
+
+class Features(Protocol):
+    """Numbered features of one data set, wherever they are kept."""
+
+    name: str
+
+    @property
+    def lengths(self) -> np.ndarray: ...
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Feature: ...
+
+
+def collate(
+    source: Features, rows: Sequence[int] | np.ndarray, pad_id: int, *, width: int = 0, packed: bool = False
+) -> Batch:
+    """A batch of the given features, padded on the right to `width` tokens.
+
+    width: by default the longest row, rounded up to a multiple of 8; packed: the encoder shall run the rows as one
+    sequence without their padding.
+    """
+    features = [source[i] for i in rows]
+    lengths = np.array([len(f.input_ids) for f in features])
+    width = width or rounded_up(int(lengths.max()))
+    ids = np.full((len(features), width), pad_id, dtype=np.int64)
+    types = np.zeros_like(ids)
+    for i, feature in enumerate(features):
+        ids[i, : lengths[i]] = feature.input_ids
+        types[i, : lengths[i]] = feature.token_type_ids
+    labels = np.concatenate([f.labels for f in features])
+    return Batch(
+        dataset=source.name,
+        features=np.asarray(rows),
+        input_ids=torch.from_numpy(ids),
+        attention_mask=torch.from_numpy((np.arange(width) < lengths[:, None]).astype(np.int64)),
+        token_type_ids=torch.from_numpy(types),
+        lengths=torch.from_numpy(lengths),
+        labels=torch.from_numpy(labels.astype(np.float32 if labels.dtype.kind == "f" else np.int64)),
+        full=bool((lengths == width).all()),
+        packing=Packing.of(lengths, width) if packed else None,
+    )
+
+
+def rounded_up(tokens: int, multiple: int = PAD_MULTIPLE) -> int:
+    """The next multiple of some tokens."""
+    return -(-tokens // multiple) * multiple

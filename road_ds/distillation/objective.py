@@ -1,0 +1,155 @@
+"""What an objective is: a batch's logits, labels and teachers as one number to go down."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+import torch
+from pydantic import Field, model_validator
+from road_kernels import check_against_reference
+from torch.nn import functional as F
+
+from road_ds.config.settings import Strict
+from road_ds.data.batch import IGNORED, Batch
+from road_ds.distillation.hidden import HiddenKD, hidden_loss
+from road_ds.tasks.outputs import Outputs
+
+
+@dataclass(frozen=True)
+class Teaching:
+    """What the teachers say of a batch. logits: [teachers, rows, classes], raw; hidden: per teacher and layer."""
+
+    logits: torch.Tensor
+    hidden: tuple[tuple[torch.Tensor, ...], ...] = ()
+
+
+Teachers = Callable[[Batch], Teaching | None]  # None for a data set without a teacher
+
+
+@dataclass(frozen=True)
+class Loss:
+    """total: what is differentiated; hard, soft: the loss against labels and against teachers, unweighted, detached."""
+
+    total: torch.Tensor
+    hard: torch.Tensor | None = None
+    soft: torch.Tensor | None = None
+
+
+class Objective(Strict):
+    """Hard labels alone, and what all objectives share. Regression is by squared error throughout."""
+
+    objective: str = "supervised"
+
+    def __call__(self, outputs: Outputs, teaching: Teaching | None, batch: Batch, progress: float) -> Loss:
+        """The loss of a batch at a progress in [0, 1]; against the labels alone where the data set has no teacher."""
+        return supervised(outputs, batch.labels)
+
+    def hard_share(self, progress: float) -> float:
+        """The factor of the loss against the labels in the total."""
+        return 1.0
+
+
+class Fused(Objective):
+    """What objectives on `road_kernels.kd_loss` share: which implementation computes it, and what if it is wrong."""
+
+    kernels: Literal["auto", "triton", "torch"] = "auto"
+    on_mismatch: Literal["reference", "stop"] = "reference"
+
+    def kernel(
+        self, outputs: Outputs, teachers: torch.Tensor | None, labels: torch.Tensor, progress: float
+    ) -> dict[str, Any] | None:
+        """The arguments of `kd_loss` beside student and labels; None where it is not used."""
+        raise NotImplementedError
+
+    def check(self, outputs: Outputs, teaching: Teaching | None, batch: Batch, progress: float) -> None:
+        """KernelMismatch where the kernels disagree with their definition on this batch."""
+        if batch.labels.is_floating_point():
+            return
+        teachers = teaching.logits if teaching is not None else None
+        if arguments := self.kernel(outputs, teachers, batch.labels, progress):
+            check_against_reference(outputs.logits, arguments.pop("teacher"), batch.labels, **arguments)
+
+
+class Taught(Fused):
+    """What objectives with teachers share: where the teachers' logits come from, and the term on hidden states."""
+
+    teachers: dict[str, Annotated[list[str], Field(min_length=1)]]
+    source: Literal["cached", "online"] = "cached"
+    dtype: Literal["float16", "float32"] = "float16"
+    cache: str | None = None
+    hidden: HiddenKD | None = None
+
+    @model_validator(mode="after")
+    def hidden_states_are_not_cached(self):
+        if self.hidden is not None and self.source != "online":
+            raise ValueError('hidden compares hidden states, which are not cached: set source to "online"')
+        return self
+
+    def __call__(self, outputs, teaching, batch, progress):
+        if teaching is None:
+            return supervised(outputs, batch.labels)
+        loss = self.of_values if batch.labels.is_floating_point() else self.of_classes
+        found = loss(outputs, teaching.logits, batch.labels, progress)
+        if self.hidden is None:
+            return found
+        added = self.hidden.weight * hidden_loss(outputs.hidden, teaching.hidden, batch.attention_mask)
+        return Loss(found.total + added, found.hard, found.soft)
+
+    def check(self, outputs, teaching, batch, progress):
+        if teaching is not None:
+            super().check(outputs, teaching, batch, progress)
+
+    def of_classes(self, outputs: Outputs, teachers: torch.Tensor, labels: torch.Tensor, progress: float) -> Loss:
+        """The loss over classes; teachers: [teachers, rows, classes]."""
+        raise NotImplementedError
+
+    def of_values(self, outputs: Outputs, teachers: torch.Tensor, labels: torch.Tensor, progress: float) -> Loss:
+        """The loss of a regression: squared errors against the gold value and the teachers' mean."""
+        values = outputs.logits.float().squeeze(-1)
+        hard, soft = F.mse_loss(values, labels.float()), F.mse_loss(values, teachers.float().mean(0).squeeze(-1))
+        share = self.hard_share(progress)
+        return Loss(share * hard + (1 - share) * soft, hard.detach(), soft.detach())
+
+    def fits(self, dataset: str, number: int) -> None:
+        """RoadError where the settings do not hold for so many teachers of a data set."""
+
+
+def supervised(outputs: Outputs, labels: torch.Tensor) -> Loss:
+    """The mean loss over rows against the labels, in float32.
+
+    labels: [rows], whole numbers for cross-entropy, floats for squared error (classes = 1).
+    """
+    if labels.is_floating_point():
+        loss = F.mse_loss(outputs.logits.float().squeeze(-1), labels.float())
+    else:
+        loss = F.cross_entropy(masked(outputs), labels, ignore_index=IGNORED)
+    return Loss(loss, loss.detach())
+
+
+def gradient_share(
+    objective: Objective, outputs: Outputs, teaching: Teaching, batch: Batch, progress: float
+) -> torch.Tensor:
+    """The teachers' share of the gradient at the logits: |soft| / (|hard| + |soft|), norms over the batch."""
+
+    def gradient(loss: Any) -> torch.Tensor:
+        logits = outputs.logits.detach().float().requires_grad_()
+        found = loss(Outputs(logits, outputs.lengths, tuple(h.detach() for h in outputs.hidden)))
+        return torch.autograd.grad(found.total, logits)[0]
+
+    whole = gradient(lambda again: objective(again, teaching, batch, progress))
+    hard = objective.hard_share(progress) * gradient(lambda again: supervised(again, batch.labels))
+    soft_norm, hard_norm = (whole - hard).norm(), hard.norm()
+    return soft_norm / (soft_norm + hard_norm).clamp(min=1e-30)
+
+
+def absent(outputs: Outputs) -> torch.Tensor | None:
+    """[rows, classes], True behind a row's own classes; None where all are real."""
+    if outputs.lengths is None:
+        return None
+    return torch.arange(outputs.logits.shape[-1], device=outputs.logits.device) >= outputs.lengths[:, None]
+
+
+def masked(outputs: Outputs) -> torch.Tensor:
+    """The logits in float32, -inf behind a row's own classes."""
+    outside, logits = absent(outputs), outputs.logits.float()
+    return logits if outside is None else logits.masked_fill(outside, float("-inf"))

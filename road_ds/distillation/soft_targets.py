@@ -1,0 +1,239 @@
+"""Teachers' logits on disk."""
+
+import json
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from road_ds.common.digest import change, fingerprint, sealed, unsealed
+from road_ds.common.errors import RoadError
+from road_ds.common.log import write_json
+from road_ds.data.arrow import CHUNK, ArrowRows
+from road_ds.tasks.labels import order_of
+
+SHARD = 4 * CHUNK  # features per file, the unit of work of a rank
+
+
+MANIFEST, BEGUN = "manifest.json", "begun.json"
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What soft targets depend on. labels: the classes in the order stored, None where they have no names."""
+
+    dataset: str
+    teacher: str  # hash of its weights and configuration
+    rows: str  # hash of the rows in order
+    features: int
+    tokenizer: str  # hash of the teacher's
+    windows: dict[str, int]  # the task's lengths
+    labels: list[str] | None
+    dtype: str
+
+    def differences(self, other: "Origin") -> list[str]:
+        """In what two origins differ, in words; the order of labels does not count."""
+        words = {
+            "dataset": "data set",
+            "teacher": "teacher (its weights or configuration have changed)",
+            "rows": "rows, or another order of them",
+            "features": "number of windows",
+            "tokenizer": "tokenizer",
+            "windows": "lengths",
+            "labels": "label names",
+            "dtype": "dtype",
+        }
+        found = []
+        for key, word in words.items():
+            was, now = getattr(self, key), getattr(other, key)
+            if key == "labels" and was and now:
+                was, now = sorted(was), sorted(now)
+            if was != now:
+                shown = key in ("features", "windows", "labels", "dtype", "dataset")
+                found.append(f"{word} ({was} there, {now} now)" if shown else word)
+        return found
+
+
+class SoftTargets:
+    """The soft targets of one teacher for one data set, mapped into memory."""
+
+    def __init__(self, folder: Path, origin: Origin, teacher: str, verify: bool = True, config: str = "FILE"):
+        """Opens and verifies a folder. RoadError that names what is missing, damaged or made from something else.
+
+        Labels in another order are put into that of `origin`. verify: compare every shard's hash and look for numbers that
+        are not finite; without, sizes only. config: the run's file, for the command that makes them.
+        """
+        again = f"; run `python -m road_ds teach --deepspeed_config {config}`"
+        about = f"soft targets of {teacher} for {origin.dataset}"
+        if not (folder / MANIFEST).exists():
+            state = "are not finished" if folder.exists() else "are not there"
+            raise RoadError(f"{folder}: the {about} {state}{again}")
+        try:
+            manifest = unsealed(folder / MANIFEST)
+            made, shards = Origin(**manifest["origin"]), manifest["shards"]
+        except ValueError as error:
+            raise RoadError(f"{folder / MANIFEST}: {error}{again}") from None
+        except TypeError:
+            raise RoadError(f"{folder / MANIFEST}: the file is of another version{again}") from None
+        if different := made.differences(origin):
+            raise RoadError(f"{folder}: the {about} were made from another {', another '.join(different)}{again}")
+        for shard in shards:
+            if fault := damage(folder / shard["file"], shard, verify):
+                raise RoadError(f"{folder / shard['file']}: {fault}{again}")
+        self.folder, self.dtype, self.teacher = folder, np.dtype(origin.dtype), made.teacher
+        self._files = [folder / shard["file"] for shard in shards]
+        self._shards = [ArrowRows(path) for path in self._files]
+        self._order = order_of(made.labels, origin.labels)
+
+    def __getitem__(self, feature: int) -> np.ndarray:
+        """The logits of a feature, flat: rows x classes without padding."""
+        shard, offset = divmod(int(feature), SHARD)
+        values = self._shards[shard][offset]["logits"]
+        return values if self._order is None else values[self._order]
+
+    def scores(self) -> np.ndarray:
+        """Per feature 1 where the teacher is right and 0 where it is not; for a regression its squared error."""
+        return np.concatenate([shard_scores(path) for path in self._files])
+
+
+def flaw(folder: Path, origin: Origin) -> str:
+    """Why a folder is not finished soft targets of just this origin, with the file's name; "" when it is."""
+    try:
+        manifest = unsealed(folder / MANIFEST)
+    except ValueError as error:
+        return f"{folder / MANIFEST}: {error}"
+    if manifest["origin"] != asdict(origin):
+        return f"{folder}: made from something else"
+    faults = (
+        (folder / shard["file"], damage(folder / shard["file"], shard, verify=True)) for shard in manifest["shards"]
+    )
+    return next((f"{path}: {fault}" for path, fault in faults if fault), "")
+
+
+@contextmanager
+def writing(folder: Path) -> Iterator[None]:
+    """RoadError where a folder of soft targets cannot be written."""
+    try:
+        yield
+    except OSError as error:
+        raise RoadError(
+            f"{folder}: cannot be written: {error.strerror or error}: free space, or set road.distill.cache"
+        ) from None
+
+
+def begin(folder: Path, origin: Origin) -> list[str]:
+    """Makes a folder ready for shards of an origin: those of the same origin stay, others are removed.
+
+    In what the removed ones differed, in words; empty where nothing was removed. RoadError where it cannot be written, as
+    in what follows.
+    """
+    begun = read_json(folder / BEGUN)
+    if begun == asdict(origin):
+        return []
+    different: list[str] = []
+    if folder.exists():
+        try:
+            different = Origin(**(begun or {})).differences(origin) or ["order of labels"]
+        except TypeError:
+            different = ["origin"]
+    with writing(folder):
+        if folder.exists():
+            shutil.rmtree(folder)
+        write_json(folder / BEGUN, asdict(origin))
+    return different
+
+
+def shard_rows(origin: Origin) -> list[range]:
+    """The features of each shard."""
+    return [range(first, min(first + SHARD, origin.features)) for first in range(0, origin.features, SHARD)]
+
+
+def has_shard(folder: Path, number: int) -> bool:
+    """Whether a shard has been written whole."""
+    record = shard_record(folder, number)
+    return record is not None and damage(folder / record["file"], record, verify=True) == ""
+
+
+def shard_record(folder: Path, number: int) -> dict[str, Any] | None:
+    """What is known of a shard that was written: file, size, sha256; None where nothing is."""
+    try:
+        return unsealed(folder / f"{number:05}.json")
+    except ValueError:
+        return None
+
+
+def shard_scores(path: Path) -> np.ndarray:
+    """The scores of a shard's features, [features]."""
+    with pa.memory_map(str(path)) as source:
+        return pa.ipc.open_file(source).read_all().column("score").to_numpy()
+
+
+def write_shard(folder: Path, number: int, logits: Sequence[np.ndarray], scores: np.ndarray, origin: Origin) -> None:
+    """Writes one shard; logits: per feature, any shape; scores: how right the teacher is on each, [features].
+
+    RoadError for logits that are not finite, in this dtype too.
+    """
+    flat = [values.ravel() for values in logits]
+    bounds = np.concatenate([[0], np.cumsum([len(values) for values in flat])])
+    with np.errstate(over="ignore"):
+        values = np.concatenate(flat).astype(origin.dtype)
+    if not np.isfinite(values).all():
+        feature = number * SHARD + int(np.searchsorted(bounds, np.flatnonzero(~np.isfinite(values))[0], "right")) - 1
+        whole = all(np.isfinite(part).all() for part in flat)
+        why = f"too large for {origin.dtype}: set road.distill.dtype to float32" if whole else "not finite"
+        raise RoadError(f"{origin.dataset}: the teacher's logits of feature {feature} are {why}; nothing was stored")
+    path = folder / f"{number:05}.arrow"
+    staged = path.with_suffix(f".{os.getpid()}")
+    schema = pa.schema({"logits": pa.list_(pa.from_numpy_dtype(np.dtype(origin.dtype))), "score": pa.float32()})
+    with writing(folder):
+        with pa.OSFile(str(staged), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
+            for first in range(0, len(flat), CHUNK):
+                part = bounds[first : first + CHUNK + 1]
+                rows = pa.ListArray.from_arrays(
+                    pa.array(part - part[0], pa.int32()), pa.array(values[part[0] : part[-1]]), type=schema.types[0]
+                )
+                right = pa.array(scores[first : first + CHUNK], pa.float32())
+                writer.write_batch(pa.record_batch([rows, right], schema=schema))
+        os.replace(staged, path)
+        write_json(folder / f"{number:05}.json", sealed({"file": path.name, **fingerprint(path)}))
+
+
+def finish(folder: Path, origin: Origin, name: str) -> None:
+    """Writes the manifest over all shards: from now on the folder counts."""
+    shards = [shard_record(folder, number) for number in range(len(shard_rows(origin)))]
+    if None in shards:
+        raise RoadError(
+            f"{folder}: shard {shards.index(None)} was written elsewhere: all hosts must share the folder: set "
+            "road.distill.cache"
+        )
+    with writing(folder):
+        scores = np.concatenate([shard_scores(folder / f"{number:05}.arrow") for number in range(len(shards))])
+        facts = {"teacher": name, "origin": asdict(origin), "score": float(scores.mean()), "shards": shards}
+        write_json(folder / MANIFEST, sealed(facts))
+
+
+def damage(path: Path, shard: dict[str, Any], verify: bool) -> str:
+    """What is wrong with a shard, "" when nothing is."""
+    if fault := change(path, shard, hashed=verify):
+        return fault
+    if verify:
+        with pa.memory_map(str(path)) as source:
+            for batch in pa.ipc.open_file(source).read_all().to_batches():
+                if not np.isfinite(batch.column(0).values.to_numpy()).all():
+                    return "a logit is not finite"
+    return ""
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """A JSON object, or None where there is none that can be read."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return value if isinstance(value, dict) else None

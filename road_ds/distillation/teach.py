@@ -1,0 +1,146 @@
+"""Soft targets for a run: every teacher's logits for every training row, shared out over the processes, kept on disk."""
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from road_ds.common.errors import RoadError
+from road_ds.common.hub import head_folder
+from road_ds.common.log import is_main, progress, say, table, warn
+from road_ds.common.ranks import Ranks
+from road_ds.config.file import load_config
+from road_ds.config.road import RoadConfig
+from road_ds.data.batch import IGNORED
+from road_ds.data.features import FeatureSet, load_features
+from road_ds.distillation.objective import Taught
+from road_ds.distillation.registry import objective_from
+from road_ds.distillation.soft_targets import (
+    MANIFEST,
+    Origin,
+    SoftTargets,
+    begin,
+    finish,
+    flaw,
+    has_shard,
+    shard_rows,
+    write_shard,
+)
+from road_ds.distillation.teachers import Pupil, pupil, targets_folder
+from road_ds.models.configuration import base_config, check_lengths, load_tokenizer
+from road_ds.models.predictor import Predictor
+from road_ds.tasks.base import Task
+from road_ds.tasks.evaluation import batch_logits
+from road_ds.tasks.labels import label_names, order_of
+from road_ds.tasks.registry import heads
+
+
+def teach(path: str, overrides: list[str], batch_size: int = 64) -> None:
+    """Writes the soft targets that a run's `road.distill.teachers` ask for, and says how good the teachers are.
+
+    What is there and still holds stays; what was interrupted goes on; what was made from something else is made anew.
+    """
+    config, _ = load_config(path, overrides)
+    objective = objective_from(config)
+    if not isinstance(objective, Taught):
+        raise RoadError(f"{path}: road.distill names no teachers: there is nothing to write")
+    if objective.source == "online":
+        raise RoadError(
+            f"{path}: road.distill.source is online: the teachers run beside the student, nothing is written"
+        )
+    ranks = Ranks.start(config.step_timeout)
+    tasks = heads(config)
+    tokenizer = ranks.together(lambda: load_tokenizer(config.model))
+    check_lengths(base_config(config.model, tokenizer, config.dropout), tasks)
+    lines, shares = [], []
+    for dataset in objective.teachers:
+        rows = ranks.together(partial(read_rows, dataset, config, tasks, tokenizer, ranks))
+        own = pupil(dataset, config, tasks, rows, tokenizer)
+        scores = np.stack(
+            [ask(own, name, config, objective, ranks, batch_size) for name in objective.teachers[dataset]]
+        )
+        for name, of in zip(objective.teachers[dataset], scores, strict=True):
+            value = f"squared error {of.mean():.4g}" if own.task.continuous else f"{of.mean():.1%} right"
+            lines.append((dataset, name, f"{len(of):,}", value))
+        if not own.task.continuous:
+            shares.append((dataset, right_shares(scores)))
+    say(table(lines, ("data set", "teacher", "features", "on its rows")), "")
+    for dataset, share in shares:
+        parts = ", ".join(f"{number}: {value:.1%}" for number, value in enumerate(share))
+        say(f"{dataset}: teachers right on a row: {parts}")
+    ranks.leave()
+
+
+def ask(own: Pupil, name: str, config: RoadConfig, objective: Taught, ranks: Ranks, batch_size: int) -> np.ndarray:
+    """How right a teacher is on each feature of a data set, [features]; its soft targets are on disk then."""
+    folder = ranks.together(lambda: own.accept(name))
+    origin = ranks.together(lambda: own.origin(name, folder, objective.dtype))
+    target = targets_folder(config, objective, own.dataset, name)
+    flaws = ranks.gather(flaw(target, origin) if ranks.local_rank == 0 else "")
+    if any(flaws):
+        predictor = ranks.together(lambda: Predictor.load(head_folder(name, own.head)))
+        tasks = {own.head: own.task}
+        read = ranks.together(lambda: read_rows(own.dataset, config, tasks, predictor.tokenizer, ranks))
+
+        def start() -> None:
+            if not is_main():
+                return
+            finished = (target / MANIFEST).exists()
+            if different := begin(target, origin):
+                say(f"{own.dataset}: {name}: made anew, it was from another {', another '.join(different)}")
+            elif finished:
+                warn(f"{next(filter(None, flaws))}: made again")
+
+        ranks.apart(start)
+        ranks.apart(lambda: write(target, origin, own, predictor, read, ranks, batch_size))
+        ranks.apart(lambda: finish(target, origin, name) if is_main() else None)
+    return ranks.together(lambda: SoftTargets(target, origin, name, verify=False)).scores()
+
+
+def read_rows(dataset: str, config: RoadConfig, tasks: Mapping[str, Task], tokenizer: Any, ranks: Ranks) -> FeatureSet:
+    """The training rows of a data set as a tokenizer's model reads them."""
+    spec, task = config.datasets[dataset], tasks[config.head_of(dataset)]
+    return load_features(dataset, "train", spec, task, tokenizer, config.cache, verify=ranks.local_rank == 0)
+
+
+def right_shares(scores: np.ndarray) -> list[float]:
+    """The share of rows on which 0, 1, ..., all teachers are right; scores: [teachers, rows] of 0 and 1."""
+    right = scores.sum(0).astype(int)
+    return (np.bincount(right, minlength=len(scores) + 1) / len(right)).tolist()
+
+
+def write(
+    folder: Any, origin: Origin, own: Pupil, predictor: Predictor, read: FeatureSet, ranks: Ranks, batch_size: int
+) -> None:
+    """Writes this rank's shards of a teacher's soft targets; `read`: the rows as the teacher reads them."""
+    shards = list(enumerate(shard_rows(origin)))[ranks.rank :: ranks.world_size]
+    order = order_of(label_names(predictor.task), origin.labels)
+    lengths = np.asarray(read.lengths)
+    with progress(sum(len(rows) for _, rows in shards), f"teaching {own.dataset}", "row") as bar:
+        for number, rows in shards:
+            if not has_shard(folder, number):
+                logits: dict[int, np.ndarray] = {}
+                by_length = sorted(rows, key=lambda row: -lengths[row])
+                for first in range(0, len(rows), batch_size):
+                    part = by_length[first : first + batch_size]
+                    values = batch_logits(
+                        predictor, read, part, own.task, "", predictor.tokenizer.pad_token_id or 0, predictor.device
+                    )
+                    logits |= zip(part, values if order is None else [v[:, order] for v in values], strict=True)
+                    bar.update(len(part))
+                found = [logits[row] for row in rows]
+                labels = [np.asarray(own.rows[row].labels) for row in rows]
+                write_shard(folder, number, found, row_scores(own.task, found, labels), origin)
+            else:
+                bar.update(len(rows))
+
+
+def row_scores(task: Task, logits: list[np.ndarray], labels: list[np.ndarray]) -> np.ndarray:
+    """Per feature 1 where every row's argmax is its label, else 0; for a regression the squared error."""
+    if task.continuous:
+        return np.array([float((v[0, 0] - y[0]) ** 2) for v, y in zip(logits, labels, strict=True)])
+    return np.array([
+        float(all(row.argmax() == label for row, label in zip(v, y, strict=True) if label != IGNORED))
+        for v, y in zip(logits, labels, strict=True)
+    ])  # fmt: skip

@@ -1,0 +1,212 @@
+"""Teachers: whose logits a batch is trained towards, read from soft targets on disk or computed beside the student."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from road_ds.common.digest import file_sha256, text_sha256
+from road_ds.common.errors import RoadError
+from road_ds.common.hub import head_folder, model_folder
+from road_ds.common.ranks import Ranks
+from road_ds.config.road import RoadConfig
+from road_ds.data.batch import Batch
+from road_ds.data.features import FeatureSet
+from road_ds.data.tokenizer import check_vocabulary, read_tokenizer, tokenizer_hash
+from road_ds.distillation.hidden import HiddenKD
+from road_ds.distillation.objective import Objective, Taught, Teaching
+from road_ds.distillation.registry import teachers_of
+from road_ds.distillation.soft_targets import Origin, SoftTargets
+from road_ds.models.configuration import check_lengths
+from road_ds.models.export import read_task
+from road_ds.models.predictor import Predictor
+from road_ds.models.pretrained import read_config
+from road_ds.tasks.base import Task
+from road_ds.tasks.labels import label_names, order_of
+
+
+class NoTeachers:
+    """The teachers of a run that has none."""
+
+    identity: Mapping[str, list[str]] = {}
+
+    def __call__(self, batch: Batch) -> None:
+        """Nothing, for every batch."""
+
+
+def targets_folder(config: RoadConfig, objective: Taught, dataset: str, name: str) -> Path:
+    """Where the soft targets of a teacher for a data set are kept."""
+    root = Path(objective.cache).expanduser() if objective.cache else Path(config.cache).expanduser() / "soft_targets"
+    place = str(Path(name).resolve()) if Path(name).exists() else name
+    return root / dataset / f"{Path(name).name[:60]}-{text_sha256(place)[:12]}"
+
+
+@dataclass(frozen=True)
+class Pupil:
+    """The data set that a teacher is asked about: its rows, its head's task, and the student's tokenizer."""
+
+    dataset: str
+    head: str
+    task: Task
+    rows: FeatureSet
+    tokenizer: Any
+
+    def accept(self, name: str) -> Path:
+        """A teacher's folder. RoadError where its task, labels, tokenizer or length do not suit the data set."""
+        folder = model_folder(head_folder(name, self.head), weights=False)
+        theirs = read_task(folder)
+        about = f"road.distill.teachers.{self.dataset}: {name}"
+        if theirs.type != self.task.type:
+            raise RoadError(f"{about} is a teacher of {theirs.type}, the data set's task is {self.task.type}")
+        own, other = label_names(self.task), label_names(theirs)
+        if sorted(own or ()) != sorted(other or ()):
+            raise RoadError(f"{about} tells apart {other}, the data set's task {own}: they must have the same names")
+        settings, tokenizer = read_config(folder, about), read_tokenizer(folder, about)
+        check_vocabulary(tokenizer, settings, about)
+        if self.task.rows_per_feature > 1 and tokenizer_hash(tokenizer) != tokenizer_hash(self.tokenizer):
+            raise RoadError(
+                f"{about} has another tokenizer than the student: for spans, whose classes are tokens, it must be the same"
+            )
+        check_lengths(settings, {self.head: self.task})
+        return folder
+
+    def origin(self, name: str, folder: Path, dtype: str) -> Origin:
+        """What a teacher's soft targets for this data set would be made from."""
+        settings = self.task.model_dump()
+        return Origin(
+            dataset=self.dataset,
+            teacher=weights_hash(model_folder(head_folder(name, self.head))),
+            rows=self.rows.manifest["rows_sha256"],
+            features=len(self.rows),
+            tokenizer=tokenizer_hash(read_tokenizer(folder, name)),
+            windows={
+                key: settings[key] for key in ("max_length", "doc_stride", "max_question_length") if key in settings
+            },
+            labels=label_names(self.task),
+            dtype=dtype,
+        )
+
+
+def weights_hash(folder: Path) -> str:
+    """The hash of a model folder's configuration and weights."""
+    files = [folder / "config.json", *sorted(folder.glob("*.safetensors"))]
+    try:
+        return text_sha256("".join(file_sha256(path) for path in files))
+    except OSError as error:
+        raise RoadError(f"{error.filename}: cannot be read: {error.strerror}") from None
+
+
+class CachedTeachers:
+    """Soft targets that `teach` has written, per data set. identity: the hash of each teacher's weights."""
+
+    def __init__(self, targets: Mapping[str, list[SoftTargets]], tasks: Mapping[str, Task], device: torch.device):
+        self.targets, self.tasks, self.device = targets, tasks, device
+        self.identity = {name: [source.teacher for source in sources] for name, sources in targets.items()}
+
+    def __call__(self, batch: Batch) -> Teaching | None:
+        """The teachers' logits of a batch, as wide as the student's; None where the data set has no teacher."""
+        targets = self.targets.get(batch.dataset)
+        if targets is None:
+            return None
+        rows = self.tasks[batch.dataset].rows_per_feature
+        found = [[source[feature].reshape(rows, -1) for feature in batch.features] for source in targets]
+        width = batch.input_ids.shape[1] if rows > 1 else found[0][0].shape[1]
+        logits = np.zeros((len(targets), len(batch.features), rows, width), dtype=targets[0].dtype)
+        for teacher, features in enumerate(found):
+            for feature, values in enumerate(features):
+                logits[teacher, feature, :, : values.shape[1]] = values
+        tensor = torch.from_numpy(logits).flatten(1, 2)
+        return Teaching(
+            (tensor.pin_memory() if self.device.type == "cuda" else tensor).to(self.device, non_blocking=True)
+        )
+
+
+class OnlineTeachers:
+    """Frozen models that read each batch beside the student, for what cannot be cached. They share its tokenizer."""
+
+    def __init__(self, teachers: Mapping[str, list[Predictor]], tasks: Mapping[str, Task]):
+        self.teachers, self.tasks = teachers, tasks
+        hashes = {name: weights_hash(model_folder(name)) for name in {t.name for own in teachers.values() for t in own}}
+        self.identity = {name: [hashes[teacher.name] for teacher in own] for name, own in teachers.items()}
+        self.layers: list[int] = []
+
+    def __call__(self, batch: Batch) -> Teaching | None:
+        """The teachers' logits of a batch, and the hidden states of the layers that are compared."""
+        if batch.dataset not in self.teachers:
+            return None
+        logits, hidden = [], []
+        labels = label_names(self.tasks[batch.dataset])
+        with torch.no_grad():
+            for teacher in self.teachers[batch.dataset]:
+                outputs = teacher(batch, "", self.layers)
+                order = order_of(label_names(teacher.task), labels)
+                logits.append((outputs.logits if order is None else outputs.logits[:, order]).float())
+                hidden.append(outputs.hidden)
+        return Teaching(torch.stack(logits), tuple(hidden) if self.layers else ())
+
+    def compare_hidden(self, settings: HiddenKD, layers: int) -> tuple[list[int], int]:
+        """The student's layers, of so many, whose states are compared, and the teachers' width. Those of the teachers follow."""
+        shapes = {
+            (teacher.model.config.num_hidden_layers, teacher.model.config.hidden_size)
+            for teachers in self.teachers.values()
+            for teacher in teachers
+        }
+        if len(shapes) > 1:
+            raise RoadError(
+                f"road.distill.hidden: the teachers must have one depth and width, got (layers, width) {sorted(shapes)}"
+            )
+        (depth, width) = shapes.pop()
+        pairs = settings.pairs(layers, depth)
+        self.layers = [theirs for _, theirs in pairs]
+        return [own for own, _ in pairs], width
+
+
+def open_teachers(
+    config: RoadConfig,
+    objective: Objective,
+    tasks: Mapping[str, Task],
+    train: Mapping[str, FeatureSet],
+    tokenizer: Any,
+    ranks: Ranks,
+) -> NoTeachers | CachedTeachers | OnlineTeachers:
+    """The teachers of a run, verified; tasks: by head; train: its rows. RoadError for what does not suit."""
+    names = teachers_of(objective)
+    if not names:
+        return NoTeachers()
+    assert isinstance(objective, Taught)
+    pupils = {name: pupil(name, config, tasks, train[name], tokenizer) for name in names}
+    of = {name: own.task for name, own in pupils.items()}
+    if objective.source == "online":
+        loaded: dict[str, Predictor] = {}
+        for dataset, own in pupils.items():
+            for name in names[dataset]:
+                folder = own.accept(name)
+                if tokenizer_hash(read_tokenizer(folder, name)) != tokenizer_hash(tokenizer):
+                    raise RoadError(
+                        f"road.distill.teachers.{dataset}: {name} has another tokenizer than the student and cannot read its "
+                        'batches: set road.distill.source to "cached"'
+                    )
+                place = head_folder(name, own.head)
+                if place not in loaded:
+                    loaded[place] = Predictor.load(place)
+        return OnlineTeachers(
+            {d: [loaded[head_folder(name, own.head)] for name in names[d]] for d, own in pupils.items()}, of
+        )
+    targets: dict[str, list[SoftTargets]] = {}
+    for dataset, own in pupils.items():
+        targets[dataset] = []
+        for name in names[dataset]:
+            origin = own.origin(name, own.accept(name), objective.dtype)
+            folder = targets_folder(config, objective, dataset, name)
+            found = SoftTargets(folder, origin, name, verify=ranks.local_rank == 0, config=config.file)
+            targets[dataset].append(found)
+    return CachedTeachers(targets, of, ranks.device)
+
+
+def pupil(dataset: str, config: RoadConfig, tasks: Mapping[str, Task], rows: FeatureSet, tokenizer: Any) -> Pupil:
+    """A data set of a run as its teachers see it."""
+    head = config.head_of(dataset)
+    return Pupil(dataset, head, tasks[head], rows, tokenizer)

@@ -1,0 +1,147 @@
+"""What the steps of a run measured: collected without waiting on the device, written to metrics.jsonl when asked."""
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+from road_ds.common.log import warn
+from road_ds.common.ranks import Ranks
+from road_ds.data.batches import Padding
+from road_ds.data.features import FeatureSet
+from road_ds.data.passes import Pass, micro_batches
+from road_ds.distillation.objective import Loss
+from road_ds.engine.run_folder import RunFolder
+
+PARTS = ("hard", "soft", "soft_share")  # of the loss and its gradient, where there are teachers
+
+
+@dataclass
+class StepRecord:
+    """One step until it is written; the losses of this rank's micro-batches stay on the device."""
+
+    step: int
+    lr: float
+    drawn: list[Pass] = field(default_factory=list)
+    losses: list[torch.Tensor] = field(default_factory=list)
+    parts: list[tuple[torch.Tensor | None, ...]] = field(default_factory=list)  # what PARTS names
+    cosines: dict[str, float] = field(default_factory=dict)
+    gradient_norm: Any = None
+    applied: bool = True
+
+    def add(self, loss: Loss, share: torch.Tensor | None) -> None:
+        """Takes in a micro-batch; share: the teachers' part of its gradient at the logits, where it was measured."""
+        self.losses.append(loss.total.detach())
+        self.parts.append((loss.hard, loss.soft, share) if loss.soft is not None else (None, None, None))
+
+
+class Meter:
+    """Turns step records into lines of metrics.jsonl (rank 0).
+
+    A loss is the mean over all ranks' rows. Rates are over the steps since the last line was written; `padding` is the
+    share of the tokens that the encoder computes and that are padding.
+    """
+
+    def __init__(
+        self, ranks: Ranks, folder: RunFolder, sources: Mapping[str, FeatureSet], micro: int, padding: Padding
+    ):
+        self.ranks, self.folder, self.sources = ranks, folder, sources
+        self.micro, self.padding = micro, padding
+        self.records: list[StepRecord] = []
+        self.since = time.perf_counter()
+
+    def begin(self, step: int, lr: float) -> StepRecord:
+        """Opens the record of a step."""
+        if not self.records:
+            self.since = time.perf_counter()
+        self.records.append(StepRecord(step, lr))
+        return self.records[-1]
+
+    def flush(self) -> str:
+        """Writes the open records; the newest loss and rates in a few words for the progress bar."""
+        records, self.records = self.records, []
+        if not records:
+            return ""
+        own = torch.stack([torch.stack(record.losses) for record in records])  # [steps, micro-batches]
+        losses = (self.ranks.sum(own) / self.ranks.world_size).double().cpu().numpy()
+        parts = self._parts(records)
+        seconds = (time.perf_counter() - self.since) / len(records)
+        if not np.isfinite(losses).all():
+            self._name_bad_rows(records, own)
+        lines = [
+            self._line(record, row, part, seconds) for record, row, part in zip(records, losses, parts, strict=True)
+        ]
+        self.folder.record(*lines)
+        last = lines[-1]
+        return f"loss {last['loss']:.3f}, {last['examples_per_second']:.0f} examples/s, padding {last['padding']:.0%}"
+
+    def _parts(self, records: list[StepRecord]) -> np.ndarray:
+        """The parts of each micro-batch's loss over all ranks, NaN where there are none, [steps, micro-batches, parts]."""
+        flat = [part for record in records for parts in record.parts for part in parts]
+        shape = (len(records), -1, len(PARTS))
+        if not any(part is not None for part in flat):
+            return np.full((len(records), len(records[0].losses), len(PARTS)), np.nan)
+        missing = torch.full((), float("nan"), device=records[0].losses[0].device)
+        own = torch.stack([missing if part is None else part.float() for part in flat])
+        return (self.ranks.sum(own) / self.ranks.world_size).double().cpu().numpy().reshape(shape)
+
+    def _line(self, record: StepRecord, losses: np.ndarray, parts: np.ndarray, seconds: float) -> dict[str, Any]:
+        by_pass = losses.reshape(len(record.drawn), -1).mean(axis=1)
+        parts_by_pass = parts.reshape(len(record.drawn), -1, len(PARTS)).mean(axis=1)
+        names = [drawn.dataset for drawn in record.drawn]
+
+        def mean(values: np.ndarray, name: str) -> float:
+            return float(np.mean([value for value, other in zip(values, names, strict=True) if other == name]))
+
+        tokens, computed = self._tokens(record.drawn)
+        rows = sum(len(drawn.rows) for drawn in record.drawn)
+        norm = record.gradient_norm
+        return {
+            "step": record.step + 1,
+            "loss": float(by_pass.mean()),
+            "lr": record.lr,
+            "grad_norm": None if norm is None else float(norm),
+            "applied": record.applied,
+            "datasets": names,
+            "examples_per_second": round(rows / seconds, 2),
+            "tokens_per_second": round(tokens / seconds, 1),
+            "padding": round(1 - tokens / computed, 4),
+            **{f"loss/{name}": mean(by_pass, name) for name in dict.fromkeys(names)},
+            **{
+                f"{part}/{name}": value
+                for i, part in enumerate(PARTS)
+                for name in dict.fromkeys(names)
+                if not np.isnan(value := mean(parts_by_pass[:, i], name))
+            },
+            **record.cosines,
+        }
+
+    def _tokens(self, drawn: list[Pass]) -> tuple[int, int]:
+        """Real and computed tokens of a step over all ranks, which follow from the plan alone."""
+        real = computed = 0
+        for taken in drawn:
+            lengths = np.asarray(self.sources[taken.dataset].lengths[taken.rows])
+            pieces = lengths.reshape(-1, self.micro, self.ranks.world_size).swapaxes(1, 2).reshape(-1, self.micro)
+            real += int(lengths.sum())
+            computed += self.padding.computed(taken.dataset, pieces)
+        return real, computed
+
+    def _name_bad_rows(self, records: list[StepRecord], own: torch.Tensor) -> None:
+        found = []
+        for record, losses in zip(records, own.cpu(), strict=True):
+            pieces = [
+                (taken.dataset, rows)
+                for taken in record.drawn
+                for rows in micro_batches(taken.rows, self.micro, self.ranks.rank, self.ranks.world_size)
+            ]
+            for (name, rows), loss in zip(pieces, losses, strict=True):
+                if not loss.isfinite():
+                    source = self.sources[name]
+                    ids = sorted({source.example(source[row].example).id for row in rows})
+                    shown = ", ".join(ids[:8]) + (f" and {len(ids) - 8} more" if len(ids) > 8 else "")
+                    found.append(f"step {record.step + 1}: the loss of {name} is {float(loss)} on rows {shown}")
+        for message in found[:5]:
+            warn(message, everywhere=True)

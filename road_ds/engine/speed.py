@@ -1,0 +1,116 @@
+"""What makes a step cheaper and changes its results by rounding at most: packed rows, fused kernels, compilation, memory.
+
+Activation checkpointing stands here too: it buys memory with time.
+"""
+
+import ctypes
+import os
+from typing import Any, get_args
+
+from torch import nn
+from torch.optim import Optimizer
+
+from road_ds.common.errors import RoadError
+from road_ds.config.road import RoadConfig
+from road_ds.data.batches import Mode
+from road_ds.models import apex as fused
+from road_ds.models.dropout import replace_dropout
+from road_ds.models.linear import mkl_is_slow, replace_linear
+from road_ds.models.multi_task import MultiTaskModel
+
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # glibc's malloc.h
+
+
+def keep_freed_memory() -> None:
+    """Has glibc keep what is freed instead of giving it back to the system, from where it would come page by page.
+
+    On a CPU the temporaries of each layer, megabytes each, come and go with every micro-batch: a quarter of a tiny model's step.
+    Where a MALLOC_ variable is set, that holds; another libc is left alone.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None and not any(name.startswith("MALLOC_") for name in os.environ):
+        mallopt(M_MMAP_MAX, 0)
+        mallopt(M_TRIM_THRESHOLD, -1)  # never
+
+
+def fit_cpu(encoder: nn.Module) -> None:
+    """Makes an encoder's step cheaper on a CPU: freed memory is kept, dropout and, where MKL is slow, products are faster.
+
+    Heads stay as they are: theirs are small, and a head's shell would go on calling the layers that it was built with.
+    """
+    keep_freed_memory()
+    replace_dropout(encoder)
+    if mkl_is_slow():
+        replace_linear(encoder)
+
+
+def choose_padding(
+    asked: str, obstacle: str, device: str, capability: tuple[int, int] | None, precision: str, compiled: bool
+) -> tuple[Mode, str]:
+    """The padding of a run, and why it is not the one asked for ("" when it is).
+
+    obstacle: why the encoder cannot run packed rows, "" when it can; capability: the GPU's compute capability.
+    """
+    if asked in get_args(Mode) and asked != "free":
+        return asked, ""  # type: ignore[return-value]
+    if device == "cuda" and (capability is None or capability < (8, 0)):
+        obstacle = obstacle or "this GPU has no attention for packed rows (compute capability 8.0)"
+    elif device == "cuda" and precision == "fp32":
+        obstacle = obstacle or "a GPU's attention for packed rows takes bf16 or fp16, not fp32"
+    elif compiled:
+        obstacle = obstacle or "road.compile is built for padded batches"
+    if obstacle:
+        return "grouped", f"road.padding is grouped, not free: {obstacle}"
+    return "free", ""
+
+
+def prepare(
+    model: MultiTaskModel,
+    config: RoadConfig,
+    ds: dict[str, Any],
+    device: str,
+    capability: tuple[int, int] | None,
+    precision: str,
+) -> tuple[Mode, list[str]]:
+    """The padding of the run, and what to say; the model is changed in place, before the engine takes it.
+
+    RoadError for what was asked and cannot be.
+    """
+    if device == "cpu":
+        fit_cpu(model.encoder)
+    obstacle = model.use_packing()
+    mode, note = choose_padding(config.padding, obstacle, device, capability, precision, config.compile)
+    apex, remark = fused.use_apex(config.apex, device)
+    if apex:
+        remark = f"{fused.fuse_norms(model.encoder)} layer norms are NVIDIA Apex's"
+    if config.activation_checkpointing:
+        try:
+            model.encoder.gradient_checkpointing_enable({"use_reentrant": False})
+        except ValueError:
+            raise RoadError(
+                f"road.activation_checkpointing: transformers has none for {model.encoder.config.model_type}: leave it out"
+            ) from None
+    if config.compile:
+        if ds["zero_optimization"]["stage"] == 3:
+            raise RoadError(
+                "road.compile: ZeRO 3 gathers weights between the layers, which a compiled encoder has no place for: "
+                "use stage 2, or leave road.compile out"
+            )
+        model.encoder.compile(dynamic=True)  # one graph for batches of every width
+    return mode, [text for text in (note, remark) if text]
+
+
+def reduce_between_ranks_only(engine: Any) -> None:
+    """Leaves out DeepSpeed's reduction of the gradients where one process trains without ZeRO.
+
+    It would copy all of them into one tensor, average that with nobody, and copy them back.
+    """
+    if engine.dp_world_size == 1 and engine.zero_optimization_stage() == 0:
+        engine.enable_backward_allreduce = False
+
+
+def optimizer(config: RoadConfig, ds: dict[str, Any], device: str, groups: list[dict[str, Any]]) -> Optimizer | None:
+    """Apex's Adam where it is installed and AdamW is asked for; None where DeepSpeed builds what its block says."""
+    kind, params = ds["optimizer"]["type"], ds["optimizer"]["params"]
+    plain = kind.lower() == "adamw" and params.get("torch_adam", False) and not params.get("amsgrad", False)
+    return fused.fused_adam(groups, params) if plain and fused.use_apex(config.apex, device)[0] else None

@@ -1,0 +1,166 @@
+"""A shared encoder with one Hugging Face head per task."""
+
+import copy
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from road_ds.data.batch import Batch
+from road_ds.data.packing import Packing
+from road_ds.models.attention import ATTENTION, unpack_output
+from road_ds.tasks.base import Task
+from road_ds.tasks.outputs import Outputs
+
+
+class Replay(nn.Module):
+    """Stands where a head's model expects its encoder, and gives back what the shared encoder computed."""
+
+    def __init__(self):
+        super().__init__()
+        self.encoded: Any = None
+
+    def forward(self, *args, **kwargs):
+        return self.encoded
+
+
+class MultiTaskModel(nn.Module):
+    """A shared encoder and one head per task (ROaD, section 2.1).
+
+    The heads are Hugging Face's own, run inside their own model class, so an exported folder computes the same
+    logits. Those classes hold the shared encoder's stand-in and stay outside the module tree; encoder and head
+    modules are inside it, each once.
+    """
+
+    def __init__(
+        self, encoder: PreTrainedModel, shells: Mapping[str, PreTrainedModel], tasks: Mapping[str, Task], types: bool
+    ):
+        super().__init__()
+        self.encoder = encoder
+        self.heads = nn.ModuleDict()
+        self.tasks, self.uses_token_types = dict(tasks), types
+        self._shells = dict(shells)  # a plain dict: not part of the module tree
+        # Packed rows are padded again where the layers end, so that a pooler behind them sees rows.
+        getattr(encoder, "encoder", encoder).register_forward_hook(unpack_output, with_kwargs=True)
+        for name, shell in shells.items():
+            setattr(shell, shell.base_model_prefix, Replay())
+            modules = {n: m for n, m in shell.named_children() if n != shell.base_model_prefix}
+            self.heads[name.replace(".", "/")] = nn.ModuleDict(modules)
+        self.compared: list[int] = []  # the layers whose hidden states a teacher's are compared with
+
+    def project(self, layers: list[int], width: int) -> None:
+        """Adds the learned projection of hidden states to a teacher's width; trained with the rest, never exported."""
+        self.compared = layers
+        self.projection = nn.Linear(self.encoder.config.hidden_size, width)
+
+    def forward(self, batch: Batch, head: str) -> Outputs:
+        """The logits of a batch under a head, [rows, classes].
+
+        In training every other head runs on one row of zeros with weight 0: a head without a gradient in some
+        micro-batch keeps an old one under ZeRO 3, and differs between ranks in what is reduced under ZeRO 2.
+        """
+        comparing = self.training and bool(self.compared)
+        encoded = self.encode(batch, hidden_states=comparing)
+        if not self.training:
+            return self.tasks[head].outputs(self._head(head, encoded, batch.attention_mask), batch)
+        # Zeros, not another data set's row: what overflows there in half precision would make the gradient NaN.
+        first = type(encoded)(**{k: 0.0 * v[:1] for k, v in encoded.items() if torch.is_tensor(v)})
+        # Always in one order: ZeRO 3 fetches weights ahead only while the modules follow each other as before.
+        found = {
+            name: self._head(
+                name, *((encoded, batch.attention_mask) if name == head else (first, batch.attention_mask[:1]))
+            )
+            for name in self._shells
+        }
+        outputs = self.tasks[head].outputs(found.pop(head), batch)
+        hidden = tuple(self.projection(encoded.hidden_states[layer]) for layer in self.compared) if comparing else ()
+        # A data set without a teacher leaves the projection idle too.
+        idle = [value for touched in found.values() for value in touched.values()] + [state[:1] for state in hidden]
+        logits = outputs.logits
+        for value in idle:
+            logits = logits + 0.0 * value.float().nan_to_num(0.0, 0.0, 0.0).mean().to(logits.dtype)
+        return Outputs(logits, outputs.lengths, hidden)
+
+    def encode(self, batch: Batch, hidden_states: bool = False) -> Any:
+        """What the encoder computes of a batch, last_hidden_state [features, tokens, hidden]; all layers' if asked for."""
+        inputs = {"input_ids": batch.input_ids}
+        if self.uses_token_types:
+            inputs["token_type_ids"] = batch.token_type_ids
+        packing = batch.packing
+        if packing is None:
+            mask = None if batch.full else batch.attention_mask
+            more = {"output_hidden_states": True} if hidden_states else {}
+            return self.encoder(**inputs, attention_mask=mask, **more)
+        # RoBERTa and its kin count positions from behind the padding id.
+        first = getattr(self.encoder.embeddings, "padding_idx", -1) + 1
+        inputs = {name: packing.pack(tensor) for name, tensor in inputs.items()}
+        return self.encoder(**inputs, position_ids=packing.positions + first, packing=packing)
+
+    def use_packing(self) -> str:
+        """Makes the encoder ready for packed batches; why it cannot run them, or "" when it can.
+
+        Two rows are computed both ways, which speaks for every architecture, known here or not.
+        """
+        if not getattr(self.encoder, "_supports_attention_backend", False):
+            return f"the attention of {self.encoder.config.model_type} is its own and knows no rows inside a sequence"
+        lengths, training = np.array([5, 3]), self.training
+        ids = torch.arange(10).view(2, 5) + (self.encoder.config.pad_token_id or 0) + 1  # none is padding
+        real = torch.arange(5) < torch.tensor(lengths)[:, None]
+        padded = Batch("", np.zeros(2), ids, real.long(), torch.zeros_like(ids), torch.tensor(lengths), torch.zeros(2))
+        before = self.encoder.config._attn_implementation
+        self.eval()
+        with torch.no_grad():
+            expected = self.encode(padded).last_hidden_state[real]
+            self.encoder.set_attn_implementation(ATTENTION)
+            try:
+                found = self.encode(replace(padded, packing=Packing.of(lengths, 5))).last_hidden_state[real]
+                same = torch.allclose(found, expected, rtol=1e-3, atol=1e-4)
+            except (TypeError, RuntimeError, IndexError):  # no position ids, say
+                same = False
+        self.train(training)
+        if same:
+            return "hidden states are compared with a teacher's, row by row" if self.compared else ""
+        self.encoder.set_attn_implementation(before)
+        return f"{self.encoder.config.model_type} computes something else when rows are packed"
+
+    def _head(self, name: str, encoded: Any, attention_mask: torch.Tensor) -> Any:
+        shell = self._shells[name]
+        replay = getattr(shell, shell.base_model_prefix)
+        replay.encoded = encoded
+        try:
+            return shell(input_ids=None, attention_mask=attention_mask)
+        finally:
+            replay.encoded = None
+
+    def train(self, mode: bool = True):
+        """As in torch; the heads' shells follow, since their own mode decides on dropout written as a function."""
+        super().train(mode)
+        for shell in self._shells.values():
+            shell.training = mode
+        return self
+
+    def head_model(self, name: str, state: Mapping[str, torch.Tensor]) -> PreTrainedModel:
+        """One head with the encoder, as the Hugging Face model it came from; `state` is this model's whole state."""
+        shell = self._shells[name]
+        prefix = shell.base_model_prefix
+        own = {f"{prefix}.{k.removeprefix('encoder.')}": v for k, v in state.items() if k.startswith("encoder.")}
+        head = f"heads.{name.replace('.', '/')}."
+        own |= {k.removeprefix(head): v for k, v in state.items() if k.startswith(head)}
+        whole = type(shell)(copy.deepcopy(shell.config))
+        missing, unexpected = whole.load_state_dict(own, strict=False)
+        missing = [key for key in missing if not key.endswith("position_ids")]
+        # An encoder shared with a classification head may carry a pooler that a span head does not have.
+        if missing or any("pooler" not in key for key in unexpected):
+            raise RuntimeError(f"head {name}: missing {missing}, unexpected {unexpected}")
+        dtype = next(iter(own.values())).dtype
+        whole.to(dtype)  # type: ignore[arg-type]
+        return whole.eval()
+
+
+def parameter_count(model: nn.Module) -> int:
+    """Trainable parameters of a model, also where ZeRO 3 has partitioned them."""
+    return sum(getattr(p, "ds_numel", p.numel()) for p in model.parameters() if p.requires_grad)

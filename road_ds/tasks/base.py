@@ -1,0 +1,77 @@
+"""What every task answers: how an example becomes features, which head reads them, what its logits say."""
+
+from collections.abc import Collection, Iterator, Sequence
+from typing import Annotated, Any, ClassVar
+
+import numpy as np
+from pydantic import Field
+
+from road_ds.config.settings import Strict
+from road_ds.data.batch import Batch, Feature
+from road_ds.data.readers import Example
+from road_ds.tasks.outputs import Outputs
+
+Scores = dict[str, float]
+
+
+class Task(Strict):
+    """What a task answers. Subclasses are the settings too: one block of `road.tasks`."""
+
+    type: str
+    max_length: Annotated[int, Field(ge=8, le=10**6)] = 128
+
+    model: ClassVar[Any]
+    headline: ClassVar[str]
+    row_metric: ClassVar[str]
+    rows_per_feature: ClassVar[int] = 1
+    continuous: ClassVar[bool] = False
+
+    def head_settings(self) -> dict[str, Any]:
+        """What the head's Hugging Face configuration holds."""
+        raise NotImplementedError
+
+    def labelled(self, example: Example) -> bool:
+        """Whether an example can be trained on and scored."""
+        return example.label is not None
+
+    def lacking(self, example: Example) -> tuple[str, str]:
+        """What an example that is not labelled lacks, and the setting that names the column of it."""
+        return "label", "columns.label"
+
+    def trained_on(self, pairs: Collection[bool | None]) -> "Task":
+        """The task with what its head's rows were: for each data set whether they are pairs, None where some are."""
+        return self
+
+    def encode(self, examples: Sequence[Example], tokenizer: Any, first: int = 0) -> Iterator[Feature]:
+        """The features of examples, the first of which has the number `first`. RoadError for a label that is not allowed."""
+        raise NotImplementedError
+
+    def outputs(self, head: Any, batch: Batch) -> Outputs:
+        """The logits of a batch, from what the head's model returned."""
+        raise NotImplementedError
+
+    def predict(
+        self, examples: Sequence[Example], features: Sequence[Feature], logits: Sequence[np.ndarray]
+    ) -> list[Any]:
+        """One prediction per example; logits: per feature, [rows, classes]."""
+        raise NotImplementedError
+
+    def score(self, examples: Sequence[Example], predictions: Sequence[Any]) -> Scores:
+        """The metrics of predictions, in percent unless the name says otherwise."""
+        raise NotImplementedError
+
+    def row_scores(self, examples: Sequence[Example], predictions: Sequence[Any]) -> list[float]:
+        """`row_metric` of each prediction. Where it is the headline too: a share of 1, whose mean in percent is that."""
+        raise NotImplementedError
+
+    def baseline(self, examples: Sequence[Example]) -> Scores:
+        """The same metrics for the best answer that ignores the text."""
+        raise NotImplementedError
+
+    def published(self, metric: str, examples: Sequence[Example], predictions: Sequence[Any]) -> Scores:
+        """The scores that come with a data set's own metric, where `score` does not have it."""
+        return {}
+
+    def describe(self, prediction: Any) -> dict[str, Any]:
+        """A prediction as plain values, for people and JSON."""
+        raise NotImplementedError

@@ -1,0 +1,48 @@
+"""The tasks by type. A new one is a file beside this one and a line here."""
+
+from typing import Any
+
+from road_ds.common.errors import Faults, RoadError, nearest
+from road_ds.common.strict_json import quote
+from road_ds.config.road import RoadConfig
+from road_ds.config.settings import sound, validated
+from road_ds.config.trainer_words import NO_TASK, TASK_HERE
+from road_ds.tasks.base import Task
+from road_ds.tasks.classification import Classification
+from road_ds.tasks.regression import Regression
+from road_ds.tasks.span_qa import SpanQA
+
+TASKS: dict[str, type[Task]] = {"span_qa": SpanQA, "classification": Classification, "regression": Regression}
+
+
+def task_from(settings: Any, where: str) -> Task:
+    """The task that a block of settings describes. RoadError for an unknown type or setting."""
+    return validated(_kind(settings, where), settings, where)
+
+
+def _kind(settings: Any, where: str) -> type[Task]:
+    kind = settings.get("type") if isinstance(settings, dict) else None
+    if not isinstance(kind, str) or kind not in TASKS:
+        if isinstance(kind, str) and kind in TASK_HERE:
+            meant = f"; here it is {TASK_HERE[kind]}"
+        else:
+            meant = "" if str(kind) in NO_TASK else nearest(str(kind), TASKS)
+        raise RoadError(f"{where}.type: got {quote(kind)}; allowed: {', '.join(TASKS)}{meant}")
+    return TASKS[kind]
+
+
+def heads(config: RoadConfig, faults: Faults | None = None) -> dict[str, Task]:
+    """The heads of a run, by name: one per task, or one per data set. RoadError with the faults of all tasks.
+
+    faults: collects them instead; tasks then come without the settings that do not hold, or not at all.
+    """
+    found = faults or Faults()
+    tasks: dict[str, Task] = {}
+    for name, settings in config.tasks.items():
+        with found.caught():
+            where = f"road.tasks.{name}"
+            task, _ = sound(_kind(settings, where), settings, where, found)
+            tasks |= {name: task} if task else {}
+    if faults is None:
+        found.end()
+    return {config.head_of(name): tasks[spec.task] for name, spec in config.datasets.items() if spec.task in tasks}
