@@ -115,8 +115,47 @@ Sampling = Annotated[
 ]
 
 
-class RoadConfig(Strict):
-    """The `"road"` block. Every key has one meaning and no second name."""
+class PlanSettings(Strict):
+    """Which rows are trained on, in which order, and for how long."""
+
+    passes: Annotated[int, Field(ge=1, le=10_000)] = 4
+    steps: Annotated[int, Field(ge=1, le=10**8)] | None = None
+    epochs: Annotated[float, Field(gt=0, le=1e4)] | None = None
+    sampling: Sampling = "uniform"
+    length_window: Number = 2048
+    seed: Annotated[int, Field(ge=0)] = 0
+
+
+class RateSettings(Strict):
+    """The learning rate over steps and layers."""
+
+    warmup: Annotated[float, Field(ge=0, le=1e9)] = 0.1
+    schedule: Literal["linear", "cosine", "constant"] = "linear"
+    layer_lr_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
+
+
+class SpeedSettings(Strict):
+    """What makes a step cheaper and leaves its results."""
+
+    padding: Literal["auto", "free", "grouped", "fixed"] = "auto"
+    compile: bool = False
+    activation_checkpointing: bool = False
+    apex: Literal["auto", "on", "off"] = "auto"
+
+
+class LoopSettings(Strict):
+    """What happens between steps, and when a run gives up."""
+
+    evaluate_every: Number = 0
+    log_every: Count = 10
+    gradient_cosine_every: Number = 0
+    save_every: Number = 500
+    max_skipped_steps: Count = 50
+    step_timeout: Annotated[float, Field(gt=0, le=1e9)] = 1800.0
+
+
+class RoadConfig(PlanSettings, RateSettings, SpeedSettings, LoopSettings):
+    """The `"road"` block. Every key has one meaning and no second name; a part of a run is handed the part it needs."""
 
     beside: ClassVar[Collection[str]] = Engine.model_fields  # what stands beside the block, not in it
 
@@ -125,34 +164,14 @@ class RoadConfig(Strict):
     datasets: dict[str, DatasetSpec]
     use: list[str] | None = None
     heads: Literal["per_task", "per_dataset"] = "per_task"
-    passes: Annotated[int, Field(ge=1, le=10_000)] = 4
-    steps: Annotated[int, Field(ge=1, le=10**8)] | None = None
-    epochs: Annotated[float, Field(gt=0, le=1e4)] | None = None
-    warmup: Annotated[float, Field(ge=0, le=1e9)] = 0.1
-    schedule: Literal["linear", "cosine", "constant"] = "linear"
-    layer_lr_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
-    sampling: Sampling = "uniform"
-    length_window: Number = 2048
-    padding: Literal["auto", "free", "grouped", "fixed"] = "auto"
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
-    compile: bool = False
-    activation_checkpointing: bool = False
-    apex: Literal["auto", "on", "off"] = "auto"
     dropout: Annotated[float, Field(ge=0, lt=1)] | None = None
     distill: dict[str, Any] | None = None
-    seed: Annotated[int, Field(ge=0)] = 0
     select: Literal["last", "best"] = "last"
-    evaluate_every: Number = 0
     evaluate_batch_size: Count = 64
-    log_every: Count = 10
-    gradient_cosine_every: Number = 0
-    save_every: Number = 500
     keep: Count = 2
-    max_skipped_steps: Count = 50
-    step_timeout: Annotated[float, Field(gt=0, le=1e9)] = 1800.0
     output: str | None = None
     cache: str = "~/.cache/road_ds"
-
     _file: str = PrivateAttr("FILE")  # where the block was read, for messages that give a command line
 
     @field_validator("model", mode="before")

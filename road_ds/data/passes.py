@@ -6,7 +6,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from road_ds.config.road import Power, RoadConfig, Weights
+from road_ds.config.road import PlanSettings, Power, Sampling, Weights
 
 BLOCK = 1024  # steps whose draws come from one generator
 
@@ -19,15 +19,15 @@ class Pass:
     rows: np.ndarray  # [rows per pass]
 
 
-def draw_weights(config: RoadConfig, sizes: Mapping[str, int]) -> np.ndarray:
+def draw_weights(sampling: Sampling, sizes: Mapping[str, int]) -> np.ndarray:
     """Each data set's probability in a draw, in the order of `sizes`. Uniform is Algorithm 1's random(datasets)."""
     counts = np.array([sizes[name] for name in sizes], dtype=np.float64)
-    if isinstance(config.sampling, Weights):
-        weights = np.array([config.sampling.weights[name] for name in sizes], dtype=np.float64)
-    elif isinstance(config.sampling, Power):
-        weights = counts**config.sampling.power
+    if isinstance(sampling, Weights):
+        weights = np.array([sampling.weights[name] for name in sizes], dtype=np.float64)
+    elif isinstance(sampling, Power):
+        weights = counts**sampling.power
     else:
-        weights = {"uniform": np.ones_like(counts), "proportional": counts}[config.sampling]
+        weights = {"uniform": np.ones_like(counts), "proportional": counts}[sampling]
     return weights / weights.sum()
 
 
@@ -118,3 +118,14 @@ def micro_batches(rows: np.ndarray, micro: int, rank: int, world_size: int) -> l
     equally long and little is padding.
     """
     return [piece[rank::world_size] for piece in rows.reshape(-1, micro * world_size)]
+
+
+def plan(settings: PlanSettings, batch_size: int, lengths: Mapping[str, np.ndarray]) -> tuple[Passes, int]:
+    """The data plan of a run, and its number of steps; batch_size: rows a step; lengths: tokens of each row by data set."""
+    lengths = {name: np.asarray(values) for name, values in lengths.items()}
+    sizes = {name: len(values) for name, values in lengths.items()}
+    passes = Passes(
+        lengths, draw_weights(settings.sampling, sizes),
+        passes=settings.passes, rows=batch_size // settings.passes, seed=settings.seed, window=settings.length_window,
+    )  # fmt: skip
+    return passes, settings.steps or max(1, round((settings.epochs or 1) * sum(sizes.values()) / batch_size))

@@ -28,11 +28,13 @@ Teachers = Callable[[Batch], Teaching | None]  # None for a data set without a t
 
 @dataclass(frozen=True)
 class Loss:
-    """total: what is differentiated; hard, soft: the loss against labels and against teachers, unweighted, detached."""
+    """total: what is differentiated; hard, soft: the loss against labels and against teachers, unweighted, detached;
+    share: the teachers' part of the gradient at the logits, where it was measured."""
 
     total: torch.Tensor
     hard: torch.Tensor | None = None
     soft: torch.Tensor | None = None
+    share: torch.Tensor | None = None
 
 
 class Objective(Strict):

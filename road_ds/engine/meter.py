@@ -32,10 +32,10 @@ class StepRecord:
     gradient_norm: Any = None
     applied: bool = True
 
-    def add(self, loss: Loss, share: torch.Tensor | None) -> None:
-        """Takes in a micro-batch; share: the teachers' part of its gradient at the logits, where it was measured."""
+    def add(self, loss: Loss) -> None:
+        """Takes in a micro-batch."""
         self.losses.append(loss.total.detach())
-        self.parts.append((loss.hard, loss.soft, share) if loss.soft is not None else (None, None, None))
+        self.parts.append((loss.hard, loss.soft, loss.share) if loss.soft is not None else (None, None, None))
 
 
 class Meter:

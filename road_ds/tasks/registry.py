@@ -1,5 +1,6 @@
 """The tasks by type. A new one is a file beside this one and a line here."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from road_ds.common.errors import Faults, RoadError, nearest
@@ -31,8 +32,25 @@ def _kind(settings: Any, where: str) -> type[Task]:
     return TASKS[kind]
 
 
-def heads(config: RoadConfig, faults: Faults | None = None) -> dict[str, Task]:
-    """The heads of a run, by name: one per task, or one per data set. RoadError with the faults of all tasks.
+class Heads(dict[str, Task]):
+    """The heads of a run by name, each with its task. of: the head that each data set trains."""
+
+    def __init__(self, tasks: Mapping[str, Task], of: Mapping[str, str]):
+        super().__init__(tasks)
+        self.of = dict(of)
+
+    def task(self, dataset: str) -> Task:
+        """The task of the head that a data set trains."""
+        return self[self.of[dataset]]
+
+    def trained_on(self, pairs: Mapping[str, bool | None]) -> "Heads":
+        """The same heads, each with what its rows were. pairs: by data set, whether they are pairs, None where some are."""
+        kinds = {head: [pairs[name] for name in pairs if self.of.get(name) == head] for head in self}
+        return Heads({head: task.trained_on(kinds[head]) for head, task in self.items()}, self.of)
+
+
+def heads(config: RoadConfig, faults: Faults | None = None) -> Heads:
+    """The heads of a run: one per task, or one per data set. RoadError with the faults of all tasks.
 
     faults: collects them instead; tasks then come without the settings that do not hold, or not at all.
     """
@@ -45,4 +63,5 @@ def heads(config: RoadConfig, faults: Faults | None = None) -> dict[str, Task]:
             tasks |= {name: task} if task else {}
     if faults is None:
         found.end()
-    return {config.head_of(name): tasks[spec.task] for name, spec in config.datasets.items() if spec.task in tasks}
+    of = {name: config.head_of(name) for name, spec in config.datasets.items() if spec.task in tasks}
+    return Heads({head: tasks[config.datasets[name].task] for name, head in of.items()}, of)
