@@ -58,8 +58,10 @@ def candidates(regime: str) -> Iterator[Candidate]:
     present = plan.stream_tile(PROBLEMS[regime][0][1], 1, 8, torch.device("cpu"))
     yield Candidate("stream", regime, (present.groups, present.lanes, present.warps, present.registers))
     for warps in (1, 2, 4, 8) if regime == "hundreds" else (2, 4, 8, 16):
-        for groups, registers in ((1, 128), (2, 80), (2, 128)):
-            yield Candidate("stream", regime, (groups, 32 if regime == "hundreds" else 32 * warps, warps, registers))
+        for groups in (1, 2, 4):
+            yield Candidate(
+                "stream", regime, (groups, 32 if regime == "hundreds" else 32 * warps, warps, plan.MOST_REGISTERS)
+            )
     yield Candidate("gradient", regime, (16, 4, plan.MOST_REGISTERS))
     for each in (8, 16):
         for warps in (2, 4, 8):

@@ -98,10 +98,12 @@ def fit(
             if done < steps and due(done, config.evaluate_every):
                 meter.flush()
                 evaluate(done)
-            if due(done, config.save_every) or (done == steps and config.save_every):
+            if done < steps and due(done, config.save_every):
                 meter.flush()
                 save(done)
         bar.close()
+        if config.save_every:
+            save(steps)
         return steps, ranks.first(preemption.reason)
 
 

@@ -11,6 +11,7 @@ import sys
 import torch
 
 from road_ds import loop, train
+from road_ds.common import heartbeat
 from road_ds.engine import checkpoint
 
 point, step, rank = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
@@ -57,4 +58,6 @@ elif point == "full":  # this rank's disk is full: DeepSpeed's file cannot be wr
     torch.save = no_space
 elif point == "forget":
     checkpoint.restore_random_state = lambda state: None
-sys.exit(train.main(arguments))
+code = train.main(arguments)
+heartbeat.leave(code)
+sys.exit(code)

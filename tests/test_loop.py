@@ -142,7 +142,7 @@ def test_a_fault_of_one_rank_is_told_by_that_rank(config_file, tmp_path, monkeyp
     def out_of_memory(*_, **__):
         raise RankError("the GPU ran out of memory")
 
-    def taken_along(config, ds, ranks, folder, **_):
+    def taken_along(config, ds, ranks, folder, *_, **__):
         folder.status("failed", 3, "the GPU ran out of memory", everywhere=True)  # by the other rank
         raise RuntimeError("Connection closed by peer")
 

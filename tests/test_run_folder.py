@@ -151,6 +151,11 @@ def test_a_run_folder_holds_nothing_but_its_run(settings, tmp_path, monkeypatch)
 TASK = {"inference": {"type": "classification", "labels": ["yes", "no"]}}
 
 
+def test_teachers_that_are_none_are_named(settings):
+    with pytest.raises(RoadError, match="teachers"):
+        opened(settings(distill={"objective": "kd", "teachers": {"inference": 5}}))
+
+
 def test_the_home_folder_may_be_written_with_a_tilde(settings, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     assert opened(settings("~/mine")).path == tmp_path / "mine"

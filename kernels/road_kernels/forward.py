@@ -32,14 +32,14 @@ from .rows import (
 )
 from .stream import (
     lane_columns,
+    lanes_step,
     load_lanes,
     merged_student,
     merged_teacher,
     mixed_lanes,
     present,
     right_teachers,
-    student_step,
-    teacher_step,
+    spread,
 )
 
 # A row's statistics: the student's origin, its sums of exponentials at T and at 1, the teacher's origin, the teacher's sum;
@@ -119,43 +119,52 @@ def stream_kernel(
     label, classes, weight, kept = row_facts(labels, lengths, row_weight, rows, here, C, ignore_index)
     known = kept & (label >= 0) & (label < classes)
     inside = tl.minimum(rows, N - 1)
+    lane_rows = spread(inside, R, T)
+    lane_classes = spread(classes, R, T)
     target = load_one(student, s_row, s_class, inside, label, known, VEC)
     bits = tl.zeros([R], tl.int64)
     if wrong_scale is not None:
-        bits = right_teachers(teachers, t_rows, t_classes, inside, label, known, C, classes, U, R, T, VEC, M)
+        bits = right_teachers(teachers, t_rows, t_classes, inside, label, known, C, lane_classes, R, T, VEC, M)
+    lane_bits = spread(bits, R, T)
 
-    origin = tl.full([R, T], LOWEST, tl.float32)
-    soft_lanes = tl.zeros([R, T], tl.float32)
-    hard_lanes = tl.zeros([R, T], tl.float32)
-    teacher_origin = tl.full([R, T], LOWEST, tl.float32)
-    teacher_lanes = tl.zeros([R, T], tl.float32)
-    gap_lanes = tl.zeros([R, T], tl.float32)
+    nothing = tl.zeros([R * T], tl.float32)
+    lowest = nothing + LOWEST
+    student_lanes = (lowest, nothing, nothing)
+    teacher_lanes = (lowest, nothing, nothing)
     whole = 0
     if lengths is None:
         whole = C // (U * T * VEC) * (U * T * VEC)
     for MASKED in tl.static_range(2):
         for start in range(whole * MASKED, C if MASKED else whole, U * T * VEC):
-            columns = start + lane_columns(U, T, VEC)
-            logits = load_lanes(student, s_row, s_class, inside, columns, classes, MASKED, VEC)
-            logits = present(logits, columns, classes, MASKED)
-            if M > 0:
+            tiles = ()
+            mixtures = ()
+            for u in tl.static_range(U):
+                columns = lane_columns(start + u * T * VEC, R, T, VEC)
+                logits = load_lanes(student, s_row, s_class, lane_rows, columns, lane_classes, MASKED, VEC)
+                tiles = tiles + (present(logits, columns, lane_classes, MASKED),)  # noqa: RUF005 (Triton knows no other way)
+            for u in tl.static_range(U if M > 0 else 0):
+                columns = lane_columns(start + u * T * VEC, R, T, VEC)
                 mixture = mixed_lanes(
-                    teachers, t_rows, t_classes, teacher_weights, bits, wrong_scale, inside, columns, classes, N, MASKED, M, VEC
+                    teachers, t_rows, t_classes, teacher_weights, lane_bits, wrong_scale, lane_rows, columns, lane_classes, N,
+                    MASKED, M, VEC,
                 )  # fmt: skip
-            origin, soft_lanes, hard_lanes, scaled, moved = student_step(
-                logits, origin, soft_lanes, hard_lanes, rate, temperature, POWER
+                mixtures = mixtures + (mixture,)  # noqa: RUF005
+            student_lanes, teacher_lanes = lanes_step(
+                tiles, mixtures, student_lanes, teacher_lanes, rate, temperature, U, POWER, M
             )
-            if M > 0:
-                teacher_origin, teacher_lanes, gap_lanes = teacher_step(
-                    mixture, teacher_origin, teacher_lanes, gap_lanes, scaled, moved, rate
-                )
 
-    row_origin, soft_sum, hard_sum, lane_moved = merged_student(origin, soft_lanes, hard_lanes, temperature, POWER)
+    row_origin, soft_sum, hard_sum, lane_moved = merged_student(
+        tl.reshape(student_lanes[0], [R, T]), tl.reshape(student_lanes[1], [R, T]), tl.reshape(student_lanes[2], [R, T]),
+        temperature, POWER,
+    )  # fmt: skip
     store_statistics(statistics, 0, row_origin, soft_sum, hard_sum, rows, here, kept, N)
     teacher_sum = soft_sum
     gap = soft_sum
     if M > 0:
-        row_teacher_origin, teacher_sum, gap = merged_teacher(teacher_origin, teacher_lanes, gap_lanes, lane_moved)
+        row_teacher_origin, teacher_sum, gap = merged_teacher(
+            tl.reshape(teacher_lanes[0], [R, T]), tl.reshape(teacher_lanes[1], [R, T]), tl.reshape(teacher_lanes[2], [R, T]),
+            lane_moved,
+        )  # fmt: skip
         store_statistics(statistics, 3, row_teacher_origin, teacher_sum, None, rows, here, kept, N)
         if wrong_scale is not None:
             store_weights(judged, bits, rows, here, wrong_scale, N, M)

@@ -1,8 +1,8 @@
 """Device code that reads rows of any length once, in lanes.
 
-A tile is [U groups, R rows, T lanes, VEC elements of one load]: a thread holds one lane and all of its groups. Each lane
-keeps statistics of its own, as if its classes were all there are, so that the threads of a row meet once, at the end, and
-a loop over the row has nothing in it to wait for but its loads.
+A program has R rows x T lanes, one to a thread, flat as [L]. A tile is [L, VEC], one load of each lane; U tiles, side by side in
+the row, are read together. Each lane keeps statistics of its own, as if its classes were all there are, so that the threads
+of a row meet once, at the end, and a loop over the row has nothing in it to wait for but its loads.
 """
 
 from __future__ import annotations
@@ -14,18 +14,24 @@ from .rows import algorithm_2_factors, at_temperature_1, load_one
 
 
 @triton.jit
-def lane_columns(U: tl.constexpr, T: tl.constexpr, VEC: tl.constexpr):
-    """[U, 1, T, VEC], a tile's columns: VEC neighbours to a lane, the lanes of a group side by side, groups one after another."""
-    group = tl.arange(0, U)[:, None, None, None] * (T * VEC)
-    return group + tl.arange(0, T)[None, None, :, None] * VEC + tl.arange(0, VEC)[None, None, None, :]
+def spread(of_rows, R: tl.constexpr, T: tl.constexpr):
+    """[L]: what each row has [R], for its lanes."""
+    return tl.reshape(tl.broadcast_to(of_rows[:, None], [R, T]), [R * T])
+
+
+@triton.jit
+def lane_columns(start, R: tl.constexpr, T: tl.constexpr, VEC: tl.constexpr):
+    """[L, VEC], the columns of the tile that begins at `start` in each row."""
+    lane = tl.arange(0, R * T) % T
+    return start + lane[:, None] * VEC + tl.arange(0, VEC)[None, :]
 
 
 @triton.jit
 def load_lanes(logits, row_stride, class_stride, rows, columns, classes, MASKED: tl.constexpr, VEC: tl.constexpr):
     """A tile of logits; MASKED: 0 in vectors behind the rows' classes, which are not read."""
-    at = (rows * row_stride * VEC)[None, :, None, None] + columns.to(tl.int64) * class_stride
+    at = (rows * row_stride * VEC)[:, None] + columns.to(tl.int64) * class_stride
     if MASKED:
-        mask = (columns // VEC) < ((classes + (VEC - 1)) // VEC)[None, :, None, None]
+        mask = (columns // VEC) < ((classes + (VEC - 1)) // VEC)[:, None]
         return tl.load(logits + at, mask=mask, other=0.0).to(tl.float32)
     return tl.load(logits + at).to(tl.float32)
 
@@ -34,18 +40,8 @@ def load_lanes(logits, row_stride, class_stride, rows, columns, classes, MASKED:
 def present(logits, columns, classes, MASKED: tl.constexpr):
     """-inf where there is no class."""
     if MASKED:
-        logits = tl.where(columns < classes[None, :, None, None], logits, float("-inf"))
+        logits = tl.where(columns < classes[:, None], logits, float("-inf"))
     return logits
-
-
-@triton.jit
-def lane_max(tile):
-    return tl.max(tl.max(tile, 3), 0)
-
-
-@triton.jit
-def lane_sum(tile):
-    return tl.sum(tl.sum(tile, 3), 0)
 
 
 @triton.jit
@@ -58,13 +54,13 @@ def mixed_lanes(
     lowered = wrong_scale
     if wrong_scale is not None:
         lifted, lowered = algorithm_2_factors(bits, wrong_scale, M)
-    mixture = tl.zeros([1, 1, 1, 1], tl.float32)
+    mixture = tl.zeros([1, 1], tl.float32)
     for m in tl.static_range(M):
         logits = load_lanes(teachers[m], t_rows[m], t_classes[m], rows, columns, classes, MASKED, VEC)
         if wrong_scale is not None:
-            logits *= tl.where(((bits >> m) & 1) == 1, lifted, lowered)[None, :, None, None]
+            logits *= tl.where(((bits >> m) & 1) == 1, lifted, lowered)[:, None]
         elif teacher_weights is not None:
-            weight = tl.load(teacher_weights + m * N + rows).to(tl.float32)[None, :, None, None]
+            weight = tl.load(teacher_weights + m * N + rows).to(tl.float32)[:, None]
             logits = tl.where(weight == 0.0, 0.0, logits * weight)
         mixture = mixture + logits
     if M > 1:
@@ -75,50 +71,67 @@ def mixed_lanes(
 @triton.jit
 def right_teachers(
     teachers, t_rows, t_classes, rows, label, known, C, classes,
-    U: tl.constexpr, R: tl.constexpr, T: tl.constexpr, VEC: tl.constexpr, M: tl.constexpr,
+    R: tl.constexpr, T: tl.constexpr, VEC: tl.constexpr, M: tl.constexpr,
 ):  # fmt: skip
-    """The bits [R] of the teachers whose argmax, the first of equals, is the label; reads every row once."""
+    """The bits [R] of the teachers whose argmax, the first of equals, is the label [R]; reads every row once."""
     bits = tl.zeros([R], tl.int64)
+    lane_rows = spread(rows, R, T)
+    lane_label = spread(label, R, T)[:, None]
     for m in tl.static_range(M):
-        target = load_one(teachers[m], t_rows[m], t_classes[m], rows, label, known, VEC)[None, :, None, None]
-        beaten = tl.zeros([R, T], tl.int32)
-        for start in range(0, C, U * T * VEC):
-            columns = start + lane_columns(U, T, VEC)
-            logits = load_lanes(teachers[m], t_rows[m], t_classes[m], rows, columns, classes, True, VEC)
-            before = (logits > target) | ((logits == target) & (columns < label[None, :, None, None]))
-            before = before & (columns < classes[None, :, None, None])
-            beaten = beaten | lane_max(before.to(tl.int32))
-        right = known & (tl.max(beaten, 1) == 0)
+        target = spread(load_one(teachers[m], t_rows[m], t_classes[m], rows, label, known, VEC), R, T)[:, None]
+        beaten = tl.zeros([R * T], tl.int32)
+        for start in range(0, C, T * VEC):
+            columns = lane_columns(start, R, T, VEC)
+            logits = load_lanes(teachers[m], t_rows[m], t_classes[m], lane_rows, columns, classes, True, VEC)
+            before = (logits > target) | ((logits == target) & (columns < lane_label))
+            before = before & (columns < classes[:, None])
+            beaten = beaten | tl.max(before.to(tl.int32), 1)
+        right = known & (tl.max(tl.reshape(beaten, [R, T]), 1) == 0)
         bits += right.to(tl.int64) << m
     return bits
 
 
 @triton.jit
-def student_step(logits, origin, soft_sum, hard_sum, rate, temperature, POWER: tl.constexpr):
-    """The lanes' origin and sums with one more tile in them, the tile scaled, and how far the origin has moved."""
-    raised = tl.maximum(origin, lane_max(logits) * rate)
-    moved = origin - raised
-    shrink = tl.exp2(moved)
-    scaled = tl.fma(logits, rate, -raised[None, :, :, None])
-    softened = tl.exp2(scaled)
-    soft_sum = soft_sum * shrink + lane_sum(softened)
-    sharp = lane_sum(at_temperature_1(softened, scaled, temperature, POWER))
-    hard_sum = hard_sum * at_temperature_1(shrink, moved, temperature, POWER) + sharp
-    return raised, soft_sum, hard_sum, scaled, moved
+def raised_origin(tiles, origin, rate, U: tl.constexpr):
+    """The lanes' origin with the tiles' largest logits in it."""
+    top = tl.max(tiles[0], 1)
+    for u in tl.static_range(1, U):
+        top = tl.maximum(top, tl.max(tiles[u], 1))
+    return tl.maximum(origin, top * rate)
 
 
 @triton.jit
-def teacher_step(logits, origin, teacher_sum, gap, student_scaled, student_moved, rate):
-    """The lanes' origin, sum, and sum of share x (teacher - student), with one more tile in them."""
-    raised = tl.maximum(origin, lane_max(logits) * rate)
-    moved = origin - raised
+def lanes_step(
+    tiles, mixtures, student, teacher, rate, temperature, U: tl.constexpr, POWER: tl.constexpr, M: tl.constexpr
+):  # fmt: skip
+    """The lanes' statistics with U more tiles in them: of the student (origin, sums at T and at 1), of the teacher (origin,
+    sum, sum of share x (teacher - student))."""
+    origin = raised_origin(tiles, student[0], rate, U)
+    moved = student[0] - origin
     shrink = tl.exp2(moved)
-    scaled = tl.fma(logits, rate, -raised[None, :, :, None])
-    softened = tl.exp2(scaled)
-    gap = moved_gap(gap, teacher_sum, shrink, moved - student_moved)
-    # Where the teacher's share is 0 the term is 0, also when a logit is -inf.
-    gap += lane_sum(softened * tl.where(softened > 0.0, scaled - student_scaled, 0.0))
-    return raised, teacher_sum * shrink + lane_sum(softened), gap
+    soft_sum = student[1] * shrink
+    hard_sum = student[2] * at_temperature_1(shrink, moved, temperature, POWER)
+    teacher_origin = teacher[0]
+    teacher_sum = teacher[1]
+    gap = teacher[2]
+    if M > 0:
+        teacher_origin = raised_origin(mixtures, teacher[0], rate, U)
+        teacher_moved = teacher[0] - teacher_origin
+        teacher_shrink = tl.exp2(teacher_moved)
+        gap = moved_gap(gap, teacher_sum, teacher_shrink, teacher_moved - moved)
+        teacher_sum = teacher_sum * teacher_shrink
+    for u in tl.static_range(U):
+        scaled = tl.fma(tiles[u], rate, -origin[:, None])
+        softened = tl.exp2(scaled)
+        soft_sum += tl.sum(softened, 1)
+        hard_sum += tl.sum(at_temperature_1(softened, scaled, temperature, POWER), 1)
+        if M > 0:
+            teacher_scaled = tl.fma(mixtures[u], rate, -teacher_origin[:, None])
+            share = tl.exp2(teacher_scaled)
+            teacher_sum += tl.sum(share, 1)
+            # Where the teacher's share is 0 the term is 0, also when a logit is -inf.
+            gap += tl.sum(share * tl.where(share > 0.0, teacher_scaled - scaled, 0.0), 1)
+    return (origin, soft_sum, hard_sum), (teacher_origin, teacher_sum, gap)
 
 
 @triton.jit

@@ -18,6 +18,7 @@ from road_ds.common.hub import local_file
 from road_ds.common.log import is_main, warn, write_json
 from road_ds.config.road import RoadConfig, models_of
 from road_ds.data.sources import Source
+from road_ds.distillation.registry import objective_from
 
 MARKER = "run.json"  # the run's id; nothing but a run writes it
 LOCK = ".lock"
@@ -99,8 +100,9 @@ class RunFolder:
 
     def refuse_holding(self, config: RoadConfig) -> None:
         """RoadError when the folder is above what is not the run's: rows, models, the working or home folder, road_ds."""
-        others = {"the working folder": Path.cwd(), "the home folder": Path("~").expanduser()}
+        others = {"the working folder": Path.cwd(), "the home folder": Path(os.path.expanduser("~"))}
         others["road_ds itself"] = Path(__file__).parent
+        objective_from(config)  # says what is wrong with the teachers
         others |= {f"the model {name}": local_file(name) for name in models_of(config)}
         for name, spec in config.datasets.items():
             for part in ("train", "dev"):

@@ -11,7 +11,7 @@ from trials.kills import resumed
 from trials.outcome import Outcome, Trial, judged
 from trials.processes import leftovers
 
-STEP_TIMEOUT, LIMIT = 5, 90  # seconds; LIMIT: of the whole command
+STEP_TIMEOUT, LIMIT = 5, 150  # seconds; LIMIT: of the whole command
 PHASES = ("encoding", "steps", "evaluation", "saving", "export")  # before these the processes do not know of each other
 
 
