@@ -11,6 +11,7 @@ from road_ds.config.road import RoadConfig
 LONGEST = 384
 DROPOUT = 0.1
 PASSES = 4
+LAYER_DECAY = 0.75
 
 
 class Preset(NamedTuple):
@@ -62,5 +63,13 @@ def bench_config(preset: Preset) -> RoadConfig:
     model = {"architecture": "electra", "tokenizer": "sample:tokenizer", "config": preset.config}
     datasets = {name: {"task": mixed.task, "train": "unused"} for name, mixed in MIX.items()}
     return RoadConfig.model_validate(
-        {"model": model, "tasks": tasks, "datasets": datasets, "steps": 10**6, "passes": PASSES, "dropout": DROPOUT}
+        {
+            "model": model,
+            "tasks": tasks,
+            "datasets": datasets,
+            "steps": 10**6,
+            "passes": PASSES,
+            "dropout": DROPOUT,
+            "layer_lr_decay": LAYER_DECAY,
+        }
     )

@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 from measure import table
 from presets import PRESETS, weights_of
 
-from road_ds.check import memory, readable
+from road_ds.engine.plan import memory, readable
 
 ATTENTION = 6.5  # operations of a matrix product in the time of one of attention's
 PUBLIC = {  # sequences/s of BERT-large on one V100, at 128 and at 512 tokens: 2020, kernels of their time

@@ -2,8 +2,9 @@
 
 import faulthandler
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,80 +12,48 @@ import torch
 from road_ds.common.errors import RankError, RoadError
 from road_ds.common.log import progress, say
 from road_ds.common.ranks import Ranks
-from road_ds.config.road import RoadConfig
+from road_ds.config.road import LoopSettings
 from road_ds.data.batch import Batch
-from road_ds.data.batches import Padding, ahead, assemble
-from road_ds.data.features import FeatureSet
-from road_ds.data.passes import Passes
-from road_ds.distillation.guard import Guarded
-from road_ds.distillation.objective import Objective, Teachers, gradient_share
+from road_ds.data.passes import Pass
+from road_ds.distillation.lesson import Lesson
 from road_ds.engine.cosines import gradient_cosines
-from road_ds.engine.meter import Meter
+from road_ds.engine.meter import Meter, StepRecord
 from road_ds.engine.preemption import Preemption
-from road_ds.engine.run_folder import RunFolder
 
 
 def fit(
     engine: Any,
-    passes: Passes,
-    sources: Mapping[str, FeatureSet],
-    teachers: Teachers,
-    objective: Objective,
+    plan: Iterator[tuple[list[Pass], list[Batch]]],
+    lesson: Lesson,
+    meter: Meter,
     ranks: Ranks,
-    config: RoadConfig,
-    *,
-    steps: int,
-    start: int,
-    padding: Padding,
-    folder: RunFolder,
     preemption: Preemption,
+    settings: LoopSettings,
+    *,
+    start: int,
+    steps: int,
     evaluate: Callable[[int], Any],
     save: Callable[[int], bool],
 ) -> tuple[int, str]:
     """The number of steps done, and why it stopped early ("" when it did not). The last step is saved, where any is.
 
-    The loss of a micro-batch is the mean over its rows; DeepSpeed takes the mean over a step's micro-batches, which
-    are equally large: the mean over rows, then over passes (ROaD, Algorithm 1).
+    plan: for each step from `start` on its passes, and this rank's micro-batches of them.
     """
-    micro = engine.train_micro_batch_size_per_gpu()
-    meter = Meter(ranks, folder, sources, micro, padding)
-    plan = ahead(assemble(passes, sources, padding, ranks, micro, range(start, steps)))
-    guarded = Guarded(objective)
-
-    def alone(batch: Batch) -> torch.Tensor:
-        """The loss of a batch beside the engine."""
-        batch = batch.to(ranks.device)
-        outputs = engine.module(batch, config.head_of(batch.dataset))
-        return guarded(outputs, teachers(batch), batch, step / steps).total
-
     bar = progress(steps, "training", "step", initial=start, leave=True)
     skipped = 0
     with preemption.held():
-        for step in range(start, steps):
-            record = meter.begin(step, max(group["lr"] for group in engine.optimizer.param_groups))
-            done = step + 1
-            logging = done == steps or due(done, config.log_every)
-            with watchdog(config.step_timeout):
-                record.drawn, batches = next(plan)
-                if due(done, config.gradient_cosine_every):
-                    record.cosines = gradient_cosines(engine, batches, config.passes, alone, ranks)
-                for batch in batches:
-                    batch = batch.to(ranks.device)
-                    with out_of_memory_named(batch):
-                        outputs = engine(batch, config.head_of(batch.dataset))
-                        teaching = teachers(batch)
-                        loss = guarded(outputs, teaching, batch, step / steps)
-                        share = None
-                        if logging and teaching is not None:
-                            share = gradient_share(guarded.objective, outputs, teaching, batch, step / steps)
-                        engine.backward(loss.total)
-                        record.add(loss, share)
-                        record.applied, record.gradient_norm = step_engine(engine)
+        for done in range(start + 1, steps + 1):
+            logging = done == steps or due(done, settings.log_every)
+            with watchdog(settings.step_timeout):
+                record = one_step(
+                    engine, plan, lesson, meter, ranks,
+                    step=done - 1, steps=steps, measured=logging, cosines=due(done, settings.gradient_cosine_every),
+                )  # fmt: skip
             if logging:
                 bar.set_postfix_str(meter.flush())
             bar.update()
             skipped = 0 if record.applied else skipped + 1
-            if skipped >= config.max_skipped_steps:
+            if skipped >= settings.max_skipped_steps:
                 meter.flush()
                 raise RoadError(
                     f"{skipped} steps in a row were skipped because the gradient was not finite (last: step {done}): "
@@ -95,16 +64,48 @@ def fit(
                 bar.close()
                 say(f"{reason}: saving step {done}; the run has ended when status.json says preempted")
                 return done, reason if save(done) else f"{reason}; the last steps could not be saved"
-            if done < steps and due(done, config.evaluate_every):
+            if done < steps and due(done, settings.evaluate_every):
                 meter.flush()
                 evaluate(done)
-            if done < steps and due(done, config.save_every):
+            if due(done, settings.save_every) or (done == steps and settings.save_every):
                 meter.flush()
                 save(done)
         bar.close()
-        if config.save_every:
-            save(steps)
         return steps, ranks.first(preemption.reason)
+
+
+def one_step(
+    engine: Any,
+    plan: Iterator[tuple[list[Pass], list[Batch]]],
+    lesson: Lesson,
+    meter: Meter,
+    ranks: Ranks,
+    *,
+    step: int,
+    steps: int,
+    measured: bool,
+    cosines: bool,
+) -> StepRecord:
+    """The record of one step of Algorithm 1: the gradient averaged over its passes, then one update.
+
+    The loss of a micro-batch is the mean over its rows; DeepSpeed takes the mean over a step's micro-batches, which
+    are equally large: the mean over rows, then over passes.
+    """
+    record = meter.begin(step, max(group["lr"] for group in engine.optimizer.param_groups))
+    record.drawn, batches = next(plan)
+    if cosines:
+        alone = partial(lesson, engine.module, progress=step / steps)
+        record.cosines = gradient_cosines(
+            engine, batches, len(record.drawn), lambda batch: alone(batch.to(ranks.device)).total, ranks
+        )
+    for batch in batches:
+        batch = batch.to(ranks.device)
+        with out_of_memory_named(batch):
+            loss = lesson(engine, batch, step / steps, measured)
+            engine.backward(loss.total)
+            record.add(loss)
+            record.applied, record.gradient_norm = step_engine(engine)
+    return record
 
 
 @contextmanager

@@ -11,67 +11,45 @@ if __name__ == "__main__":  # as a script: `import datasets` must not look for f
 
 import argparse
 import contextlib
-import shlex
 import time
 import traceback
+from dataclasses import dataclass
 from functools import partial
-from itertools import islice
 from typing import Any
 
-import numpy as np
 import torch
 
 from road_ds.common import heartbeat
 from road_ds.common.errors import Faults, RankError, RoadError, Terminated, readable
-from road_ds.common.hub import trained_heads
-from road_ds.common.log import (
-    counted,
-    is_main,
-    print_anywhere,
-    quiet_libraries,
-    say,
-    spared_output,
-    table,
-    versions,
-    warn,
-)
+from road_ds.common.log import counted, is_main, print_anywhere, quiet_libraries, say, spared_output, versions, warn
 from road_ds.common.ranks import Ranks
 from road_ds.common.strict_json import flat_keys
 from road_ds.config.file import load_config
-from road_ds.config.fit import fit_batch, fit_buckets, fit_optimizer, fit_precision
 from road_ds.config.road import RoadConfig
-from road_ds.data.batches import Padding
-from road_ds.data.features import FeatureSet, load_features
-from road_ds.data.passes import Passes, draw_weights
+from road_ds.data.batches import Padding, ahead, assemble
+from road_ds.data.passes import Passes, plan
+from road_ds.data.rows import Rows
+from road_ds.distillation.guard import Guarded
+from road_ds.distillation.lesson import Lesson
 from road_ds.distillation.objective import Taught
-from road_ds.distillation.registry import objective_from
-from road_ds.distillation.teachers import OnlineTeachers, open_teachers
-from road_ds.engine import checkpoint, optim, speed, surroundings
-from road_ds.engine.curves import plot_curves
+from road_ds.distillation.teachers import AnyTeachers, OnlineTeachers, open_teachers
+from road_ds.engine import speed, surroundings
+from road_ds.engine.checkpoint import Checkpoint, restore
+from road_ds.engine.meter import Meter
+from road_ds.engine.milestones import Milestones
 from road_ds.engine.preemption import Preemption, exit_code
+from road_ds.engine.results import Outcome, closing, leave
+from road_ds.engine.resume import OWN, resumable
 from road_ds.engine.run_folder import RunFolder, full_disk_named
 from road_ds.engine.selection import Best
+from road_ds.engine.settled import Machine, Settled, settle
+from road_ds.engine.start import start
+from road_ds.engine.weights import full_state
 from road_ds.loop import fit
-from road_ds.models import export
 from road_ds.models.build import build_model
 from road_ds.models.configuration import base_config, check_lengths, load_tokenizer
-from road_ds.models.multi_task import parameter_count
-from road_ds.tasks import evaluation
-from road_ds.tasks.base import Task
-from road_ds.tasks.registry import heads
-
-OWN = {"road.cache", "road.output"}  # what each host may have its own of
-
-# What a resumed run may change: nothing here decides on rows, weights or rates.
-CHANGEABLE = {
-    *("road." + key for key in ("evaluate_every", "evaluate_batch_size", "log_every", "save_every", "keep")),
-    *("road." + key for key in ("output", "cache", "max_skipped_steps", "step_timeout")),
-    *("road." + key for key in ("padding", "compile", "activation_checkpointing")),
-    *("road." + key for key in ("gradient_cosine_every", "distill.cache", "distill.on_mismatch")),
-    *("train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "tensorboard", "wandb", "csv_monitor", "comet"),
-    *("steps_per_print", "timers", "wall_clock_breakdown", "memory_breakdown", "flops_profiler", "comms_logger"),
-    "log_level",
-}
+from road_ds.models.multi_task import MultiTaskModel, parameter_count
+from road_ds.tasks.registry import Heads
 
 
 @spared_output()
@@ -150,263 +128,152 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
+@dataclass(frozen=True)
+class Parts:
+    """What a run is made of before it has weights. saved: what decides on the weights, which a resumed run must keep."""
+
+    settled: Settled
+    heads: Heads
+    tokenizer: Any
+    rows: Rows
+    teachers: AnyTeachers
+    passes: Passes
+    steps: int
+    resolved: dict[str, Any]  # the settings with every default
+    saved: dict[str, Any]
+
+
 def run(
     config: RoadConfig, ds: dict[str, Any], ranks: Ranks, folder: RunFolder, preemption: Preemption, *, resume: bool
 ) -> tuple[int, str]:
-    """Steps done, and why the run stopped early ("" when it did not).
+    """Steps done, and why the run stopped early ("" when it did not): what it is made of, the fit, what it leaves.
 
     Nothing but the folder's id, its lock and status.json is written, and nothing of an overwritten run removed, before
     all that can be wrong with settings, model and data has been looked at.
     """
-    import deepspeed
-
     began = time.monotonic()
-    faults = Faults()
-    capability = torch.cuda.get_device_capability() if ranks.device.type == "cuda" else None
-    settled = settle(config, ds, ranks.world_size, ranks.device.type, capability, faults)
-    faults.end()
-    tasks, objective, precision, filled = settled
-    for note in surroundings.notes():
-        warn(note)
+    machine = Machine.of(ranks)
+    parts = gather(config, ds, ranks, machine)
+    found = ranks.together(lambda: resumable(folder, parts.saved)) if resume else None
+    for remark in parts.rows.remarks():
+        warn(remark)
+    model, padding, engine = build(config, parts, ranks, machine, folder, anew=found is None)
+    begin = 0 if found is None else go_on(engine, ranks, folder, found, parts.steps)
 
-    tokenizer = ranks.together(lambda: load_tokenizer(config.model))
-    check_lengths(base_config(config.model, tokenizer, config.dropout), tasks)
-    train, dev = ranks.together(lambda: load_data(config, tasks, tokenizer, verify=ranks.local_rank == 0))
-    teachers = ranks.together(lambda: open_teachers(config, objective, tasks, train, tokenizer, ranks))
-    pairs = {head: [train[name].pairs for name in train if config.head_of(name) == head] for head in tasks}
-    tasks = {head: task.trained_on(pairs[head]) for head, task in tasks.items()}
-    passes, steps = plan(config, ds, train)
-    block = "auto" if precision in ds else precision  # DeepSpeed's block says it already
-    resolved = {**ds, "road": {**config.model_dump(), "steps": steps, "epochs": None, "precision": block}}
-    saved = {**resolved, "data": fingerprints(train), "pairs": pairs}
-    if teachers.identity:
-        saved["teachers"] = teachers.identity
-    ranks.agree({key: value for key, value in flat_keys(saved).items() if key not in OWN})
-    found = ranks.together(lambda: resumable(folder, saved)) if resume else None
-    for name, spec in config.datasets.items():
-        if spec.dev is None:
-            warn(f"{name}: no dev part: it will not be evaluated")
-    for name, source in [*train.items(), *dev.items()]:
-        if skipped := source.manifest["skipped"]:
-            warn(f"{name}: {len(skipped)} bad rows were skipped, the first: {skipped[0]}")
-
-    model = build_model(config.model, tasks, tokenizer, dropout=config.dropout, seed=config.seed)
-    if isinstance(objective, Taught) and objective.hidden and isinstance(teachers, OnlineTeachers):
-        model.project(*teachers.compare_hidden(objective.hidden, model.encoder.config.num_hidden_layers))
-    mode, notes = speed.prepare(model, config, ds, ranks.device.type, capability, precision)
-    limits = {name: tasks[config.head_of(name)].max_length for name in train}
-    padding = Padding(mode, tokenizer.pad_token_id, limits)
-    ranks.apart(lambda: folder.begin(resolved, anew=found is None))
-    pieces, micro = ds["gradient_accumulation_steps"], ds["train_micro_batch_size_per_gpu"]
-    say(
-        f"{config.output}: {parameter_count(model) / 1e6:.1f} M parameters, {counted(len(tasks), 'head')}, "
-        f"{counted(len(train), 'data set')}, {counted(steps, 'step')} of {counted(config.passes, 'pass', 'passes')} x "
-        f"{ds['train_batch_size'] // config.passes} rows ({counted(pieces, 'micro-batch', 'micro-batches')} of {micro} on "
-        f"{counted(ranks.world_size, 'process', 'processes')}), {precision}, {mode} padding, ZeRO {ds['zero_optimization']['stage']}",
-        *(f"filled in: {note}" for note in filled),
-        *notes,
-    )
-    settings = ds["optimizer"]["params"]
-    groups = optim.parameter_groups(
-        model, lr=settings["lr"], weight_decay=settings.get("weight_decay", 0.0), layer_lr_decay=config.layer_lr_decay
-    )
-    scheduler = optim.scheduler(steps, config.warmup, config.schedule)
-    torch.manual_seed(config.seed + 1 + ranks.rank)  # dropout differs between ranks
-    client = speed.optimizer(config, ds, ranks.device.type, groups)
-    if client is not None:
-        ds = {key: value for key, value in ds.items() if key != "optimizer"}
-    engine, *_ = deepspeed.initialize(
-        model=model,
-        optimizer=client,
-        model_parameters=groups,
-        config=fit_buckets(ds, parameter_count(model)),
-        lr_scheduler=scheduler,
-    )
-    speed.reduce_between_ranks_only(engine)
-    start = 0
-    if found is not None:
-        checkpoint.restore(engine, ranks, found)
-        start = found.step
-        # an evaluation after the last step is made again
-        ranks.apart(
-            lambda: folder.forget(lambda line: line["step"] > start or (line["step"] == steps and "loss" not in line))
-        )
-        say(f"resumed from {found.folder.name}")
-
-    of = {name: (config.head_of(name), tasks[config.head_of(name)]) for name in train}
-
-    best = Best(folder.path / "best", folder.run)
-
-    def evaluate(step: int) -> dict[str, evaluation.Evaluated]:
-        scores = evaluation.evaluate(
-            engine, dev, of, ranks, pad_id=tokenizer.pad_token_id, batch_size=config.evaluate_batch_size
-        )
-        if scores:
-            folder.record({"step": step, **evaluation.flat(scores)})
-        if config.select == "best":
-            best.offer(engine, ranks, step, scores)
-        return scores
-
-    def save(step: int) -> bool:
-        try:
-            checkpoint.save(
-                engine, ranks, folder.path / "checkpoints", run=folder.run, step=step, config=saved, keep=config.keep
-            )
-        except OSError as error:
-            warn(f"step {step}: {error}; older checkpoints are kept")
-            return False
-        return True
-
+    best = Best(folder.path / "best", folder.run) if config.select == "best" else None
+    milestones = Milestones(
+        engine, parts.rows.dev, parts.heads, ranks, folder, parts.tokenizer.pad_token_id,
+        config.evaluate_batch_size, parts.saved, config.keep, best,
+    )  # fmt: skip
+    lesson = Lesson(Guarded(parts.settled.objective), parts.teachers, parts.heads.of)
+    micro = engine.train_micro_batch_size_per_gpu()
+    plan = ahead(assemble(parts.passes, parts.rows.train, padding, ranks, micro, range(begin, parts.steps)))
+    meter = Meter(ranks, folder, parts.rows.train, micro, padding)
     step, reason = fit(
-        engine, passes, train, teachers, objective, ranks, config,
-        steps=steps, start=start, padding=padding, folder=folder, preemption=preemption,
-        evaluate=evaluate, save=save,
+        engine, plan, lesson, meter, ranks, preemption, config,
+        start=begin, steps=parts.steps, evaluate=milestones.evaluate, save=milestones.save,
     )  # fmt: skip
     if reason:
         say(f"{reason} after step {step}; go on with --resume")
         return step, reason
-    scores = evaluate(step)
-    state = export.full_state(engine)
 
-    @full_disk_named(folder.path)
-    def finish(scores: dict[str, evaluation.Evaluated], state: dict[str, torch.Tensor]) -> None:
-        chosen = step
-        if config.select == "best":
-            chosen, scores, state = best.load()
-            say(f"exporting step {chosen} of {step}: its mean headline metric is the highest")
-        card = evaluation.report(scores)
-        exported = export.export(model, state, tokenizer, folder.path / "model", f"Dev scores:\n\n```\n{card}\n```")
-        evaluation.write_results(folder.path, scores, {
-            "step": step,
-            "exported_step": chosen,
-            "best": {name: highest(folder, f"{name}/{result.headline}") for name, result in scores.items()},
-            "wall_seconds": round(time.monotonic() - began, 1),
-            "world_size": ranks.world_size,
-            "device": torch.cuda.get_device_name() if capability else "cpu",
-            "precision": precision,
-            "padding": mode,
-            "seed": config.seed,
-            "data": {"train": fingerprints(train), "dev": fingerprints(dev)},
-            "teachers": teachers.identity,
-            "versions": versions(),
-        })  # fmt: skip
-        headlines = [f"{name}/{result.headline}" for name, result in scores.items()]
-        plot_curves(folder.records(), headlines, folder.path / "curves.png")
-        say("", card, "", *closing(folder.path, exported, config, {**train, **dev}, time.monotonic() - began))
+    outcome = Outcome(step, milestones.evaluate(step), full_state(engine), best)
 
-    ranks.apart(lambda: finish(scores, state) if is_main() else None)
+    def finish() -> None:
+        facts = facts_of(config, parts, machine, padding, began)
+        exported, card = leave(folder, outcome, model, parts.tokenizer, facts)
+        by_head = {
+            parts.heads.of[name]: rows for name, rows in reversed({**parts.rows.train, **parts.rows.dev}.items())
+        }
+        say("", card, "", *closing(folder.path, exported, by_head, time.monotonic() - began))
+
+    ranks.apart(lambda: finish() if is_main() else None)
     return step, ""
 
 
-def highest(folder: RunFolder, metric: str) -> dict[str, Any]:
-    """The highest value of a metric over a run's evaluations, and its step."""
-    values = [(line[metric], line["step"]) for line in folder.records() if metric in line]
-    value, step = max(values, key=lambda pair: pair[0])
-    return {"metric": metric, "value": value, "step": step}
-
-
-def settle(
-    config: RoadConfig,
-    ds: dict[str, Any],
-    world_size: int,
-    device: str,
-    capability: tuple[int, int] | None,
-    faults: Faults,
-) -> tuple[dict[str, Task], Any, str, list[str]]:
-    """Heads, objective, precision, and a line for each setting filled into `ds`, whose sizes are fitted; what does not
-    hold is collected and left out."""
-    objective, precision, filled = None, "fp32", []
-    tasks = heads(config, faults)
-    with faults.caught():
-        objective = objective_from(config)
-    if "train_batch_size" in ds:
-        with faults.caught():
-            ds |= fit_batch(ds, config.passes, world_size)
-    with faults.caught():
-        precision = fit_precision(ds, config.precision, device, capability)
-    with faults.caught():
-        filled = fit_optimizer(ds, device)
-    if config.gradient_cosine_every and ds["zero_optimization"]["stage"] == 3:
-        faults.add(
-            "road.gradient_cosine_every: not under ZeRO 3, whose weights are partitioned: use zero_optimization.stage 2 "
-            "or less, or 0 here"
+def gather(config: RoadConfig, ds: dict[str, Any], ranks: Ranks, machine: Machine) -> Parts:
+    """What a run is made of, the same on all ranks. RoadError with all that is wrong with settings, or with the rows."""
+    faults = Faults()
+    settled = settle(config, ds, machine, faults)
+    faults.end()
+    for note in surroundings.notes():
+        warn(note)
+    heads = settled.heads
+    tokenizer = ranks.together(lambda: load_tokenizer(config.model))
+    check_lengths(base_config(config.model, tokenizer, config.dropout), heads)
+    rows = ranks.together(
+        lambda: Rows.load(config.datasets, heads.by_dataset(), tokenizer, config.cache, verify=ranks.local_rank == 0)
+    )
+    teachers = ranks.together(
+        lambda: open_teachers(
+            settled.objective, heads, rows.train, tokenizer, ranks, cache=config.cache, config=config.file
         )
-    return tasks, objective, precision, filled
+    )
+    lengths = {name: source.lengths for name, source in rows.train.items()}
+    passes, steps = plan(config, settled.ds["train_batch_size"], lengths)
+    block = "auto" if settled.precision in settled.ds else settled.precision  # DeepSpeed's block says it already
+    road = {**config.model_dump(), "steps": steps, "epochs": None, "precision": block}
+    resolved = {**settled.ds, "road": road}
+    saved = {**resolved, "data": rows.fingerprints()["train"], "pairs": heads.pairs(rows.pairs)}
+    if teachers.identity:
+        saved["teachers"] = teachers.identity
+    ranks.agree({key: value for key, value in flat_keys(saved).items() if key not in OWN})
+    return Parts(settled, heads.trained_on(rows.pairs), tokenizer, rows, teachers, passes, steps, resolved, saved)
 
 
-def load_data(
-    config: RoadConfig, tasks: dict[str, Task], tokenizer: Any, faults: Faults | None = None, verify: bool = True
-) -> tuple[dict[str, FeatureSet], dict[str, FeatureSet]]:
-    """The features of every data set's train part, and of the dev parts that are given. All faults are raised together,
-    or collected in `faults`."""
-    own, train, dev = faults or Faults(), {}, {}
-    for name, spec in config.datasets.items():
-        task = tasks.get(config.head_of(name))
-        if task is None:
-            continue
-        with own.caught():
-            train[name] = load_features(name, "train", spec, task, tokenizer, config.cache, verify)
-        if spec.dev is not None:
-            with own.caught():
-                dev[name] = load_features(name, "dev", spec, task, tokenizer, config.cache, verify)
-    if faults is None:
-        own.end()
-    return train, dev
+def build(
+    config: RoadConfig, parts: Parts, ranks: Ranks, machine: Machine, folder: RunFolder, *, anew: bool
+) -> tuple[MultiTaskModel, Padding, Any]:
+    """The model, how its batches are padded, and its engine; the run folder is the run's from here on."""
+    settled, heads, teachers = parts.settled, parts.heads, parts.teachers
+    ds, objective = settled.ds, settled.objective
+    model = build_model(config.model, heads, parts.tokenizer, dropout=config.dropout, seed=config.seed)
+    if isinstance(objective, Taught) and objective.hidden and isinstance(teachers, OnlineTeachers):
+        model.project(*teachers.compare_hidden(objective.hidden, model.encoder.config.num_hidden_layers))
+    mode, notes = speed.prepare(model, config, ds, machine.device, machine.capability, settled.precision)
+    limits = {name: heads.task(name).max_length for name in parts.rows.train}
+    ranks.apart(lambda: folder.begin(parts.resolved, anew=anew))
+    pieces, micro = ds["gradient_accumulation_steps"], ds["train_micro_batch_size_per_gpu"]
+    say(
+        f"{config.output}: {parameter_count(model) / 1e6:.1f} M parameters, {counted(len(heads), 'head')}, "
+        f"{counted(len(limits), 'data set')}, {counted(parts.steps, 'step')} of "
+        f"{counted(config.passes, 'pass', 'passes')} x {ds['train_batch_size'] // config.passes} rows "
+        f"({counted(pieces, 'micro-batch', 'micro-batches')} of {micro} on "
+        f"{counted(ranks.world_size, 'process', 'processes')}), {settled.precision}, {mode} padding, "
+        f"ZeRO {ds['zero_optimization']['stage']}",
+        *(f"filled in: {note}" for note in settled.filled),
+        *notes,
+    )
+    seed = config.seed + 1 + ranks.rank  # dropout differs between ranks
+    engine = start(model, ds, config, device=machine.device, apex=config.apex, steps=parts.steps, seed=seed)
+    return model, Padding(mode, parts.tokenizer.pad_token_id, limits), engine
 
 
-def plan(config: RoadConfig, ds: dict[str, Any], train: dict[str, FeatureSet]) -> tuple[Passes, int]:
-    """The data plan, and the number of steps."""
-    lengths = {name: np.asarray(source.lengths) for name, source in train.items()}
-    sizes = {name: len(values) for name, values in lengths.items()}
-    weights = draw_weights(config, sizes)
-    rows = ds["train_batch_size"] // config.passes
-    window = config.length_window
-    passes = Passes(lengths, weights, passes=config.passes, rows=rows, seed=config.seed, window=window)
-    steps = config.steps or max(1, round((config.epochs or 1) * sum(sizes.values()) / ds["train_batch_size"]))
-    return passes, steps
+def go_on(engine: Any, ranks: Ranks, folder: RunFolder, found: Checkpoint, steps: int) -> int:
+    """The step that a resumed run begins with, its engine and folder as they were then."""
+    restore(engine, ranks, found)
+    step = found.step
+    # an evaluation after the last step is made again
+    ranks.apart(
+        lambda: folder.forget(lambda line: line["step"] > step or (line["step"] == steps and "loss" not in line))
+    )
+    say(f"resumed from {found.folder.name}")
+    return step
 
 
-def fingerprints(sources: dict[str, FeatureSet]) -> dict[str, str]:
-    """The content hash of every data set: rows, reader settings, tokenizer, task settings."""
-    return {name: source.manifest["key"] for name, source in sources.items()}
-
-
-def resumable(folder: RunFolder, wanted: dict[str, Any]) -> checkpoint.Checkpoint:
-    """The checkpoint to go on from. RoadError that shows the difference when the run's settings or rows have changed."""
-    found = checkpoint.newest(folder.path / "checkpoints", folder.run)
-    before, now = flat_keys(found.manifest.config), flat_keys(wanted)
-    changed = [key for key in sorted({*before, *now}) if before.get(key) != now.get(key)]
-    refused = [key for key in changed if not any(key == k or key.startswith(k + ".") for k in CHANGEABLE)]
-    if refused:
-        rows = [(key, before.get(key, "-"), now.get(key, "-")) for key in refused]
-        raise RoadError(
-            "a resumed run must keep its rows and the settings that decide on weights and rates; these differ:\n"
-            + table(rows, ("key", "saved", "now"))
-            + "\nset them back, or start another run with road.output"
-            + (f" that goes on from this one's model: {lengthened(folder)}" if "road.steps" in refused else "")
-        )
-    return found
-
-
-def lengthened(folder: RunFolder) -> str:
-    """What to set so that a run with more steps begins with a run's weights: its own schedule ends where it was told to."""
-    setting = f"road.model={folder.path}"
-    return setting if trained_heads(str(folder.path)) else f"python -m road_ds export {folder.path}, then {setting}"
-
-
-def closing(
-    folder: Path, exported: list[Path], config: RoadConfig, sources: dict[str, FeatureSet], seconds: float
-) -> list[str]:
-    """The last lines of a run: where things are, and a prediction to try next."""
-    source = next(source for name, source in sources.items() if config.head_of(name) == exported[0].name)
-    # one of the first rows, of about a line
-    example = min(islice(source.examples(), 1000), key=lambda e: abs(80 - len(e.text_a + (e.text_b or ""))))
-    texts = ["--text", example.text_a, *(["--pair", example.text_b] if example.text_b is not None else [])]
-    return [
-        f"{seconds:.0f} s. Results: {folder / 'results.json'}, {folder / 'metrics.jsonl'}, {folder / 'curves.png'}",
-        "Models: " + ", ".join(map(str, exported)),
-        f"Next: python -m road_ds predict {exported[0]} {shlex.join(texts)}",
-    ]
+def facts_of(config: RoadConfig, parts: Parts, machine: Machine, padding: Padding, began: float) -> dict[str, Any]:
+    """What results.json says of a run beside its scores; began: by time.monotonic()."""
+    return {
+        "wall_seconds": round(time.monotonic() - began, 1),
+        "world_size": machine.processes,
+        "device": torch.cuda.get_device_name() if machine.capability else "cpu",
+        "precision": parts.settled.precision,
+        "padding": padding.mode,
+        "seed": config.seed,
+        "data": parts.rows.fingerprints(),
+        "teachers": parts.teachers.identity,
+        "versions": versions(),
+    }
 
 
 if __name__ == "__main__":

@@ -10,11 +10,11 @@ import torch
 from runs import error_of, tiny_config
 from transformers import AutoModelForQuestionAnswering, ElectraConfig
 
-from road_ds.check import bucket, memory, parameters, report, shared_texts
 from road_ds.common.digest import file_sha256 as digest
 from road_ds.config.file import load_config
 from road_ds.data.passes import Passes
 from road_ds.data.readers import Example
+from road_ds.engine.plan import bucket, memory, parameters, report, shared_texts
 from road_ds.models.configuration import base_config, load_tokenizer
 from road_ds.tasks.registry import heads
 
@@ -248,5 +248,5 @@ def test_what_the_system_says_of_a_file_is_one_line_among_the_others(config_file
     assert "File name too long" in text and "none.jsonl: no such file" in text
     monkeypatch.setattr(Path, "read_bytes", refuse)
     assert error_of(command("check", file)).startswith(f"error: cannot read {file}: Permission denied")
-    monkeypatch.setattr("road_ds.__main__.read_config", lambda *_: refuse(file))
+    monkeypatch.setattr("road_ds.commands.check.read_config", lambda *_: refuse(file))
     assert error_of(command("check", file)) == f"error: {file}: Permission denied"

@@ -16,12 +16,13 @@ from transformers import AutoModelForQuestionAnswering, AutoModelForSequenceClas
 
 from road_ds import train
 from road_ds.config.file import load_config
+from road_ds.data.passes import plan
+from road_ds.data.rows import Rows
 from road_ds.distillation.teachers import weights_hash
 from road_ds.models.build import build_model
 from road_ds.models.configuration import load_tokenizer
 from road_ds.models.export import export
 from road_ds.tasks.registry import heads
-from road_ds.train import load_data, plan
 
 KINDS = {"qa": AutoModelForQuestionAnswering, "inference": AutoModelForSequenceClassification}
 TEMPERATURE, WEIGHT = 3.0, 0.7
@@ -74,10 +75,9 @@ def taught(teachers, tmp_path_factory, cache) -> Path:
 def plain(taught, teachers):
     """The weights and losses of a plain loop with teachers: everything row by row."""
     config, _ = load_config(taught / "run.json")
-    ds = {"train_batch_size": 24}
     tokenizer, tasks = load_tokenizer(config.model), heads(config)
-    rows, _ = load_data(config, tasks, tokenizer)
-    passes, steps = plan(config, ds, rows)
+    rows = Rows.load(config.datasets, tasks.by_dataset(), tokenizer, config.cache).train
+    passes, steps = plan(config, 24, {name: source.lengths for name, source in rows.items()})
     initial = build_model(config.model, tasks, tokenizer, dropout=0.0, seed=config.seed)
     export(initial, initial.state_dict(), tokenizer, taught / "initial", "")
     load = {**KINDS, "paraphrase": AutoModelForSequenceClassification}
@@ -233,8 +233,8 @@ def test_cosines_are_those_of_the_gradients(config_file, tmp_path, cache):
     line = records(tmp_path / "run")[0]
     config, _ = load_config(path)
     tokenizer, tasks = load_tokenizer(config.model), heads(config)
-    rows, _ = load_data(config, tasks, tokenizer)
-    passes, _ = plan(config, {"train_batch_size": 24}, rows)
+    rows = Rows.load(config.datasets, tasks.by_dataset(), tokenizer, config.cache).train
+    passes, _ = plan(config, 24, {name: source.lengths for name, source in rows.items()})
     model = build_model(config.model, tasks, tokenizer, dropout=0.0, seed=config.seed).train()
     from road_ds.data.batch import collate
     from road_ds.distillation.objective import supervised

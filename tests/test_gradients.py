@@ -11,11 +11,12 @@ from torch.nn import functional as F
 from transformers import AutoModelForQuestionAnswering, AutoModelForSequenceClassification
 
 from road_ds.config.file import load_config
+from road_ds.data.passes import plan
+from road_ds.data.rows import Rows
 from road_ds.models.build import build_model
 from road_ds.models.configuration import load_tokenizer
 from road_ds.models.export import export
 from road_ds.tasks.registry import heads
-from road_ds.train import load_data, plan
 
 
 @pytest.fixture(scope="module")
@@ -26,8 +27,8 @@ def plain(tmp_path_factory, cache):
     path.write_text(json.dumps(tiny_config(cache=str(cache), output=str(folder / "run"))))
     config, ds = load_config(path)
     tokenizer, tasks = load_tokenizer(config.model), heads(config)
-    train, _ = load_data(config, tasks, tokenizer)
-    passes, steps = plan(config, ds, train)
+    train = Rows.load(config.datasets, tasks.by_dataset(), tokenizer, config.cache).train
+    passes, steps = plan(config, ds["train_batch_size"], {name: rows.lengths for name, rows in train.items()})
     initial = build_model(config.model, tasks, tokenizer, dropout=0.0, seed=config.seed)
     export(initial, initial.state_dict(), tokenizer, folder / "initial", "")
     models = {

@@ -1,34 +1,82 @@
-"""The layout is the architecture: a file imports only from the rows above its own."""
+"""The layout is the architecture: a room imports only from the rooms before it, a file only from the rows above its own."""
 
 import ast
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent / "road_ds"
 
-LAYERS = [
-    {"errors", "exchange", "heartbeat", "launch", "trainer_words"},
-    {"digest", "strict_json", "deepspeed_keys", "data.catalog", "fused", "dropout", "linear"},
-    {"config", "log", "metrics", "packing", "preemption", "ranks", "sealed", "surroundings", "tokenizer", "pretrained"},
-    {"hub", "data.publishers"},
-    {"data.formats"},
-    {"data.readers"},
-    {"data.negatives"},
-    {"data.features", "data.passes"},
-    {"data.batches", "spans", "objectives", "optim", "soft_targets"},
-    {"tasks", "guard", "run_folder"},
-    {"model"},
-    {"checkpoint", "evaluation", "meter", "cosines"},
-    {"export", "loop", "speed"},
-    {"predictor", "selection"},
-    {"teachers", "ensemble"},
-    {"train", "teach"},
-    {"check", "glue"},
-    {"recipes.recipe", "recipes.inputs", "recipes.launcher", "recipes.difference"},
-    {"recipes.stages", "recipes.comparison"},
-    {"recipes.page"},
-    {"__main__"},
-]
-LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
+# A room may import what stands before it; inside a room a file imports only from rows above its own.
+ROOMS = {
+    "common": [
+        {"digest", "errors", "heartbeat"},
+        {"log", "ranks", "sealed", "strict_json"},
+        {"hub"},
+    ],
+    "config": [
+        {"deepspeed_keys", "fit", "trainer_words"},
+        {"settings"},
+        {"catalog", "road"},
+        {"file"},
+    ],
+    "data": [
+        {"arrow", "packing", "passes", "publishers", "tokenizer"},
+        {"batch", "formats"},
+        {"batches", "readers"},
+        {"negatives"},
+        {"sources"},
+        {"features"},
+        {"rows"},
+    ],
+    "tasks": [
+        {"metrics", "outputs", "spans"},
+        {"base"},
+        {"evaluation", "labels", "span_qa", "text"},
+        {"classification", "regression"},
+        {"registry"},
+    ],
+    "models": [
+        {"exchange", "pretrained"},
+        {"apex", "configuration", "dropout", "linear"},
+        {"attention"},
+        {"multi_task"},
+        {"build", "export"},
+        {"predictor"},
+        {"ensemble"},
+    ],
+    "distillation": [
+        {"hidden", "schedule", "soft_targets"},
+        {"objective"},
+        {"annealing", "guard", "kd", "smoothing"},
+        {"lesson", "registry"},
+        {"teachers"},
+        {"teach"},
+    ],
+    "engine": [
+        {"checkpoint", "cosines", "curves", "optim", "preemption", "run_folder", "settled", "speed", "surroundings"},
+        {"meter", "plan", "resume", "start", "weights"},
+        {"selection"},
+        {"milestones", "results"},
+    ],
+    "loop": [{""}],
+    "train": [{""}],
+    "recipes": [
+        {"difference", "glue", "inputs", "launcher", "recipe"},
+        {"comparison", "stages"},
+        {"page"},
+    ],
+    "commands": [
+        {"arguments", "rows"},
+        {"check", "compare", "datasets", "evaluate", "export", "launch", "predict", "score", "teach"},
+        {"recipe"},
+    ],
+    "__main__": [{""}],
+}
+LEVEL = {
+    ".".join(filter(None, (room, name))): (order, row)
+    for order, (room, rows) in enumerate(ROOMS.items())
+    for row, names in enumerate(rows)
+    for name in names
+}
 
 
 def module_name(path: Path) -> str:
@@ -48,18 +96,48 @@ def imported_modules(path: Path) -> set[str]:
     return found
 
 
-def test_files_import_only_from_layers_above():
+def test_files_import_only_from_rooms_before_and_rows_above():
     for path in ROOT.rglob("*.py"):
         name = module_name(path)
         if path.stem == "__init__" or path.parent.name == "sample_data":
             continue
-        assert name in LEVEL, f"{path} has no layer: place it in LAYERS"
+        assert name in LEVEL, f"{path} has no place: give it one in ROOMS"
         for other in imported_modules(path):
             assert LEVEL[other] < LEVEL[name], f"{name} must not import {other}"
 
 
-def test_every_layer_is_a_file():
+def test_every_place_is_a_file():
     assert set(LEVEL) <= {module_name(path) for path in ROOT.rglob("*.py")}
+
+
+def test_a_visitor_sees_at_most_twelve_entries():
+    entries = {path.name for path in ROOT.iterdir()} - {"__init__.py", "__pycache__"}
+    assert len(entries) <= 12, sorted(entries)
+
+
+def test_every_room_says_what_lives_there():
+    for room in ROOMS:
+        if (ROOT / room).is_dir():
+            text = ast.get_docstring(ast.parse((ROOT / room / "__init__.py").read_text(encoding="utf-8"))) or ""
+            assert "imports" in text, f"{room}/__init__.py: says what lives there and what it imports"
+
+
+def length(function: ast.FunctionDef) -> int:
+    """Lines of a function without its docstring."""
+    said = function.body[0] if ast.get_docstring(function) is not None else None
+    return function.end_lineno - function.lineno + 1 - (said.end_lineno - said.lineno + 1 if said else 0)
+
+
+def test_files_and_functions_can_be_read_at_once():
+    for folder in (ROOT, ROOT.parent / "kernels", ROOT.parent / "benchmarks"):
+        for path in folder.rglob("*.py"):
+            text = path.read_text(encoding="utf-8")
+            if path.parent.name == "sample_data":
+                continue
+            assert text.count("\n") <= 400, path
+            functions = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.FunctionDef)]
+            for function in functions if folder == ROOT else ():
+                assert length(function) <= 60, f"{path}: {function.name}"
 
 
 def test_kernels_know_nothing_of_road_ds():

@@ -16,6 +16,7 @@ from road_ds.common.ranks import Ranks
 from road_ds.data.batch import Batch
 from road_ds.data.passes import micro_batches
 from road_ds.distillation.objective import Loss, Objective, supervised
+from road_ds.engine import settled
 from road_ds.loop import out_of_memory_named
 
 
@@ -45,7 +46,7 @@ def test_one_bad_step_is_skipped_and_its_rows_named(stage, config_file, tmp_path
     config = tiny_config(log_every=2)
     config["zero_optimization"] = {"stage": stage}
     config["optimizer"] = {"type": "AdamW", "params": {"lr": 1e-3}}
-    monkeypatch.setattr(train, "objective_from", broken(7, 7))  # 6 micro-batches a step: the second step
+    monkeypatch.setattr(settled, "objective_from", broken(7, 7))  # 6 micro-batches a step: the second step
     assert train.main(["--deepspeed_config", str(config_file(config))]) == 0
     lines = [line for line in records(tmp_path / "run") if "loss" in line]
     assert [line["applied"] for line in lines] == [True, False, True, True, True]
@@ -74,7 +75,7 @@ def test_a_diverged_run_says_so(stage, config_file, tmp_path, capsys):
 def test_a_run_that_only_skips_is_stopped(stage, config_file, tmp_path, monkeypatch, capsys):
     config = tiny_config(steps=50, max_skipped_steps=3)
     config["zero_optimization"] = {"stage": stage}
-    monkeypatch.setattr(train, "objective_from", broken(12, 10**9))
+    monkeypatch.setattr(settled, "objective_from", broken(12, 10**9))
     assert train.main(["--deepspeed_config", str(config_file(config))]) == 2
     assert "3 steps in a row were skipped" in capsys.readouterr().err
     status = json.loads((tmp_path / "run" / "status.json").read_text())

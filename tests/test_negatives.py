@@ -87,16 +87,17 @@ def test_real_questions():
 
 
 def test_a_run_gets_them_in_its_train_part_only_and_check_counts_them(config_file):
-    from road_ds.check import report
     from road_ds.config.file import load_config
+    from road_ds.data.rows import Rows
+    from road_ds.engine.plan import report
     from road_ds.models.configuration import load_tokenizer
     from road_ds.tasks.registry import heads
-    from road_ds.train import load_data
 
     config = tiny_config()
     config["road"]["datasets"]["places"] |= {"negatives": 1.0, "max_rows": 300}
     config, ds = load_config(config_file(config))
-    train, dev = load_data(config, heads(config), load_tokenizer(config.model))
+    rows = Rows.load(config.datasets, heads(config).by_dataset(), load_tokenizer(config.model), config.cache)
+    train, dev = rows.train, rows.dev
     made = train["places"].manifest["negatives"]
     ids = [e.id for e in train["places"].examples()]
     assert made > 0 and sum(name.endswith("-negative") for name in ids) == made and len(ids) == 300 + made
@@ -107,12 +108,12 @@ def test_a_run_gets_them_in_its_train_part_only_and_check_counts_them(config_fil
 def test_they_are_for_questions_only(config_file):
     from road_ds.common.errors import RoadError
     from road_ds.config.file import load_config
+    from road_ds.data.rows import Rows
     from road_ds.models.configuration import load_tokenizer
     from road_ds.tasks.registry import heads
-    from road_ds.train import load_data
 
     config = tiny_config()
     config["road"]["datasets"]["inference"]["negatives"] = 0.5
     config, _ = load_config(config_file(config))
     with pytest.raises(RoadError, match="only questions over a context"):
-        load_data(config, heads(config), load_tokenizer(config.model))
+        Rows.load(config.datasets, heads(config).by_dataset(), load_tokenizer(config.model), config.cache)

@@ -122,7 +122,7 @@ def test_sampling_weights():
     sizes = {"a": 100, "b": 400}
 
     def weights(sampling):
-        return draw_weights(RoadConfig.model_validate({**config, "sampling": sampling}), sizes).tolist()
+        return draw_weights(RoadConfig.model_validate({**config, "sampling": sampling}).sampling, sizes).tolist()
 
     assert weights("uniform") == [0.5, 0.5]
     assert weights("proportional") == [0.2, 0.8]

@@ -11,6 +11,8 @@ from runs import ROOT, environment, free_port, records, tiny_config
 
 from road_ds import train
 from road_ds.common.errors import Terminated
+from road_ds.data.rows import Rows
+from road_ds.engine import checkpoint, milestones, results
 from road_ds.engine.checkpoint import newest
 from road_ds.engine.preemption import Preemption, exit_code
 
@@ -57,7 +59,7 @@ def at(monkeypatch, owner, name: str) -> None:
 
 
 def test_asked_before_the_first_step(config_file, tmp_path, monkeypatch, capsys):
-    at(monkeypatch, train, "load_data")
+    at(monkeypatch, Rows, "load")
     assert train.main(["--deepspeed_config", str(config_file(tiny_config()))]) == 143
     assert status(tmp_path / "run") == ("preempted", 0, "stopped by SIGTERM")
     assert "Traceback" not in capsys.readouterr().err
@@ -68,9 +70,9 @@ def test_asked_after_the_last_step(where, config_file, tmp_path, monkeypatch, ca
     """The last step is saved, never half; a resume does the rest."""
     command = ["--deepspeed_config", str(config_file(tiny_config(save_every=100)))]
     owner, name = {
-        "the last save": (train.checkpoint, "write_manifest"),
-        "the evaluation": (train.evaluation, "evaluate"),
-        "the export": (train.export, "export"),
+        "the last save": (checkpoint, "write_manifest"),
+        "the evaluation": (milestones, "evaluate"),
+        "the export": (results, "export"),
     }[where]
     at(monkeypatch, owner, name)
     assert train.main(command) == 143
@@ -88,7 +90,7 @@ def test_the_waiting_command_ends_when_the_run_has_ended(config_file, tmp_path):
     run = tmp_path / "run"
     path = config_file(tiny_config(steps=100_000, log_every=1))
     process = subprocess.Popen(
-        [sys.executable, "-m", "road_ds.engine.launch", "--num_gpus", "2", "--master_port", str(free_port()),
+        [sys.executable, "-m", "road_ds", "launch", "--num_gpus", "2", "--master_port", str(free_port()),
          "road_ds/train.py", "--deepspeed_config", path],
         cwd=ROOT, env=environment(), start_new_session=True, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
     )  # fmt: skip
@@ -108,7 +110,8 @@ def test_the_waiting_command_passes_on_how_its_run_ended(tmp_path):
     command = [
         sys.executable,
         "-m",
-        "road_ds.engine.launch",
+        "road_ds",
+        "launch",
         "--num_gpus",
         "1",
         "--master_port",

@@ -71,7 +71,7 @@ def test_it_is_refused_wherever_a_model_is_used(faulty, use, command, config_fil
         config, _ = load_config(path)
         tokenizer = load_tokenizer(config.model)
         with pytest.raises(RoadError) as error:
-            pupil("inference", config, heads(config), tokenizer).accept(str(folder))
+            pupil("inference", heads(config), None, tokenizer).accept(str(folder))
         assert f"road.distill.teachers.inference: {folder}: {said}" in str(error.value)
     else:
         rows = "sample:inference.dev.jsonl"

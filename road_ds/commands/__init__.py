@@ -1,1 +1,3 @@
-"""The commands beside training, a file each; they may import every other room, and nothing but `__main__` imports them."""
+"""What `python -m road_ds` does beside training, a file per command. It imports every room; nothing but __main__
+imports it.
+"""

@@ -1,1 +1,3 @@
-"""From what users bring to the micro-batches of a step: files and hubs, rows, features, passes, batches."""
+"""What users bring, up to the micro-batches of a step: files, rows, features, the plan of passes, batches. It
+imports common and config.
+"""

@@ -1,6 +1,6 @@
 """Soft targets for a run: every teacher's logits for every training row, shared out over the processes, kept on disk."""
 
-from collections.abc import Mapping
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -11,7 +11,7 @@ from road_ds.common.hub import head_folder
 from road_ds.common.log import is_main, progress, say, table, warn
 from road_ds.common.ranks import Ranks
 from road_ds.config.file import load_config
-from road_ds.config.road import RoadConfig
+from road_ds.config.road import DatasetSpec
 from road_ds.data.batch import IGNORED
 from road_ds.data.features import FeatureSet, load_features
 from road_ds.distillation.objective import Taught
@@ -55,10 +55,10 @@ def teach(path: str, overrides: list[str], batch_size: int = 64) -> None:
     check_lengths(base_config(config.model, tokenizer, config.dropout), tasks)
     lines, shares = [], []
     for dataset in objective.teachers:
-        rows = ranks.together(partial(read_rows, dataset, config, tasks, tokenizer, ranks))
-        own = pupil(dataset, config, tasks, rows, tokenizer)
+        read = partial(read_rows, dataset, config.datasets[dataset], config.cache, tasks.task(dataset), ranks)
+        own = pupil(dataset, tasks, ranks.together(partial(read, tokenizer)), tokenizer)
         scores = np.stack(
-            [ask(own, name, config, objective, ranks, batch_size) for name in objective.teachers[dataset]]
+            [ask(own, name, read, config.cache, objective, ranks, batch_size) for name in objective.teachers[dataset]]
         )
         for name, of in zip(objective.teachers[dataset], scores, strict=True):
             value = f"squared error {of.mean():.4g}" if own.task.continuous else f"{of.mean():.1%} right"
@@ -72,16 +72,26 @@ def teach(path: str, overrides: list[str], batch_size: int = 64) -> None:
     ranks.leave()
 
 
-def ask(own: Pupil, name: str, config: RoadConfig, objective: Taught, ranks: Ranks, batch_size: int) -> np.ndarray:
-    """How right a teacher is on each feature of a data set, [features]; its soft targets are on disk then."""
+def ask(
+    own: Pupil,
+    name: str,
+    read: Callable[[Any], FeatureSet],
+    cache: str,
+    objective: Taught,
+    ranks: Ranks,
+    batch_size: int,
+) -> np.ndarray:
+    """How right a teacher is on each feature of a data set, [features]; its soft targets are on disk then.
+
+    read: the data set's rows as the model of a tokenizer reads them; cache: the run's.
+    """
     folder = ranks.together(lambda: own.accept(name))
     origin = ranks.together(lambda: own.origin(name, folder, objective.dtype))
-    target = targets_folder(config, objective, own.dataset, name)
+    target = targets_folder(objective, cache, own.dataset, name)
     flaws = ranks.gather(flaw(target, origin) if ranks.local_rank == 0 else "")
     if any(flaws):
         predictor = ranks.together(lambda: Predictor.load(head_folder(name, own.head)))
-        tasks = {own.head: own.task}
-        read = ranks.together(lambda: read_rows(own.dataset, config, tasks, predictor.tokenizer, ranks))
+        rows = ranks.together(lambda: read(predictor.tokenizer))
 
         def start() -> None:
             if not is_main():
@@ -93,15 +103,14 @@ def ask(own: Pupil, name: str, config: RoadConfig, objective: Taught, ranks: Ran
                 warn(f"{next(filter(None, flaws))}: made again")
 
         ranks.apart(start)
-        ranks.apart(lambda: write(target, origin, own, predictor, read, ranks, batch_size))
+        ranks.apart(lambda: write(target, origin, own, predictor, rows, ranks, batch_size))
         ranks.apart(lambda: finish(target, origin, name) if is_main() else None)
     return ranks.together(lambda: SoftTargets(target, origin, name, verify=False)).scores()
 
 
-def read_rows(dataset: str, config: RoadConfig, tasks: Mapping[str, Task], tokenizer: Any, ranks: Ranks) -> FeatureSet:
+def read_rows(dataset: str, spec: DatasetSpec, cache: str, task: Task, ranks: Ranks, tokenizer: Any) -> FeatureSet:
     """The training rows of a data set as a tokenizer's model reads them."""
-    spec, task = config.datasets[dataset], tasks[config.head_of(dataset)]
-    return load_features(dataset, "train", spec, task, tokenizer, config.cache, verify=ranks.local_rank == 0)
+    return load_features(dataset, "train", spec, task, tokenizer, cache, verify=ranks.local_rank == 0)
 
 
 def right_shares(scores: np.ndarray) -> list[float]:

@@ -1,6 +1,6 @@
 """Teachers: whose logits a batch is trained towards, read from soft targets on disk or computed beside the student."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,6 @@ from road_ds.common.digest import file_sha256, text_sha256
 from road_ds.common.errors import RoadError
 from road_ds.common.hub import head_folder, model_folder
 from road_ds.common.ranks import Ranks
-from road_ds.config.road import RoadConfig
 from road_ds.data.batch import Batch
 from road_ds.data.features import FeatureSet
 from road_ds.data.tokenizer import check_vocabulary, read_tokenizer, tokenizer_hash
@@ -26,6 +25,7 @@ from road_ds.models.predictor import Predictor
 from road_ds.models.pretrained import read_config
 from road_ds.tasks.base import Task
 from road_ds.tasks.labels import label_names, order_of
+from road_ds.tasks.registry import Heads
 
 
 class NoTeachers:
@@ -37,9 +37,9 @@ class NoTeachers:
         """Nothing, for every batch."""
 
 
-def targets_folder(config: RoadConfig, objective: Taught, dataset: str, name: str) -> Path:
-    """Where the soft targets of a teacher for a data set are kept."""
-    root = Path(objective.cache).expanduser() if objective.cache else Path(config.cache).expanduser() / "soft_targets"
+def targets_folder(objective: Taught, cache: str, dataset: str, name: str) -> Path:
+    """Where the soft targets of a teacher for a data set are kept: where the objective says, else in the run's cache."""
+    root = Path(objective.cache).expanduser() if objective.cache else Path(cache).expanduser() / "soft_targets"
     place = str(Path(name).resolve()) if Path(name).exists() else name
     return root / dataset / f"{Path(name).name[:60]}-{text_sha256(place)[:12]}"
 
@@ -164,49 +164,59 @@ class OnlineTeachers:
         return [own for own, _ in pairs], width
 
 
+AnyTeachers = NoTeachers | CachedTeachers | OnlineTeachers
+
+
 def open_teachers(
-    config: RoadConfig,
     objective: Objective,
-    tasks: Mapping[str, Task],
+    heads: Heads,
     train: Mapping[str, FeatureSet],
     tokenizer: Any,
     ranks: Ranks,
-) -> NoTeachers | CachedTeachers | OnlineTeachers:
-    """The teachers of a run, verified; tasks: by head; train: its rows. RoadError for what does not suit."""
+    *,
+    cache: str,
+    config: str,
+) -> AnyTeachers:
+    """The teachers of a run, verified; train: its rows by data set. RoadError for what does not suit.
+
+    cache: the run's; config: its file, for messages that give a command line.
+    """
     names = teachers_of(objective)
     if not names:
         return NoTeachers()
     assert isinstance(objective, Taught)
-    pupils = {name: pupil(name, config, tasks, train[name], tokenizer) for name in names}
+    pupils = {name: pupil(name, heads, train[name], tokenizer) for name in names}
     of = {name: own.task for name, own in pupils.items()}
     if objective.source == "online":
         loaded: dict[str, Predictor] = {}
-        for dataset, own in pupils.items():
-            for name in names[dataset]:
-                folder = own.accept(name)
-                if tokenizer_hash(read_tokenizer(folder, name)) != tokenizer_hash(tokenizer):
-                    raise RoadError(
-                        f"road.distill.teachers.{dataset}: {name} has another tokenizer than the student and cannot read its "
-                        'batches: set road.distill.source to "cached"'
-                    )
-                place = head_folder(name, own.head)
-                if place not in loaded:
-                    loaded[place] = Predictor.load(place)
-        return OnlineTeachers(
-            {d: [loaded[head_folder(name, own.head)] for name in names[d]] for d, own in pupils.items()}, of
-        )
+        return OnlineTeachers({name: online(own, names[name], loaded) for name, own in pupils.items()}, of)
     targets: dict[str, list[SoftTargets]] = {}
     for dataset, own in pupils.items():
         targets[dataset] = []
         for name in names[dataset]:
             origin = own.origin(name, own.accept(name), objective.dtype)
-            folder = targets_folder(config, objective, dataset, name)
-            found = SoftTargets(folder, origin, name, verify=ranks.local_rank == 0, config=config.file)
-            targets[dataset].append(found)
+            folder = targets_folder(objective, cache, dataset, name)
+            targets[dataset].append(SoftTargets(folder, origin, name, verify=ranks.local_rank == 0, config=config))
     return CachedTeachers(targets, of, ranks.device)
 
 
-def pupil(dataset: str, config: RoadConfig, tasks: Mapping[str, Task], rows: FeatureSet, tokenizer: Any) -> Pupil:
+def online(own: Pupil, names: Sequence[str], loaded: dict[str, Predictor]) -> list[Predictor]:
+    """The teachers of a data set, ready to read its batches beside the student. loaded: those that are, by folder."""
+    found = []
+    for name in names:
+        folder = own.accept(name)
+        if tokenizer_hash(read_tokenizer(folder, name)) != tokenizer_hash(own.tokenizer):
+            raise RoadError(
+                f"road.distill.teachers.{own.dataset}: {name} has another tokenizer than the student and cannot read its "
+                'batches: set road.distill.source to "cached"'
+            )
+        place = head_folder(name, own.head)
+        if place not in loaded:
+            loaded[place] = Predictor.load(place)
+        found.append(loaded[place])
+    return found
+
+
+def pupil(dataset: str, heads: Heads, rows: FeatureSet, tokenizer: Any) -> Pupil:
     """A data set of a run as its teachers see it."""
-    head = config.head_of(dataset)
-    return Pupil(dataset, head, tasks[head], rows, tokenizer)
+    return Pupil(dataset, heads.of[dataset], heads.task(dataset), rows, tokenizer)

@@ -1,6 +1,7 @@
 """The plan of a run before any model is loaded: what will be trained, on how many rows, in how much memory."""
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,11 +13,13 @@ from road_ds.common.log import counted, table
 from road_ds.config.fit import fit_buckets, fit_precision
 from road_ds.config.road import RoadConfig
 from road_ds.data.features import FeatureSet
+from road_ds.data.passes import plan
+from road_ds.data.rows import Rows
 from road_ds.distillation.registry import teachers_of
+from road_ds.engine.settled import Machine, settle
 from road_ds.models.build import fresh_model
 from road_ds.models.configuration import base_config, check_lengths, load_tokenizer
 from road_ds.tasks.base import Task
-from road_ds.train import load_data, plan, settle
 
 HALF = (8, 0)  # the compute capability of a GPU that is planned for and is not here
 
@@ -46,39 +49,26 @@ def report(config: RoadConfig, ds: dict[str, Any], gpus: int | None = None, faul
     world_size = gpus or max(1, torch.cuda.device_count())
     with faults.caught():
         on_gpus = fit_precision({**ds}, config.precision, "cuda", here or HALF)
+    machine = Machine("cuda", capability, world_size)  # what does not run on this CPU may run where it is planned for
     this = counted(world_size, "GPU") if capability else counted(world_size, "process", "processes")
-    # "cuda": what does not run on this CPU may run where it is planned for
-    tasks, objective, precision, _ = settle(config, ds, world_size, "cuda", capability, faults)
+    settled = settle(config, ds, machine, faults)
+    tasks, objective, precision, ds = settled.heads, settled.objective, settled.precision, settled.ds
     with faults.caught():
         tokenizer = load_tokenizer(config.model)
         with faults.caught():
             settings = base_config(config.model, tokenizer, config.dropout)
             check_lengths(settings, tasks)
-        train, dev = load_data(config, tasks, tokenizer, faults)
+        rows = Rows.load(config.datasets, tasks.by_dataset(), tokenizer, config.cache, faults)
     faults.end()
-    passes, steps = plan(config, ds, train)
+    train, dev = rows.train, rows.dev
+    passes, steps = plan(config, ds["train_batch_size"], {name: source.lengths for name, source in train.items()})
     rows = ds["train_batch_size"] // config.passes
     pieces = rows // (ds["train_micro_batch_size_per_gpu"] * world_size)
     draws = passes.draws_until(steps)
     plans = [dataset_plan(name, config, tasks, train[name], dev.get(name), draws[name] * rows) for name in train]
     encoder, own = parameters(settings, tasks)
     lines = [
-        table(
-            [
-                (
-                    p.name,
-                    p.head,
-                    f"{p.examples:,}",
-                    f"{p.features:,}",
-                    f"{p.tokens:.0f}",
-                    f"{w:.1%}",
-                    f"{p.epochs:.2f}",
-                    f"{p.dev:,}",
-                )
-                for p, w in zip(plans, passes.weights, strict=True)
-            ],
-            ("data set", "head", "train rows", "features", "tokens", "drawn", "epochs", "dev rows"),
-        ),
+        dataset_table(plans, passes.weights),
         "",
         f"{counted(steps, 'step')} of {counted(config.passes, 'pass', 'passes')} x {rows} rows = {ds['train_batch_size']} rows a step, "
         f"{steps * ds['train_batch_size']:,} in all",
@@ -98,6 +88,15 @@ def report(config: RoadConfig, ds: dict[str, Any], gpus: int | None = None, faul
     ]
     warnings = [warning for p in plans for warning in p.warnings]
     return "\n".join([*lines, *(["", "warnings:", *(f"  {warning}" for warning in warnings)] if warnings else [])])
+
+
+def dataset_table(plans: Sequence[DatasetPlan], weights: np.ndarray) -> str:
+    """The plans of data sets as a table; weights: the probability of each in a draw."""
+    rows = [
+        (p.name, p.head, f"{p.examples:,}", f"{p.features:,}", f"{p.tokens:.0f}", f"{w:.1%}", f"{p.epochs:.2f}", f"{p.dev:,}")
+        for p, w in zip(plans, weights, strict=True)
+    ]  # fmt: skip
+    return table(rows, ("data set", "head", "train rows", "features", "tokens", "drawn", "epochs", "dev rows"))
 
 
 def dataset_plan(

@@ -11,7 +11,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from road_ds.common.errors import RoadError
-from road_ds.config.road import RoadConfig
+from road_ds.config.road import SpeedSettings
 from road_ds.data.batches import Mode
 from road_ds.models import apex as fused
 from road_ds.models.dropout import replace_dropout
@@ -66,7 +66,7 @@ def choose_padding(
 
 def prepare(
     model: MultiTaskModel,
-    config: RoadConfig,
+    settings: SpeedSettings,
     ds: dict[str, Any],
     device: str,
     capability: tuple[int, int] | None,
@@ -79,18 +79,18 @@ def prepare(
     if device == "cpu":
         fit_cpu(model.encoder)
     obstacle = model.use_packing()
-    mode, note = choose_padding(config.padding, obstacle, device, capability, precision, config.compile)
-    apex, remark = fused.use_apex(config.apex, device)
+    mode, note = choose_padding(settings.padding, obstacle, device, capability, precision, settings.compile)
+    apex, remark = fused.use_apex(settings.apex, device)
     if apex:
         remark = f"{fused.fuse_norms(model.encoder)} layer norms are NVIDIA Apex's"
-    if config.activation_checkpointing:
+    if settings.activation_checkpointing:
         try:
             model.encoder.gradient_checkpointing_enable({"use_reentrant": False})
         except ValueError:
             raise RoadError(
                 f"road.activation_checkpointing: transformers has none for {model.encoder.config.model_type}: leave it out"
             ) from None
-    if config.compile:
+    if settings.compile:
         if ds["zero_optimization"]["stage"] == 3:
             raise RoadError(
                 "road.compile: ZeRO 3 gathers weights between the layers, which a compiled encoder has no place for: "
@@ -109,8 +109,8 @@ def reduce_between_ranks_only(engine: Any) -> None:
         engine.enable_backward_allreduce = False
 
 
-def optimizer(config: RoadConfig, ds: dict[str, Any], device: str, groups: list[dict[str, Any]]) -> Optimizer | None:
+def optimizer(apex: str, ds: dict[str, Any], device: str, groups: list[dict[str, Any]]) -> Optimizer | None:
     """Apex's Adam where it is installed and AdamW is asked for; None where DeepSpeed builds what its block says."""
     kind, params = ds["optimizer"]["type"], ds["optimizer"]["params"]
     plain = kind.lower() == "adamw" and params.get("torch_adam", False) and not params.get("amsgrad", False)
-    return fused.fused_adam(groups, params) if plain and fused.use_apex(config.apex, device)[0] else None
+    return fused.fused_adam(groups, params) if plain and fused.use_apex(apex, device)[0] else None

@@ -1,1 +1,1 @@
-"""Many runs: their plan, their launching one after the other, and what they say side by side."""
+"""Runs of runs, and what they say side by side. It imports all rooms but commands."""

@@ -13,7 +13,7 @@ from road_ds.common.log import versions, write_json
 from road_ds.common.strict_json import flat_keys, quote
 from road_ds.config.road import RoadConfig, models_of
 from road_ds.data.sources import Part, Source
-from road_ds.train import CHANGEABLE
+from road_ds.engine.resume import CHANGEABLE
 
 FILE = "inputs.json"  # in the run folder
 PARTS: tuple[Part, ...] = ("train", "dev")

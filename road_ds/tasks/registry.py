@@ -43,9 +43,17 @@ class Heads(dict[str, Task]):
         """The task of the head that a data set trains."""
         return self[self.of[dataset]]
 
+    def by_dataset(self) -> dict[str, Task]:
+        """The task of each data set."""
+        return {name: self[head] for name, head in self.of.items()}
+
+    def pairs(self, pairs: Mapping[str, bool | None]) -> dict[str, list[bool | None]]:
+        """By head what is given by data set: whether its rows are pairs of texts, None where some are."""
+        return {head: [pairs[name] for name in pairs if self.of.get(name) == head] for head in self}
+
     def trained_on(self, pairs: Mapping[str, bool | None]) -> "Heads":
-        """The same heads, each with what its rows were. pairs: by data set, whether they are pairs, None where some are."""
-        kinds = {head: [pairs[name] for name in pairs if self.of.get(name) == head] for head in self}
+        """The same heads, each with what its rows were."""
+        kinds = self.pairs(pairs)
         return Heads({head: task.trained_on(kinds[head]) for head, task in self.items()}, self.of)
 
 

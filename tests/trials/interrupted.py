@@ -22,9 +22,8 @@ if __name__ == "__main__":
 import psutil
 
 from road_ds import loop, train
-from road_ds.engine import checkpoint
-from road_ds.models import export
-from road_ds.tasks import evaluation
+from road_ds.data.rows import Rows
+from road_ds.engine import checkpoint, milestones, results
 
 PHASES = ("start", "encoding", "steps", "evaluation", "saving", "export")
 MARK = "ROAD_CAMPAIGN"  # an environment variable by which a trial knows its processes
@@ -104,11 +103,11 @@ def main(plan: Plan, arguments: list[str]) -> int:
                 happen(plan.what, plan.struck)
 
     phases = Phases(watch)
-    phases.around(train, "load_data", "encoding")
+    phases.around(Rows, "load", "encoding")
     phases.around(train, "fit", "steps", afterwards="export")
     phases.around(checkpoint, "save", "saving")
-    phases.around(evaluation, "evaluate", "evaluation")
-    phases.around(export, "export", "export")
+    phases.around(milestones, "evaluate", "evaluation")
+    phases.around(results, "export", "export")
     phases.at(loop, "step_engine")
     sys.addaudithook(lambda name, _: phases.event() if name in EVENTS else None)
     code = train.main(arguments)

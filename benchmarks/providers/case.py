@@ -1,0 +1,87 @@
+"""What all providers of the training benchmark share: the rows of a turn, and what is measured of it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from length_mix import MIX
+from presets import PASSES, Preset, bench_config
+
+from road_ds.common.ranks import Ranks
+from road_ds.config.road import RoadConfig
+from road_ds.data.features import FeatureSet
+from road_ds.data.passes import Passes
+from road_ds.models.configuration import load_tokenizer
+
+LR, DECAY, CLIP = 1e-4, 0.01, 1.0
+CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+LAUNCHER = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # what a launcher tells its processes
+
+
+class Case(NamedTuple):
+    """What is compared, in plain values that another process can be given. scratch: holds the rows, in `mix`."""
+
+    preset: Preset
+    precision: str
+    clock: str
+    modes: list[str]
+    stages: list[int]
+    teachers: int
+    scratch: Path
+
+
+class Work(NamedTuple):
+    """What a provider did in a turn. computed: tokens that went through its encoder, padding included."""
+
+    seconds: float
+    computed: int
+
+
+class Rows(NamedTuple):
+    """What all providers share: the sources, the plan over them, and the run's sizes and device."""
+
+    sources: dict[str, FeatureSet]
+    passes: Passes
+    config: RoadConfig
+    preset: Preset
+    ranks: Ranks
+    precision: str
+    tokenizer: Any
+    clock: Callable[[], float] = time.perf_counter
+
+    @classmethod
+    def of(cls, case: Case, ranks: Ranks) -> Rows:
+        """Opens the rows and plans the draws."""
+        config = bench_config(case.preset)
+        sources = {name: FeatureSet(name, case.scratch / "mix" / name, name) for name in MIX}
+        passes = Passes(
+            {name: np.asarray(source.lengths) for name, source in sources.items()}, np.full(len(MIX), 1 / len(MIX)),
+            passes=PASSES, rows=case.preset.rows // PASSES, seed=0, window=config.length_window,
+        )  # fmt: skip
+        tokenizer = load_tokenizer(config.model)
+        return cls(sources, passes, config, case.preset, ranks, case.precision, tokenizer, CLOCKS[case.clock])
+
+    def drawn(self, steps: range) -> list[tuple[str, int]]:
+        """The rows of some steps, over all ranks: data set and number."""
+        passes = (taken for step in steps for taken in self.passes.draw(step))
+        return [(taken.dataset, int(row)) for taken in passes for row in taken.rows]
+
+    def lengths(self, steps: range) -> np.ndarray:
+        """Tokens of each row of some steps."""
+        return np.array([self.sources[name].lengths[row] for name, row in self.drawn(steps)])
+
+    @property
+    def pieces(self) -> int:
+        """Micro-batches per step on one rank."""
+        return self.preset.rows // (self.preset.micro * self.ranks.world_size)
+
+
+def wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize()

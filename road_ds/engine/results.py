@@ -1,0 +1,76 @@
+"""What a run leaves: models, scores, predictions, curves, and the lines that say where they are."""
+
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from road_ds.common.log import say
+from road_ds.data.features import FeatureSet
+from road_ds.engine.curves import plot_curves
+from road_ds.engine.run_folder import RunFolder, full_disk_named
+from road_ds.engine.selection import Best
+from road_ds.models.export import export
+from road_ds.models.multi_task import MultiTaskModel
+from road_ds.tasks.evaluation import Evaluated, report, write_results
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Where a run has ended: its last step, the scores and weights there, and the best kept, if the run chooses that."""
+
+    step: int
+    scores: Mapping[str, Evaluated]
+    state: Mapping[str, torch.Tensor]
+    best: Best | None
+
+    def chosen(self) -> tuple[int, Mapping[str, Evaluated], Mapping[str, torch.Tensor]]:
+        """Step, scores and weights of what is exported."""
+        if self.best is None:
+            return self.step, self.scores, self.state
+        found = self.best.load()
+        say(f"exporting step {found[0]} of {self.step}: its mean headline metric is the highest")
+        return found
+
+
+def leave(
+    folder: RunFolder, outcome: Outcome, model: MultiTaskModel, tokenizer: Any, facts: Mapping[str, Any]
+) -> tuple[list[Path], str]:
+    """Writes a run's results and exported heads; their folders, and the scores as a table. On rank 0.
+
+    facts: what else results.json holds.
+    """
+    with full_disk_named(folder.path):
+        step, scores, state = outcome.chosen()
+        card = report(scores)
+        exported = export(model, state, tokenizer, folder.path / "model", f"Dev scores:\n\n```\n{card}\n```")
+        headlines = {name: f"{name}/{result.headline}" for name, result in scores.items()}
+        best = {name: highest(folder, metric) for name, metric in headlines.items()}
+        known = {"step": outcome.step, "exported_step": step, "best": best}
+        write_results(folder.path, scores, {**known, **facts})
+        plot_curves(folder.records(), list(headlines.values()), folder.path / "curves.png")
+        return exported, card
+
+
+def highest(folder: RunFolder, metric: str) -> dict[str, Any]:
+    """The highest value of a metric over a run's evaluations, and its step."""
+    values = [(line[metric], line["step"]) for line in folder.records() if metric in line]
+    value, step = max(values, key=lambda pair: pair[0])
+    return {"metric": metric, "value": value, "step": step}
+
+
+def closing(folder: Path, exported: list[Path], sources: Mapping[str, FeatureSet], seconds: float) -> list[str]:
+    """The last lines of a run: where things are, and a prediction to try next. sources: rows by the head they train."""
+    source = sources[exported[0].name]
+    # one of the first rows, of about a line
+    example = min(islice(source.examples(), 1000), key=lambda e: abs(80 - len(e.text_a + (e.text_b or ""))))
+    texts = ["--text", example.text_a, *(["--pair", example.text_b] if example.text_b is not None else [])]
+    return [
+        f"{seconds:.0f} s. Results: {folder / 'results.json'}, {folder / 'metrics.jsonl'}, {folder / 'curves.png'}",
+        "Models: " + ", ".join(map(str, exported)),
+        f"Next: python -m road_ds predict {exported[0]} {shlex.join(texts)}",
+    ]

@@ -1,0 +1,47 @@
+"""What a resumed run must keep, and where it goes on."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from road_ds.common.errors import RoadError
+from road_ds.common.hub import trained_heads
+from road_ds.common.log import table
+from road_ds.common.strict_json import flat_keys
+from road_ds.engine import checkpoint
+from road_ds.engine.run_folder import RunFolder
+
+OWN = {"road.cache", "road.output"}  # what each host may have its own of
+
+# What a resumed run may change: nothing here decides on rows, weights or rates.
+CHANGEABLE = {
+    *("road." + key for key in ("evaluate_every", "evaluate_batch_size", "log_every", "save_every", "keep")),
+    *("road." + key for key in ("output", "cache", "max_skipped_steps", "step_timeout")),
+    *("road." + key for key in ("padding", "compile", "activation_checkpointing")),
+    *("road." + key for key in ("gradient_cosine_every", "distill.cache", "distill.on_mismatch")),
+    *("train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "tensorboard", "wandb", "csv_monitor", "comet"),
+    *("steps_per_print", "timers", "wall_clock_breakdown", "memory_breakdown", "flops_profiler", "comms_logger"),
+    "log_level",
+}
+
+
+def resumable(folder: RunFolder, wanted: Mapping[str, Any]) -> checkpoint.Checkpoint:
+    """The checkpoint to go on from. RoadError that shows the difference when the run's settings or rows have changed."""
+    found = checkpoint.newest(folder.path / "checkpoints", folder.run)
+    before, now = flat_keys(found.manifest.config), flat_keys(wanted)
+    changed = [key for key in sorted({*before, *now}) if before.get(key) != now.get(key)]
+    refused = [key for key in changed if not any(key == k or key.startswith(k + ".") for k in CHANGEABLE)]
+    if refused:
+        rows = [(key, before.get(key, "-"), now.get(key, "-")) for key in refused]
+        raise RoadError(
+            "a resumed run must keep its rows and the settings that decide on weights and rates; these differ:\n"
+            + table(rows, ("key", "saved", "now"))
+            + "\nset them back, or start another run with road.output"
+            + (f" that goes on from this one's model: {lengthened(folder)}" if "road.steps" in refused else "")
+        )
+    return found
+
+
+def lengthened(folder: RunFolder) -> str:
+    """What to set so that a run with more steps begins with a run's weights: its own schedule ends where it was told to."""
+    setting = f"road.model={folder.path}"
+    return setting if trained_heads(str(folder.path)) else f"python -m road_ds export {folder.path}, then {setting}"
