@@ -1,6 +1,6 @@
 """The kernel benchmarks: they run on a CPU, and what they count and write is right."""
 
-import importlib.util
+import importlib
 import json
 import sys
 from pathlib import Path
@@ -17,11 +17,9 @@ def load(monkeypatch):
     monkeypatch.syspath_prepend(str(BENCHMARKS))
 
     def load(name):
-        spec = importlib.util.spec_from_file_location(name, BENCHMARKS / f"{name}.py")
-        module = importlib.util.module_from_spec(spec)
-        monkeypatch.setitem(sys.modules, name, module)
-        spec.loader.exec_module(module)
-        return module
+        for known in [module for module in sys.modules if module == name or module.startswith(f"{name}.")]:
+            monkeypatch.delitem(sys.modules, known)
+        return importlib.import_module(name)
 
     return load
 

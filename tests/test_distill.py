@@ -124,10 +124,12 @@ def plain(taught, teachers):
             for taken in passes.draw(step)
         )
         gradients = torch.autograd.grad(total, parameters, allow_unused=True)
+        norm = torch.stack([g.norm() for g in gradients if g is not None]).norm()
+        clip = min(1.0, 1.0 / (float(norm) + 1e-6))  # to the default norm of 1
         with torch.no_grad():
             for parameter, gradient in zip(parameters, gradients, strict=True):
                 if gradient is not None:
-                    parameter -= 0.1 * gradient
+                    parameter -= 0.1 * clip * gradient
         losses.append(total.item())
     weights = {name: {k: v.detach() for k, v in model.state_dict().items()} for name, model in models.items()}
     drawn = {taken.dataset for step in range(steps) for taken in passes.draw(step)}

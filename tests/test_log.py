@@ -7,7 +7,7 @@ import pytest
 from runs import environment
 
 from road_ds.common.errors import RoadError
-from road_ds.common.log import RunFolder
+from road_ds.engine.run_folder import RunFolder
 
 GOOD = b'{"step": 1, "loss": 2.5}\n{"step": 2, "loss": 2.0}\n'
 
@@ -21,7 +21,7 @@ def test_damaged_lines_of_metrics_are_left_out(damage, tmp_path):
     folder = RunFolder(tmp_path)
     folder.metrics_file.write_bytes(damage + GOOD + b'{"step": 3, "lo')
     assert [line["loss"] for line in folder.records()] == [2.5, 2.0] and folder.last_step() == 2
-    folder.forget_after(1)
+    folder.forget(lambda line: line["step"] > 1)
     assert [line["step"] for line in folder.records()] == [1]
 
 
@@ -29,7 +29,7 @@ def test_metrics_that_are_a_folder_are_named(tmp_path):
     folder = RunFolder(tmp_path)
     folder.metrics_file.mkdir()
     with pytest.raises(RoadError, match=r"metrics\.jsonl: cannot be read: Is a directory: move it away"):
-        folder.forget_after(1)
+        folder.forget(lambda line: line["step"] > 1)
     assert folder.last_step() == 0
 
 

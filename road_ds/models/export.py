@@ -54,8 +54,8 @@ def export(
         with contextlib.suppress(OSError):
             _put_back(before, folder)
         raise RoadError(
-            f"{folder}: the models cannot be written: {getattr(error, 'strerror', None) or error}: free space there, then "
-            "python -m road_ds export"
+            f"{folder}: the models cannot be written: {getattr(error, 'strerror', None) or error} (free space there, or "
+            "give another folder: python -m road_ds export)"
         ) from None
     finally:
         shutil.rmtree(staged, ignore_errors=True)
