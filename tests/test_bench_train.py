@@ -95,7 +95,7 @@ def test_ratios_are_taken_turn_by_turn(bench):
 @pytest.mark.parametrize("own", [True, False])
 def test_the_bare_loop_computes_our_losses(own, providers, presets, mix, tmp_path, monkeypatch):
     """The same weights, rows and losses; without dropout and without our idle heads."""
-    monkeypatch.setattr(providers, "DROPOUT", 0.0)
+    monkeypatch.setattr(sys.modules["providers.bare"], "DROPOUT", 0.0)
     config = presets.electra(16, 16, 2, 2, 1066)
     preset = presets.Preset(config, rows=8, micro=2, steps=1, quick_steps=1)
     road = presets.bench_config(preset)
