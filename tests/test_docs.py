@@ -28,6 +28,8 @@ def test_files_are_there(document):
     files = all_files()
     for name in set(re.findall(r"(?<![\w./-])[\w/]+\.(?:py|sh)\b", text)) - OTHERS:
         assert any(f"/{file}".endswith(f"/{name}") for file in files), name
+    for module in re.findall(r"\bfrom road_ds\.([\w.]+) import", text):
+        assert f"road_ds/{module.replace('.', '/')}.py" in files, module
     for link in re.findall(r"\]\(([\w./-]+)\)", text):
         assert (document.parent / link).exists(), link
 
