@@ -47,11 +47,21 @@ def test_tests_are_there(document):
         assert name in functions_of(file), f"{file}::{name}"
 
 
+KNOWN = {command.__name__.rpartition(".")[2] for command in COMMANDS}
+
+
+def commands_in(document: Path) -> set[str]:
+    text = document.read_text(encoding="utf-8")
+    return set(re.findall(r"-(?:m|-module) road_ds\b[ `]*([.\w]*)", text)) - {""}
+
+
 @documents
 def test_commands_are_there(document):
-    known = {command.__name__.rpartition(".")[2] for command in COMMANDS}
-    text = document.read_text(encoding="utf-8")
-    assert {command for command in re.findall(r"-(?:m|-module) road_ds\b[ `]*([.\w]*)", text) if command} <= known
+    assert commands_in(document) <= KNOWN
+
+
+def test_the_readme_has_every_command():
+    assert commands_in(ROOT / "README.md") == KNOWN
 
 
 def test_reliability_names_tests():
