@@ -1,4 +1,4 @@
-"""The `deepspeed` command, except that it ends when its run has ended: python -m road_ds.engine.launch, then what `deepspeed` takes.
+"""The `deepspeed` command, except that it ends when its run has ended: python -m road_ds launch, then what `deepspeed` takes.
 
 DeepSpeed's own command dies at once when it is asked to stop, and its processes save afterwards: too late where the end of the command
 is the end of the container or of the job.
