@@ -18,19 +18,19 @@ from presets import DROPOUT, LONGEST, PASSES, Preset, bench_config
 from torch.nn import functional as F
 
 from road_ds import optim
-from road_ds.config import ModelSpec, RoadConfig, fit_batch, fit_buckets, fit_optimizer, fit_precision
+from road_ds.config import ModelSpec, RoadConfig, fit_batch, fit_optimizer, fit_precision
 from road_ds.data.batches import Padding, assemble
 from road_ds.data.features import Batch, FeatureSet
 from road_ds.data.passes import Passes
-from road_ds.log import RunFolder
 from road_ds.loop import fit
-from road_ds.model import build_model, load_tokenizer, parameter_count
+from road_ds.model import build_model, load_tokenizer
 from road_ds.objectives import Objective, Teachers, WeightedKD
 from road_ds.packing import ATTENTION
 from road_ds.preemption import Preemption
 from road_ds.ranks import Ranks
+from road_ds.run_folder import RunFolder
 from road_ds.soft_targets import Origin, SoftTargets, begin, finish, flaw, shard_rows, write_shard
-from road_ds.speed import choose_padding, fit_cpu, reduce_between_ranks_only
+from road_ds.speed import choose_padding, fit_cpu, start_engine
 from road_ds.tasks import heads
 from road_ds.teachers import CachedTeachers, NoTeachers
 
@@ -110,8 +110,6 @@ class Ours:
     teachers: Teachers = NoTeachers()
 
     def __init__(self, rows: Rows, padding: str, stage: int, scratch: Path):
-        import deepspeed
-
         self.rows = rows
         preset, ranks = rows.preset, rows.ranks
         tasks = heads(rows.config)
@@ -136,12 +134,8 @@ class Ours:
         ds |= fit_batch(ds, PASSES, ranks.world_size)
         fit_precision(ds, rows.precision, ranks.device.type, capability)
         fit_optimizer(ds, ranks.device.type)
-        ds = fit_buckets(ds, parameter_count(model))
-        groups = optim.parameter_groups(model, lr=LR, weight_decay=DECAY, layer_lr_decay=LAYER_DECAY)
-        schedule = optim.scheduler(10**6, 0.1, "linear")
         torch.manual_seed(1 + ranks.rank)
-        self.engine, *_ = deepspeed.initialize(model=model, model_parameters=groups, config=ds, lr_scheduler=schedule)
-        reduce_between_ranks_only(self.engine)
+        self.engine = start_engine(model, ds, LAYER_DECAY, optim.scheduler(10**6, 0.1, "linear"))
         self.folder = RunFolder(scratch / f"{type(self).__name__}-{padding}-{stage}")
         self.folder.path.mkdir(parents=True, exist_ok=True)
 

@@ -5,19 +5,24 @@ Activation checkpointing stands here too: it buys memory with time.
 
 import ctypes
 import os
+from collections.abc import Callable
 from typing import Any, get_args
 
 from torch import nn
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 
-from road_ds import fused
-from road_ds.config import RoadConfig
+from road_ds import fused, internals
+from road_ds.adamw import LayerwiseAdamW
+from road_ds.config import RoadConfig, fit_buckets
 from road_ds.data.batches import Mode
 from road_ds.dropout import replace_dropout
 from road_ds.errors import RoadError
 from road_ds.linear import mkl_is_slow, replace_linear
-from road_ds.model import MultiTaskModel
+from road_ds.model import MultiTaskModel, parameter_count
+from road_ds.optim import parameter_groups, rate_shares
 
+ADAMW = ("lr", "betas", "eps", "weight_decay")  # the settings of AdamW that decide on the update
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # glibc's malloc.h
 
 
@@ -100,17 +105,46 @@ def prepare(
     return mode, [text for text in (note, remark) if text]
 
 
-def reduce_between_ranks_only(engine: Any) -> None:
-    """Leaves out DeepSpeed's reduction of the gradients where one process trains without ZeRO.
+def start_engine(
+    model: MultiTaskModel, ds: dict[str, Any], layer_lr_decay: float, schedule: Callable[[Optimizer], LRScheduler]
+) -> Any:
+    """DeepSpeed's engine over a model, with layer-wise rates, and without what a step does not need.
 
-    It would copy all of them into one tensor, average that with nobody, and copy them back.
+    ds: DeepSpeed's settings, as `fit_batch`, `fit_precision` and `fit_optimizer` have completed them.
     """
-    if engine.dp_world_size == 1 and engine.zero_optimization_stage() == 0:
-        engine.enable_backward_allreduce = False
+    import deepspeed
+
+    settings = ds["optimizer"]["params"]
+    rates = {"lr": settings["lr"], "weight_decay": settings.get("weight_decay", 0.0)}
+    ds = fit_buckets(ds, parameter_count(model))
+    client = None
+    if takes_pieces(ds):
+        groups = parameter_groups(model, **rates, layer_lr_decay=1.0)
+        client = LayerwiseAdamW(groups, **{key: settings[key] for key in ADAMW if key in settings})
+        internals.support(LayerwiseAdamW)
+        ds = {key: value for key, value in ds.items() if key != "optimizer"}
+    else:
+        groups = parameter_groups(model, **rates, layer_lr_decay=layer_lr_decay)
+    shares = rate_shares(model, layer_lr_decay)
+    engine, *_ = deepspeed.initialize(
+        model=model, optimizer=client, model_parameters=groups, config=ds, lr_scheduler=schedule
+    )
+    internals.lighten(engine)
+    if client is not None:
+        client.pieces = internals.pieces_of(engine, shares)
+    return engine
 
 
-def optimizer(config: RoadConfig, ds: dict[str, Any], device: str, groups: list[dict[str, Any]]) -> Optimizer | None:
-    """Apex's Adam where it is installed and AdamW is asked for; None where DeepSpeed builds what its block says."""
-    kind, params = ds["optimizer"]["type"], ds["optimizer"]["params"]
-    plain = kind.lower() == "adamw" and params.get("torch_adam", False) and not params.get("amsgrad", False)
-    return fused.fused_adam(groups, params) if plain and fused.use_apex(config.apex, device)[0] else None
+def takes_pieces(ds: dict[str, Any]) -> bool:
+    """Whether `LayerwiseAdamW` can stand for the optimizer that is asked for: torch's fused AdamW, on the device.
+
+    Any other has a group for each rate, which costs an update of its own, and more around it.
+    """
+    name, params = ds["optimizer"]["type"], ds["optimizer"]["params"]
+    return (
+        name.lower() == "adamw"
+        and bool(params.get("torch_adam") and params.get("fused"))
+        and set(params) <= {*ADAMW, "torch_adam", "fused"}
+        and not {"offload_optimizer", "offload_param", "zenflow"} & set(ds["zero_optimization"])
+        and "data_types" not in ds
+    )

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 
 from road_ds import checkpoint, evaluation, export, heartbeat, optim, speed, surroundings
-from road_ds.config import RoadConfig, fit_batch, fit_buckets, fit_optimizer, fit_precision, load_config
+from road_ds.config import RoadConfig, fit_batch, fit_optimizer, fit_precision, load_config
 from road_ds.data.batches import Padding
 from road_ds.data.features import FeatureSet, load_features
 from road_ds.data.passes import Passes, draw_weights
@@ -132,8 +132,6 @@ def run(
     Nothing but the folder's id, its lock and status.json is written, and nothing of an overwritten run removed, before
     all that can be wrong with settings, model and data has been looked at.
     """
-    import deepspeed
-
     began = time.monotonic()
     faults = Faults()
     capability = torch.cuda.get_device_capability() if ranks.device.type == "cuda" else None
@@ -178,23 +176,9 @@ def run(
         *(f"filled in: {note}" for note in filled),
         *notes,
     )
-    settings = ds["optimizer"]["params"]
-    groups = optim.parameter_groups(
-        model, lr=settings["lr"], weight_decay=settings.get("weight_decay", 0.0), layer_lr_decay=config.layer_lr_decay
-    )
-    scheduler = optim.scheduler(steps, config.warmup, config.schedule)
     torch.manual_seed(config.seed + 1 + ranks.rank)  # dropout differs between ranks
-    client = speed.optimizer(config, ds, ranks.device.type, groups)
-    if client is not None:
-        ds = {key: value for key, value in ds.items() if key != "optimizer"}
-    engine, *_ = deepspeed.initialize(
-        model=model,
-        optimizer=client,
-        model_parameters=groups,
-        config=fit_buckets(ds, parameter_count(model)),
-        lr_scheduler=scheduler,
-    )
-    speed.reduce_between_ranks_only(engine)
+    schedule = optim.scheduler(steps, config.warmup, config.schedule)
+    engine = speed.start_engine(model, ds, config.layer_lr_decay, schedule)
     start = 0
     if found is not None:
         checkpoint.restore(engine, ranks, found)

@@ -6,8 +6,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent / "road_ds"
 
 LAYERS = [
-    {"errors", "exchange", "heartbeat", "launch", "trainer_words"},
-    {"digest", "strict_json", "deepspeed_keys", "data.catalog", "fused", "dropout", "linear"},
+    {"errors", "exchange", "adamw", "heartbeat", "launch", "trainer_words"},
+    {"digest", "strict_json", "deepspeed_keys", "data.catalog", "fused", "dropout", "linear", "internals"},
     {"config", "log", "metrics", "packing", "preemption", "ranks", "sealed", "surroundings", "tokenizer", "pretrained"},
     {"hub", "data.publishers"},
     {"data.formats"},
