@@ -58,8 +58,7 @@ def reduce_between_ranks_only(engine: Any) -> None:
 def count_no_hooks(own: Any) -> None:
     """Leaves out the count of the parameters in a backward pass, a walk over all of them in each.
 
-    Autograd itself says when a pass has ended (`queue_post_backward_callback`); the count is for where it cannot, and for
-    reentrant checkpointing, which no run has.
+    It is to tell when a pass has ended that was not started by `engine.backward`, which itself ends those that it starts.
     """
     own.should_refresh_expected_hook_count = lambda: False
 
