@@ -1,8 +1,9 @@
-"""A provider of the training benchmark in a process of its own, as its users run it."""
+"""A provider of a benchmark in a process of its own, as its users run it."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -17,10 +18,10 @@ from road_ds.common.ranks import Ranks
 class Apart:
     """A provider beside which no other lives: its heap, its threads and what it has the allocator do are its own."""
 
-    def __init__(self, case: Case, label: str):
+    def __init__(self, make: Callable[[], Any], label: str):
         self._label = label
         self._pipe, end = get_context("spawn").Pipe()
-        self._process = get_context("spawn").Process(target=serve, args=(end, case, label), daemon=True)
+        self._process = get_context("spawn").Process(target=serve, args=(end, make), daemon=True)
         self._process.start()
         end.close()
 
@@ -29,24 +30,25 @@ class Apart:
         self._answer()
         return self
 
+    def ask(self, what: str, *arguments: Any) -> Any:
+        """What a method of the provider returns."""
+        self._pipe.send((what, arguments))
+        return self._answer()
+
     def turn(self, steps: range) -> Work:
-        return self._ask("turn", steps)
+        return self.ask("turn", steps)
 
     def split(self, step: int) -> dict[str, float]:
-        return self._ask("split", step)
+        return self.ask("split", step)
 
     def peak(self) -> int:
         """The most memory that the process has had, in bytes, the libraries included."""
-        return self._ask("peak")
+        return self.ask("peak")
 
     def close(self) -> None:
         """Returns when the process is gone: it would disturb the next."""
         self._pipe.close()
         self._process.join()
-
-    def _ask(self, what: str, *arguments: Any) -> Any:
-        self._pipe.send((what, arguments))
-        return self._answer()
 
     def _answer(self) -> Any:
         try:
@@ -56,12 +58,17 @@ class Apart:
             raise SystemExit(f"{self._label}: its process ended with {self._process.exitcode}") from None
 
 
-def serve(pipe: Connection, case: Case, label: str) -> None:
+def provider_of(case: Case, label: str) -> Any:
+    """A provider of the training benchmark, by its name."""
+    return dict(providers(case, Rows.of(case, Ranks.start())))[label]()
+
+
+def serve(pipe: Connection, make: Callable[[], Any]) -> None:
     """Makes the provider and does what is asked of it, until the other end closes."""
     for name in LAUNCHER:
         os.environ.pop(name, None)
     quiet_libraries()
-    provider = dict(providers(case, Rows.of(case, Ranks.start())))[label]()
+    provider = make()
     pipe.send("ready")
     while True:
         try:

@@ -34,6 +34,7 @@ import json
 import os
 import sys
 import tempfile
+from functools import partial
 from importlib.metadata import version
 from importlib.util import find_spec
 from itertools import product
@@ -43,7 +44,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from apart import Apart
+from apart import Apart, provider_of
 from length_mix import write_mix
 from measure import environment, folder, table
 from presets import LONGEST, PASSES, PRESETS, weights_of
@@ -153,7 +154,8 @@ def bench(name: str, asked: str, options: argparse.Namespace, ranks: Ranks) -> d
             raise SystemExit(f"--only {min(unknown)}: there are {', '.join(every)}")
         every = {label: make for label, make in every.items() if label in (options.only or every)}
         if ranks.device.type == "cpu" and ranks.world_size == 1:
-            every = {label: process.ready for label, process in {label: Apart(case, label) for label in every}.items()}
+            apart = {label: Apart(partial(provider_of, case, label), label) for label in every}
+            every = {label: process.ready for label, process in apart.items()}
         span = range(1, 1 + turns * steps)
         heaviest = max(span, key=lambda step: rows.lengths(range(step, step + 1)).sum())
         made, own = {}, {}

@@ -245,7 +245,7 @@ def build(
         *notes,
     )
     seed = config.seed + 1 + ranks.rank  # dropout differs between ranks
-    engine = start(model, ds, config, device=machine.device, apex=config.apex, steps=parts.steps, seed=seed)
+    engine = start(model, ds, config, steps=parts.steps, seed=seed)
     return model, Padding(mode, parts.tokenizer.pad_token_id, limits), engine
 
 

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from functools import partial
 
 import numpy as np
 import pytest
@@ -163,7 +164,7 @@ def test_a_provider_that_dies_is_named(load, bench, tmp_path):
     presets = sys.modules["presets"]
     case = bench.Case(presets.PRESETS["tiny"], "fp32", "wall", ["free"], [0], 0, tmp_path)  # there are no rows
     with pytest.raises(SystemExit, match="bare loop: its process ended with 1"):
-        bench.Apart(case, "bare loop").ready()
+        bench.Apart(partial(bench.provider_of, case, "bare loop"), "bare loop").ready()
 
 
 def test_an_unknown_provider_is_named_beside_the_known(tmp_path):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,11 +12,13 @@ from deepspeed.runtime.engine import DeepSpeedEngine
 from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
 from deepspeed.runtime.zero.config import ZeroStageEnum
 from deepspeed.utils.tensor_fragment import fragment_address
+from runs import tiny_config
+from safetensors.torch import load_file
 from test_resume import ALONE, FakeEngine
 
 from road_ds import train
 from road_ds.common.errors import RankError, RoadError
-from road_ds.engine import checkpoint
+from road_ds.engine import checkpoint, start
 from road_ds.engine.checkpoint import Checkpoint, committed, newest, save, without_code
 from road_ds.engine.run_folder import RunFolder
 from road_ds.engine.weights import export_checkpoint
@@ -78,6 +81,42 @@ def test_a_longer_run_goes_on_from_the_model(tmp_path):
             train.resumable(folder, {"road": {"steps": 20}})
     with pytest.raises(RoadError, match=r"another run with road\.output$"):
         train.resumable(folder, {"road": {"steps": 6, "seed": 2}})
+
+
+# ----------------------------------------------------------------------------------------- whose optimizer's layout
+
+
+@pytest.mark.parametrize(("stage", "decay"), [(0, 0.8), (1, 0.8), (0, 1.0), (1, 1.0)])
+def test_a_group_for_each_rate_is_refused_and_two_are_read(stage, decay, config_file, tmp_path, monkeypatch, capsys):
+    """What was saved before all rates lay in two groups: torch's own optimizer, no `groups` in the manifest."""
+    config = tiny_config(steps=4, save_every=2, layer_lr_decay=decay) | {"zero_optimization": {"stage": stage}}
+    config["optimizer"] = {"type": "AdamW", "params": {"lr": 1e-3}}
+    arguments = ["--deepspeed_config", str(config_file(config))]
+    write = checkpoint.write_manifest
+    with monkeypatch.context() as before:
+        before.setattr(start, "takes_pieces", lambda ds: False)
+        before.setattr(
+            checkpoint, "write_manifest", lambda at, facts: write(at, {k: v for k, v in facts.items() if k != "groups"})
+        )
+        assert train.main(arguments) == 0
+    expected = load_file(tmp_path / "run" / "model" / "qa" / "model.safetensors")
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "step-00000004")
+    capsys.readouterr()
+    if decay < 1:
+        assert train.main([*arguments, "--resume"]) == 2
+        error = capsys.readouterr().err
+        assert "its optimizer has a parameter group for each learning rate, this version's has 2: finish" in error
+        return
+    assert train.main([*arguments, "--resume"]) == 0
+    found = load_file(tmp_path / "run" / "model" / "qa" / "model.safetensors")
+    assert all(torch.allclose(found[name], value, atol=1e-6) for name, value in expected.items())
+
+
+def test_another_number_of_groups_is_refused(tmp_path):
+    saved(tmp_path, 2)
+    with pytest.raises(RoadError, match=r"its optimizer has 2 parameter groups, this version's has 8: finish the run"):
+        checkpoint.refuse_other_groups(newest(tmp_path), 8)
+    checkpoint.refuse_other_groups(newest(tmp_path), 2)
 
 
 # ------------------------------------------------------------------------------------------------------- full disk

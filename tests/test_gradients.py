@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 from torch.nn import functional as F
 from transformers import AutoModelForQuestionAnswering, AutoModelForSequenceClassification
 
+from road_ds import train
 from road_ds.config.file import load_config
 from road_ds.data.passes import plan
 from road_ds.data.rows import Rows
@@ -18,17 +19,50 @@ from road_ds.models.configuration import load_tokenizer
 from road_ds.models.export import export
 from road_ds.tasks.registry import heads
 
+DECAY = 0.5
+ADAMW = {"type": "AdamW", "params": {"lr": 0.01, "betas": [0.8, 0.9], "eps": 1e-3, "weight_decay": 0.1}}
+
+
+def share(name: str) -> float:
+    """The layer-wise share of a tensor's rate, by its name in a model folder of two layers."""
+    depths = {"electra.embeddings.": 4, "electra.encoder.layer.0.": 3, "electra.encoder.layer.1.": 2}
+    return DECAY ** next((depth for start, depth in depths.items() if name.startswith(start)), 0)
+
+
+def sgd(named: dict[str, torch.Tensor]) -> torch.optim.Optimizer:
+    return torch.optim.SGD(named.values(), lr=0.1)
+
+
+def adamw(named: dict[str, torch.Tensor]) -> torch.optim.Optimizer:
+    """PyTorch's, as it stands there for one tensor at a time, with a group for each."""
+    params = ADAMW["params"]
+    groups = [
+        {"params": [p], "lr": params["lr"] * share(name), "weight_decay": params["weight_decay"] * (p.ndim > 1)}
+        for name, p in named.items()
+    ]
+    return torch.optim.AdamW(groups, betas=params["betas"], eps=params["eps"], foreach=False)
+
 
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory, cache):
-    """The weights and losses of the plain loop: own batching, own losses, own SGD, one process."""
-    folder = tmp_path_factory.mktemp("plain")
+    """The plain loop with SGD."""
+    return plain_loop(tmp_path_factory.mktemp("plain"), cache, sgd)
+
+
+@pytest.fixture(scope="module")
+def plain_adamw(tmp_path_factory, cache):
+    """The plain loop with AdamW and layer-wise rates."""
+    return plain_loop(tmp_path_factory.mktemp("plain"), cache, adamw)
+
+
+def plain_loop(folder: Path, cache: Path, optimizer):
+    """The weights and losses of the plain loop: own batching, own losses, own clipping, one process."""
     path = folder / "plain.json"
     path.write_text(json.dumps(tiny_config(cache=str(cache), output=str(folder / "run"))))
     config, ds = load_config(path)
     tokenizer, tasks = load_tokenizer(config.model), heads(config)
-    train = Rows.load(config.datasets, tasks.by_dataset(), tokenizer, config.cache).train
-    passes, steps = plan(config, ds["train_batch_size"], {name: rows.lengths for name, rows in train.items()})
+    rows = Rows.load(config.datasets, tasks.by_dataset(), tokenizer, config.cache).train
+    passes, steps = plan(config, ds["train_batch_size"], {name: source.lengths for name, source in rows.items()})
     initial = build_model(config.model, tasks, tokenizer, dropout=0.0, seed=config.seed)
     export(initial, initial.state_dict(), tokenizer, folder / "initial", "")
     models = {
@@ -39,10 +73,15 @@ def plain(tmp_path_factory, cache):
     for model in models.values():
         model.electra = models["qa"].electra
         model.train()
-    parameters = list({id(p): p for model in models.values() for p in model.parameters()}.values())
+    named = {
+        name: p for model in models.values() for name, p in model.named_parameters() if name.startswith("electra.")
+    }
+    heads_only = {f"{head} {name}": p for head, model in models.items() for name, p in model.named_parameters()}
+    named |= {name: p for name, p in heads_only.items() if " electra." not in name}
+    parameters, updates = list(named.values()), optimizer(named)
 
     def loss_of(name: str, row: int) -> torch.Tensor:
-        feature = train[name][row]
+        feature = rows[name][row]
         inputs = {
             "input_ids": torch.tensor([feature.input_ids.tolist()]),
             "token_type_ids": torch.tensor([feature.token_type_ids.tolist()]),
@@ -59,14 +98,11 @@ def plain(tmp_path_factory, cache):
             torch.stack([loss_of(taken.dataset, row) for row in taken.rows]).mean() / config.passes
             for taken in passes.draw(step)
         )
-        gradients = torch.autograd.grad(total, parameters, allow_unused=True)
-        norm = torch.stack([gradient.square().sum() for gradient in gradients if gradient is not None]).sum().sqrt()
-        norms.append(norm.item())
-        rate = 0.1 / max(1.0, norms[-1])  # the default clips to 1
-        with torch.no_grad():
-            for parameter, gradient in zip(parameters, gradients, strict=True):
-                if gradient is not None:
-                    parameter -= rate * gradient
+        gradients = torch.autograd.grad(total, parameters, allow_unused=True, materialize_grads=True)
+        norms.append(torch.stack([gradient.square().sum() for gradient in gradients]).sum().sqrt().item())
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            parameter.grad = gradient / max(1.0, norms[-1])  # the default clips to 1
+        updates.step()
         losses.append(total.item())
     weights = {name: {k: v.detach() for k, v in model.state_dict().items()} for name, model in models.items()}
     drawn = [[taken.dataset for taken in passes.draw(step)] for step in range(steps)]
@@ -111,6 +147,19 @@ def test_parameters_equal_a_plain_loop(plain, config_file, tmp_path, stage, rank
     result = launch("road_ds/train.py", "--deepspeed_config", config_file(config), ranks=ranks)
     assert result.returncode == 0, result.stderr[-3000:]
     compare(tmp_path / "run", plain)
+
+
+@pytest.mark.parametrize(("stage", "ranks", "micro"), [(s, r, 4 // r) for r in (1, 2) for s in range(4)])
+def test_layer_wise_adamw_equals_a_plain_group_for_each_tensor(plain_adamw, config_file, tmp_path, stage, ranks, micro):
+    config = tiny_config(layer_lr_decay=DECAY) | {"zero_optimization": {"stage": stage}, "optimizer": ADAMW}
+    config["train_micro_batch_size_per_gpu"] = micro
+    path = config_file(config)
+    if ranks == 1:
+        assert train.main(["--deepspeed_config", str(path)]) == 0
+    else:
+        result = launch("road_ds/train.py", "--deepspeed_config", path, ranks=ranks)
+        assert result.returncode == 0, result.stderr[-3000:]
+    compare(tmp_path / "run", plain_adamw)
 
 
 def test_two_hosts_train_on_the_same_rows(plain, config_file, tmp_path):

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -26,6 +27,7 @@ HEADS = ("qa", "inference", "paraphrase")
 def resumable_config(stage: int) -> dict:
     config = tiny_config(steps=STEPS, dropout=0.1, save_every=2, log_every=3, schedule="linear", warmup=0.1)
     config["optimizer"] = {"type": "AdamW", "params": {"lr": 1e-3}}
+    config["road"]["layer_lr_decay"] = 0.8
     config["zero_optimization"] = {"stage": stage}
     return config
 
@@ -265,6 +267,7 @@ class FakeEngine:
     def __init__(self, fault: Exception | None = None):
         self.fault = fault
         self.checkpoint_engine = self
+        self.optimizer = SimpleNamespace(param_groups=[{}, {}])
 
     def zero_optimization_stage(self) -> int:
         return 0

@@ -31,6 +31,7 @@ class Saved(Manifest):
 
     world_size: int
     stage: int
+    groups: int | None = None  # of the optimizer; until there was this field, one for each rate
     config: dict[str, Any]
 
 
@@ -67,7 +68,7 @@ def save(engine: Any, ranks: Ranks, root: Path, *, run: str, step: int, config: 
     with all_or_none(ranks, staged):
         if ranks.rank == 0:
             meta = {"run": run, "step": step, "world_size": ranks.world_size, "stage": engine.zero_optimization_stage()}
-            write_manifest(staged, {**meta, "config": config})
+            write_manifest(staged, {**meta, "groups": len(engine.optimizer.param_groups), "config": config})
             commit(staged, final)
     if ranks.rank == 0:
         prune(root, keep)
@@ -189,6 +190,7 @@ def restore(engine: Any, ranks: Ranks, checkpoint: Checkpoint) -> None:
             f"{ranks.world_size}: resume on {world_size}, or start a new run from its weights "
             "(python -m road_ds export, then road.model)"
         )
+    refuse_other_groups(checkpoint, len(engine.optimizer.param_groups))
     with without_code(checkpoint):
         engine.load_checkpoint(str(checkpoint.folder), tag=ENGINE)
     if ranks.rank == 0:
@@ -200,6 +202,18 @@ def restore(engine: Any, ranks: Ranks, checkpoint: Checkpoint) -> None:
         torch.manual_seed(hash((checkpoint.step, ranks.rank)))
         warn(
             f"the run goes on with {ranks.world_size} processes instead of {world_size}: same rows, other dropout masks"
+        )
+
+
+def refuse_other_groups(checkpoint: Checkpoint, now: int) -> None:
+    """RoadError when the optimizer's state was saved in other groups than the `now` groups of this run."""
+    before, config = checkpoint.manifest.groups, checkpoint.manifest.config
+    by_rate = before is None and config["road"]["layer_lr_decay"] < 1
+    if (by_rate and now <= 2) or before not in (None, now):
+        raise RoadError(
+            f"{checkpoint.folder}: its optimizer has {before or 'a parameter group for each learning rate'}"
+            f"{' parameter groups' if before else ''}, this version's has {now}: finish the run with the version that "
+            "began it, or start a new run from its weights (python -m road_ds export, then road.model)"
         )
 
 

@@ -58,6 +58,12 @@ def parameter_groups(
     return [groups[key] for key in sorted(groups)]
 
 
+def rate_shares(model: nn.Module, layer_lr_decay: float) -> dict[nn.Parameter, float]:
+    """Each trained parameter's share of the rate, layer_lr_decay ** depth: what tells the groups above apart besides decay."""
+    below = depths([name for name, _ in model.named_parameters()])
+    return {p: layer_lr_decay ** below[name] for name, p in model.named_parameters() if p.requires_grad}
+
+
 def warmup_steps(warmup: float, steps: int) -> int:
     """The number of warmup steps: `warmup` is a share of all steps up to 1, a number of steps above."""
     return round(warmup * steps) if warmup <= 1 else int(warmup)

@@ -8,7 +8,6 @@ import os
 from typing import Any, get_args
 
 from torch import nn
-from torch.optim import Optimizer
 
 from road_ds.common.errors import RoadError
 from road_ds.config.road import SpeedSettings
@@ -98,19 +97,3 @@ def prepare(
             )
         model.encoder.compile(dynamic=True)  # one graph for batches of every width
     return mode, [text for text in (note, remark) if text]
-
-
-def reduce_between_ranks_only(engine: Any) -> None:
-    """Leaves out DeepSpeed's reduction of the gradients where one process trains without ZeRO.
-
-    It would copy all of them into one tensor, average that with nobody, and copy them back.
-    """
-    if engine.dp_world_size == 1 and engine.zero_optimization_stage() == 0:
-        engine.enable_backward_allreduce = False
-
-
-def optimizer(apex: str, ds: dict[str, Any], device: str, groups: list[dict[str, Any]]) -> Optimizer | None:
-    """Apex's Adam where it is installed and AdamW is asked for; None where DeepSpeed builds what its block says."""
-    kind, params = ds["optimizer"]["type"], ds["optimizer"]["params"]
-    plain = kind.lower() == "adamw" and params.get("torch_adam", False) and not params.get("amsgrad", False)
-    return fused.fused_adam(groups, params) if plain and fused.use_apex(apex, device)[0] else None

@@ -1,4 +1,4 @@
-"""A model under DeepSpeed's engine: parameter groups, schedule, optimizer."""
+"""A model under DeepSpeed's engine: layer-wise rates, the schedule, and without what a step does not need."""
 
 from typing import Any
 
@@ -6,30 +6,57 @@ import torch
 
 from road_ds.config.fit import fit_buckets
 from road_ds.config.road import RateSettings
-from road_ds.engine import optim, speed
+from road_ds.engine import internals
+from road_ds.engine.adamw import LayerwiseAdamW
+from road_ds.engine.optim import parameter_groups, rate_shares, scheduler
 from road_ds.models.multi_task import MultiTaskModel, parameter_count
 
+ADAMW = ("lr", "betas", "eps", "weight_decay")  # the settings of AdamW that decide on the update
 
-def start(
-    model: MultiTaskModel, ds: dict[str, Any], rates: RateSettings, *, device: str, apex: str, steps: int, seed: int
-) -> Any:
-    """The engine of a run of so many steps. apex: whether NVIDIA Apex's Adam is used; seed: of this process' dropout."""
+
+def start(model: MultiTaskModel, ds: dict[str, Any], rates: RateSettings, *, steps: int, seed: int) -> Any:
+    """The engine of a run of so many steps. seed: of this process' dropout.
+
+    ds: DeepSpeed's settings, as `fit_batch`, `fit_precision` and `fit_optimizer` have completed them.
+    """
     import deepspeed
 
     settings = ds["optimizer"]["params"]
-    groups = optim.parameter_groups(
-        model, lr=settings["lr"], weight_decay=settings.get("weight_decay", 0.0), layer_lr_decay=rates.layer_lr_decay
-    )
+    rate = {"lr": settings["lr"], "weight_decay": settings.get("weight_decay", 0.0)}
+    ds = fit_buckets(ds, parameter_count(model))
     torch.manual_seed(seed)
-    client = speed.optimizer(apex, ds, device, groups)
-    if client is not None:
+    client = None
+    if takes_pieces(ds):
+        groups = parameter_groups(model, **rate, layer_lr_decay=1.0)
+        client = LayerwiseAdamW(groups, **{key: settings[key] for key in ADAMW if key in settings})
+        internals.support(LayerwiseAdamW)
         ds = {key: value for key, value in ds.items() if key != "optimizer"}
+    else:
+        groups = parameter_groups(model, **rate, layer_lr_decay=rates.layer_lr_decay)
+    shares = rate_shares(model, rates.layer_lr_decay)
     engine, *_ = deepspeed.initialize(
         model=model,
         optimizer=client,
         model_parameters=groups,
-        config=fit_buckets(ds, parameter_count(model)),
-        lr_scheduler=optim.scheduler(steps, rates.warmup, rates.schedule),
+        config=ds,
+        lr_scheduler=scheduler(steps, rates.warmup, rates.schedule),
     )
-    speed.reduce_between_ranks_only(engine)
+    internals.lighten(engine)
+    if client is not None:
+        client.pieces = internals.pieces_of(engine, shares)
     return engine
+
+
+def takes_pieces(ds: dict[str, Any]) -> bool:
+    """Whether `LayerwiseAdamW` can stand for the optimizer that is asked for: torch's fused AdamW, on the device.
+
+    Any other has a group for each rate, which costs an update of its own, and more around it.
+    """
+    name, params = ds["optimizer"]["type"], ds["optimizer"]["params"]
+    return (
+        name.lower() == "adamw"
+        and bool(params.get("torch_adam") and params.get("fused"))
+        and set(params) <= {*ADAMW, "torch_adam", "fused"}
+        and not {"offload_optimizer", "offload_param", "zenflow"} & set(ds["zero_optimization"])
+        and "data_types" not in ds
+    )

@@ -1,9 +1,9 @@
-"""NVIDIA Apex's fused kernels in place of PyTorch's, where it is installed and wanted."""
+"""NVIDIA Apex's fused layer norms in place of PyTorch's, where it is installed and wanted."""
 
 import importlib
 import importlib.util
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from torch import nn
 
@@ -50,9 +50,3 @@ def fuse_norms(encoder: nn.Module) -> int:
         return other
 
     return exchange(encoder, nn.LayerNorm, apex)
-
-
-def fused_adam(groups: list[dict[str, Any]], params: dict[str, Any]) -> Any:
-    """Apex's Adam with decoupled weight decay (AdamW) over parameter groups, by DeepSpeed's optimizer settings."""
-    settings = {key: params[key] for key in ("lr", "betas", "eps", "weight_decay") if key in params}
-    return importlib.import_module("apex.optimizers").FusedAdam(groups, **settings, adam_w_mode=True)
