@@ -31,8 +31,9 @@ class LayerwiseAdamW(AdamW):
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
         """Updates every tensor that has a gradient."""
         for group in self.param_groups:
-            parameters, gradients, means, squares, _, steps = columns = [[] for _ in range(6)]
+            columns: list[list[torch.Tensor]] = [[] for _ in range(6)]
             self._init_group(group, *columns)
+            parameters, gradients, means, squares, _, steps = columns
             if not parameters:
                 continue
             torch._foreach_add_(steps, 1)
@@ -43,9 +44,9 @@ class LayerwiseAdamW(AdamW):
                     by_share.setdefault(piece.share, []).append(row)
             beta1, beta2 = group["betas"]
             for share, rows in by_share.items():
-                *tensors, counted = map(list, zip(*rows, strict=True))
+                own, slopes, first, second, counted = (list(column) for column in zip(*rows, strict=True))
                 torch._fused_adamw_(
-                    *tensors, [], counted,
+                    own, slopes, first, second, [], counted,
                     lr=group["lr"] * share, beta1=beta1, beta2=beta2, weight_decay=group["weight_decay"],
                     eps=group["eps"], amsgrad=False, maximize=False,
                 )  # fmt: skip

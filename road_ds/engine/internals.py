@@ -136,8 +136,8 @@ def pieces_of(engine: Any, shares: Mapping[torch.Tensor, float]) -> dict[torch.T
     if stage == 0:
         return {parameter: [Piece(0, parameter.numel(), share)] for parameter, share in shares.items()}
     if stage == 3:
-        rows = zip(own.fp32_partitioned_groups_flat, own.fp16_groups, strict=True)
-        return {flat: side_by_side(group, shares) for flat, group in rows}
+        groups = zip(own.fp32_partitioned_groups_flat, own.fp16_groups, strict=True)
+        return {flat: side_by_side(group, shares) for flat, group in groups}
     found = {}
     rows = zip(
         own.single_partition_of_fp32_groups, own.round_robin_bit16_groups, own.round_robin_bit16_offsets, strict=True

@@ -5,7 +5,7 @@ import re
 from collections.abc import Callable, Collection
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
@@ -58,7 +58,7 @@ def parameter_groups(
     return [groups[key] for key in sorted(groups)]
 
 
-def rate_shares(model: nn.Module, layer_lr_decay: float) -> dict[nn.Parameter, float]:
+def rate_shares(model: nn.Module, layer_lr_decay: float) -> dict[Tensor, float]:
     """Each trained parameter's share of the rate, layer_lr_decay ** depth: what tells the groups above apart besides decay."""
     below = depths([name for name, _ in model.named_parameters()])
     return {p: layer_lr_decay ** below[name] for name, p in model.named_parameters() if p.requires_grad}
