@@ -22,10 +22,11 @@ done
 export PYTHONPATH=$PWD:$PWD/kernels:$PWD/benchmarks${PYTHONPATH:+:$PYTHONPATH}
 
 TESTS=(-m gpu -n 14 --dist load tests/test_kd_loss.py tests/test_combine.py tests/test_linear.py tests/test_guard.py)
-TILES=(--seconds 130) TABLE=(--quick)
+TILES=(--seconds 130) TABLE=(--quick) STEPS=(--preset electra-large --micro 32 --micro 128 --steps 3) RUNS=()
 if [ -n "$REHEARSE" ]; then
   export TRITON_INTERPRET=1
   TESTS=(-n 0 -k operator_keeps tests/test_combine.py) TILES=(--rehearse) TABLE=(--quick --device cpu --repeats 2)
+  STEPS=(--preset tiny --micro 16 --steps 1) RUNS=(--rehearse --steps 6)
 fi
 
 if [ -z "$OUTPUT" ]; then
@@ -54,6 +55,8 @@ part tests 200 "$PYTHON" -m pytest -q "${TESTS[@]}"
 part tiles 170 "$PYTHON" benchmarks/tune_kernels.py "${TILES[@]}" --output "$OUTPUT"
 part loss 150 "$PYTHON" benchmarks/bench_kd_loss.py "${TABLE[@]}" --output "$OUTPUT"
 part combine 60 "$PYTHON" benchmarks/bench_combine.py "${TABLE[@]}" --output "$OUTPUT"
+part steps 150 "$PYTHON" benchmarks/bench_step.py "${STEPS[@]}" --output "$OUTPUT"
+part runs 200 "$PYTHON" benchmarks/gpu_runs.py "${RUNS[@]}" --output "$OUTPUT" --scratch "$(mktemp -d)/runs"
 
 [ -n "$REHEARSE" ] || cp kernels/road_kernels/tiles.json "$OUTPUT"
 printf '\n'
