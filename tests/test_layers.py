@@ -9,7 +9,8 @@ ROOT = Path(__file__).resolve().parent.parent / "road_ds"
 ROOMS = {
     "common": [
         {"digest", "errors", "heartbeat"},
-        {"log", "ranks", "sealed", "strict_json"},
+        {"log", "ranks", "strict_json"},
+        {"sealed"},
         {"hub"},
     ],
     "config": [
