@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from road_ds.data.arrow import ArrowWriter
 from road_ds.data.batch import Feature
-from road_ds.data.features import FeatureSet, feature_columns, feature_schema, write_manifest
+from road_ds.data.features import FeatureSet, feature_columns, feature_schema, note
 
 SIGMA = 0.5  # of the logarithm of a length, assumed for every set
 STRIDE = 128  # distance between the windows of a context that is too long
@@ -82,5 +82,5 @@ def _write(
         for number in range(rows):
             examples.write(str(number))
     np.save(folder / "lengths.npy", tokens)
-    write_manifest(folder, {"key": name, "examples": rows, "features": rows})
+    note(folder, key=name, examples=rows, features=rows)
     return FeatureSet(name, folder, name)

@@ -360,7 +360,7 @@ def test_bad_rows_are_skipped_up_to_the_limit_and_counted(load):
     good, bad = {"id": "a", "text": "t", "label": "yes"}, {"id": "b", "text": "", "label": "no"}
     source = load(YES_NO, good, bad, skip_bad=1)
     assert len(source) == 1
-    assert len(source.manifest["skipped"]) == 1 and "rows.jsonl:2: column 'text'" in source.manifest["skipped"][0]
+    assert len(source.manifest.skipped) == 1 and "rows.jsonl:2: column 'text'" in source.manifest.skipped[0]
     with pytest.raises(RoadError, match=r"rows\.jsonl:2: .* \(bad row 1; skip_bad allows 0\)"):
         load(YES_NO, good, bad)
 
@@ -369,7 +369,7 @@ def test_labels_are_renamed_and_dropped_by_name(load):
     rows = [{"text": str(n), "label": label} for n, label in enumerate(["Y", "no", "-", "Y"])]
     source = load(YES_NO, *rows, label_map={"Y": "yes"}, drop_labels=["-"])
     assert [source[i].labels.tolist() for i in range(3)] == [[1], [0], [1]]
-    assert source.manifest["dropped"] == {"-": 1}
+    assert source.manifest.dropped == {"-": 1}
 
 
 # ------------------------------------------------------------------------------------------------- the cache

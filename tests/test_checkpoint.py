@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from test_resume import ALONE, FakeEngine
 
 from road_ds import train
+from road_ds.common import sealed
 from road_ds.common.errors import RankError, RoadError
 from road_ds.engine import checkpoint, start
 from road_ds.engine.checkpoint import Checkpoint, committed, newest, save, without_code
@@ -143,7 +144,7 @@ def test_a_fault_of_another_rank_is_one_here(tmp_path, part):
     assert not list(tmp_path.glob(".staged*")) and newest(tmp_path, "a").step in (2, 4)
 
 
-@pytest.mark.parametrize("call", ["mkdir", "write_text", "commit", "save_file"])
+@pytest.mark.parametrize("call", ["mkdir", "write_whole", "commit", "save_file"])
 def test_no_space_in_any_part_is_told_to_all_and_leaves_nothing(tmp_path, monkeypatch, call):
     """Files or inodes, ours or the engine's: a rank that raised alone would leave the others waiting."""
 
@@ -154,7 +155,7 @@ def test_no_space_in_any_part_is_told_to_all_and_leaves_nothing(tmp_path, monkey
     told = []
     ranks = SimpleNamespace(rank=0, world_size=1, gather=lambda value: told.append(value) or [value])
     with monkeypatch.context() as full:
-        full.setattr(checkpoint if call in ("commit", "save_file") else Path, call, no_space)
+        full.setattr({"mkdir": Path, "write_whole": sealed}.get(call, checkpoint), call, no_space)
         with pytest.raises(OSError, match=r"could not be written: .*No space left on device"):
             save(FakeEngine(), ranks, tmp_path, run="a", step=4, config={}, keep=1)
     assert told[-1] and [p.name for p in tmp_path.iterdir()] == ["step-00000002"]

@@ -361,8 +361,8 @@ def test_label_orders_are_matched_by_name(copy, taught, plain, tmp_path):
     ("fault", "said"),
     [
         (lambda path: os.truncate(path, path.stat().st_size - 8), "bytes, expected"),
-        (lambda path: flip(path), "bytes have changed (sha256)"),
-        (lambda path: path.unlink(), "the file is missing"),
+        (lambda path: flip(path), "has changed since it was saved (sha256 differs)"),
+        (lambda path: path.unlink(), "00000.arrow: is missing"),
     ],
     ids=["truncated", "flipped", "deleted"],
 )
@@ -394,7 +394,7 @@ def test_unfinished_soft_targets_are_refused_and_go_on(copy, tmp_path):
     assert shard.stat().st_mtime_ns != before and "error" not in run()
     os.truncate(shard, 100)
     result = run_python("-m", "road_ds", "teach", "--deepspeed_config", tmp_path / "run.json")
-    assert result.returncode == 0 and "00000.arrow: the file has 100 bytes, expected" in result.stderr
+    assert result.returncode == 0 and "00000.arrow: has 100 bytes, expected" in result.stderr
     assert "error" not in run(), "what is damaged under a manifest is made again too"
 
 
@@ -402,11 +402,12 @@ def test_a_manifest_that_lacks_a_shard_is_damaged(copy, tmp_path):
     """Training says so and asks for `teach`, which makes it again."""
     place, run = copy
     manifest = json.loads((place / "manifest.json").read_text())
-    (place / "manifest.json").write_text(json.dumps(manifest | {"shards": []}))
-    assert "manifest.json: the file's bytes have changed (sha256); run `python -m road_ds teach" in run()
+    (place / "manifest.json").write_text(json.dumps(manifest | {"files": {}}, indent=2) + "\n")
+    assert "manifest.json: has changed since it was saved (sha256 differs); run `python -m road_ds teach" in run()
     result = run_python("-m", "road_ds", "teach", "--deepspeed_config", tmp_path / "run.json")
     assert (
-        result.returncode == 0 and "manifest.json: the file's bytes have changed (sha256): made again" in result.stderr
+        result.returncode == 0
+        and "manifest.json: has changed since it was saved (sha256 differs): made again" in result.stderr
     )
     assert json.loads((place / "manifest.json").read_text()) == manifest and "error" not in run()
 

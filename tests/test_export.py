@@ -261,12 +261,12 @@ def test_a_file_that_changed_since_the_export_is_named(tmp_path, capsys, file):
 
     assert read() == ""
     data = (folder / file).read_bytes()
-    (folder / file).write_bytes(data[:-1] + bytes([data[-1] ^ 1]) if file.endswith("tensors") else data + b"\n ")
-    said = read()
+    changed = [data[:-1] + bytes([data[-1] ^ 1]) if file.endswith("tensors") else data + b"\n "]
     if file == "road_files.json":
-        assert said == "", "white space changes nothing"
-        (folder / file).write_bytes(data.replace(b"size", b"sizf", 1))
+        changed.append(data.replace(b"size", b"sizf", 1))
+    for bytes_now in changed:
+        (folder / file).write_bytes(bytes_now)
         said = read()
-    assert said.count(f"{file}: ") == 2 and said.count("warning: ") == 2
+        assert said.count(f"{file}: ") == 2 and said.count("warning: ") == 2
     (folder / "road_files.json").unlink()
     assert read() == "", "any other model folder"

@@ -274,26 +274,38 @@ def test_a_damaged_cache_is_named_and_made_again(tmp_path, tokenizer, capsys, fi
     for _ in range(times):
         damaged(folder / file, damage, generator)
         again = load()
-        assert re.search(
-            rf"warning: .*/{file}: the cached file is damaged \(.*: its rows are encoded again", capsys.readouterr().err
-        )
+        fault = r"(has changed since it was saved|has \d+ bytes, expected|is missing|does not end with its own hash)"
+        assert re.search(rf"warning: .*/{file}: {fault}.*: the cached rows are encoded again", capsys.readouterr().err)
         assert everything(again) == truth
         assert everything(load()) == truth and "warning" not in capsys.readouterr().err, "now it is whole"
     assert {path.name for path in folder.parent.iterdir()} == {folder.name, f"{folder.name}.lock"}
 
 
+def test_a_cache_that_may_not_be_read_is_left_as_it_is(tmp_path, tokenizer, monkeypatch):
+    """It may be whole, and another user's."""
+    spec = write(tmp_path / "rows.jsonl", ROWS)
+    folder = load_features("rows", "train", spec, NLI, tokenizer, tmp_path / "cache").folder
+    before = (folder / "manifest.json").stat().st_ino
+
+    def refuse(path):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr("road_ds.common.sealed.file_sha256", refuse)
+    with pytest.raises(RoadError, match=r"examples\.arrow: cannot be read: give this user the right to read it"):
+        load_features("rows", "train", spec, NLI, tokenizer, tmp_path / "cache")
+    assert (folder / "manifest.json").stat().st_ino == before
+
+
 def test_a_whole_cache_of_other_rows_is_not_taken(tmp_path, tokenizer, capsys):
     spec = write(tmp_path / "rows.jsonl", ROWS)
     folder = load_features("rows", "train", spec, NLI, tokenizer, tmp_path / "cache").folder
-    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest = (folder / "manifest.json").read_bytes()
     other = load_features("other", "train", spec.model_copy(update={"max_rows": 9}), NLI, tokenizer, tmp_path / "cache")
     shutil.rmtree(folder)
     shutil.copytree(other.folder, folder)  # whole, but of other rows
     again = load_features("rows", "train", spec, NLI, tokenizer, tmp_path / "cache")
-    assert "manifest.json: the cached file is damaged (it is of other rows" in capsys.readouterr().err
-    assert again.manifest == {key: value for key, value in manifest.items() if key != "seal"} and len(again) == len(
-        ROWS
-    )
+    assert "manifest.json: is of other rows or settings: the cached rows" in capsys.readouterr().err
+    assert (folder / "manifest.json").read_bytes() == manifest and len(again) == len(ROWS)
 
 
 def test_hashes_are_compared_once_per_host(tmp_path, tokenizer):

@@ -52,7 +52,8 @@ from pathlib import Path
 from road_ds.common.errors import Terminated
 from road_ds.recipes.launcher import Launcher
 try:
-    Launcher([]).run([sys.executable, "-c", sys.argv[1]], Path(sys.argv[2]))
+    launcher = Launcher([])
+    launcher.run(launcher.command(), Path(sys.argv[1]))
 except (KeyboardInterrupt, Terminated) as stop:
     sys.exit(type(stop).__name__)
 """
@@ -63,14 +64,14 @@ def recipe(tmp_path):
     """Starts a recipe's run, in a process group of its own as a shell would, and waits for files to appear."""
     package = tmp_path / "deepspeed" / "launcher"
     package.mkdir(parents=True)
-    for name, text in (("launch", LAUNCH), ("__init__", ""), ("../__init__", "")):
+    for name, text in (("runner", RUNNER), ("launch", LAUNCH), ("__init__", ""), ("../__init__", "")):
         (package / f"{name}.py").write_text(text)
     (tmp_path / "rank.py").write_text(RANK)
     started = []
 
     def start(pattern: str, count: int, wait: float = 0) -> subprocess.Popen:
         process = subprocess.Popen(
-            [sys.executable, "-c", RECIPE, RUNNER, str(tmp_path / "run")], cwd=tmp_path, process_group=0,
+            [sys.executable, "-c", RECIPE, str(tmp_path / "run")], cwd=tmp_path, process_group=0,
             env=environment(FOLDER=str(tmp_path), WAIT=str(wait)), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         )  # fmt: skip
         started.append(process)

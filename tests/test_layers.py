@@ -8,8 +8,9 @@ ROOT = Path(__file__).resolve().parent.parent / "road_ds"
 # A room may import what stands before it; inside a room a file imports only from rows above its own.
 ROOMS = {
     "common": [
-        {"digest", "errors", "heartbeat"},
-        {"log", "ranks", "sealed", "strict_json"},
+        {"digest", "errors", "heartbeat", "processes"},
+        {"log", "ranks", "strict_json"},
+        {"sealed"},
         {"hub"},
     ],
     "config": [

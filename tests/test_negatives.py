@@ -98,10 +98,10 @@ def test_a_run_gets_them_in_its_train_part_only_and_check_counts_them(config_fil
     config, ds = load_config(config_file(config))
     rows = Rows.load(config.datasets, heads(config).by_dataset(), load_tokenizer(config.model), config.cache)
     train, dev = rows.train, rows.dev
-    made = train["places"].manifest["negatives"]
+    made = train["places"].manifest.negatives
     ids = [e.id for e in train["places"].examples()]
     assert made > 0 and sum(name.endswith("-negative") for name in ids) == made and len(ids) == 300 + made
-    assert dev["places"].manifest["negatives"] == 0
+    assert dev["places"].manifest.negatives == 0
     assert f"places train: {made} of the rows are negative questions" in report(config, ds, 1)
 
 

@@ -7,7 +7,7 @@ import subprocess
 import sys
 
 import pytest
-from runs import ROOT, environment, free_port, records, tiny_config
+from runs import ROOT, environment, free_port, records, run_python, tiny_config
 
 from road_ds import train
 from road_ds.common.errors import Terminated
@@ -39,6 +39,28 @@ def test_the_first_signal_is_the_reason():
             ask(signal.SIGINT)
         ask(signal.SIGTERM)  # while the status is being written: it must not cut that off
         assert preemption.reason == "stopped by SIGINT" and exit_code(preemption.reason) == 130
+
+
+TWICE = """
+import os, signal, sys
+from road_ds.engine import preemption
+preemption.HURRY = float(sys.argv[2])
+with preemption.Preemption() as preempted, preempted.held():
+    for _ in range(3):
+        os.kill(os.getpid(), int(sys.argv[1]))
+    print("saved")
+"""
+
+
+@pytest.mark.parametrize(
+    ("number", "hurry", "code"),
+    [(signal.SIGTERM, 0, 0), (signal.SIGINT, 60, 0), (signal.SIGINT, 0, -signal.SIGINT)],
+    ids=["SIGTERM", "SIGINT", "SIGINT after a while"],
+)
+def test_what_several_send_at_once_is_one_request(number, hurry, code):
+    """A scheduler asks all processes of a job, and DeepSpeed's launcher and ours ask those below them once more."""
+    child = run_python("-c", TWICE, int(number), hurry)
+    assert child.returncode == code and ("saved" in child.stdout) == (code == 0), child.stderr
 
 
 def status(folder) -> tuple:

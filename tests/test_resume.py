@@ -207,20 +207,21 @@ def test_other_world_size_and_stage_say_what_to_do(unbroken, tmp_path):
 
 
 @runs(TWO)
-def test_sigterm_to_the_launcher_saves_and_leaves_no_orphans(unbroken, tmp_path):
-    """The `deepspeed` command dies at once; its ranks notice, agree, save and end."""
+@pytest.mark.parametrize("group", [False, True], ids=["command", "group"])
+def test_sigterm_to_the_launcher_saves_and_leaves_no_orphans(unbroken, tmp_path, group):
+    """The `deepspeed` command dies at once; its ranks notice, agree, save and end. So they do where a scheduler asks all."""
     _, config, _ = unbroken
     run = tmp_path / "run"
     deepspeed = str(Path(sys.executable).parent / "deepspeed")
     arguments = ["--set", f"road.output={run}", "--set", "road.steps=100000", "--set", "road.log_every=1"]
     process = subprocess.Popen(
         [deepspeed, "--num_gpus", "2", "--master_port", str(free_port()), "road_ds/train.py", "--deepspeed_config", config, *arguments],
-        cwd=ROOT, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        cwd=ROOT, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
     )  # fmt: skip
     wait_for(lambda: (run / "metrics.jsonl").exists() and len(records(run)) >= 2, 120)
     children = psutil.Process(process.pid).children(recursive=True)
     assert len(children) >= 3
-    process.send_signal(signal.SIGTERM)
+    (os.killpg if group else os.kill)(process.pid, signal.SIGTERM)
     process.wait(30)
     _, alive = psutil.wait_procs(children, timeout=60)
     for orphan in alive:

@@ -53,7 +53,7 @@ def test_a_shard_whose_record_has_changed_is_written_again(folder):
         data = bytearray(whole)
         data[place] ^= 1
         record.write_bytes(data)
-        assert not has_shard(folder, 0) or data.split() == whole.split()
+        assert not has_shard(folder, 0)
     assert everything(folder) == truth
 
 
@@ -71,5 +71,5 @@ def test_scores_come_back_over_shards_and_chunks(tmp_path, monkeypatch):
 def test_a_file_that_cannot_be_read_is_named(folder):
     (folder / "00000.arrow").unlink()
     (folder / "00000.arrow").mkdir()
-    with pytest.raises(RoadError, match=r"00000\.arrow: the file "):
+    with pytest.raises(RoadError, match=r"00000\.arrow: (has|cannot be read)"):
         SoftTargets(folder, ORIGIN, "teacher")

@@ -16,6 +16,7 @@ from typing import Any
 import psutil
 
 from road_ds.commands.arguments import command
+from road_ds.common.processes import ranks, session
 
 ASKED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
@@ -39,9 +40,10 @@ def run(options: argparse.Namespace) -> int:
 
     def ask(number, frame) -> None:
         asked = signal.SIGTERM if number == signal.SIGHUP else number
-        started = trainers(child.pid)
+        started = ranks(child.pid)
         if not started:  # nothing to save yet
-            os.killpg(child.pid, signal.SIGTERM)
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(child.pid, signal.SIGTERM)
         for process in started:
             with contextlib.suppress(psutil.Error):
                 process.send_signal(asked)
@@ -53,29 +55,3 @@ def run(options: argparse.Namespace) -> int:
     while session(child.pid):
         time.sleep(0.1)
     return code if code >= 0 else 128 - code
-
-
-def session(leader: int) -> list[psutil.Process]:
-    """The living processes of a session."""
-    found = []
-    for process in psutil.process_iter():
-        with contextlib.suppress(psutil.Error, ProcessLookupError):
-            if os.getsid(process.pid) == leader and process.status() != psutil.STATUS_ZOMBIE:
-                found.append(process)
-    return found
-
-
-def trainers(leader: int) -> list[psutil.Process]:
-    """The processes of a session that DeepSpeed's launcher of this host has started."""
-    living = session(leader)
-    launchers = set()
-    for process in living:
-        with contextlib.suppress(psutil.Error):
-            if "deepspeed.launcher.launch" in process.cmdline():
-                launchers.add(process.pid)
-    found = []
-    for process in living:
-        with contextlib.suppress(psutil.Error):
-            if process.ppid() in launchers:
-                found.append(process)
-    return found

@@ -5,9 +5,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from road_ds.common.digest import change, fingerprint, sealed, unsealed
 from road_ds.common.errors import RoadError
-from road_ds.common.log import is_main, warn, write_json
+from road_ds.common.log import is_main, warn
+from road_ds.common.sealed import Manifest, check, fingerprints, read_manifest, write_manifest
 from road_ds.common.strict_json import quote
 
 SAMPLE = Path(__file__).resolve().parents[1] / "data" / "sample_data"
@@ -103,10 +103,9 @@ def models_below(folder: Path) -> str:
 
 def note_files(folder: Path) -> None:
     """Writes down what the files of an exported folder are, all but its model card."""
-    files = {path.name: fingerprint(path) for path in sorted(folder.iterdir()) if path.is_file()}
-    for own in (EXPORTED, "README.md"):
-        files.pop(own, None)
-    write_json(folder / EXPORTED, sealed({"files": files}))
+    files = fingerprints(folder)
+    files.pop("README.md", None)
+    write_manifest(folder / EXPORTED, Manifest(files=files))
 
 
 def warn_of_changes(folder: Path) -> None:
@@ -114,13 +113,15 @@ def warn_of_changes(folder: Path) -> None:
     if not is_main() or not (folder / EXPORTED).exists():
         return
     try:
-        files = unsealed(folder / EXPORTED)["files"]
-    except ValueError as error:
-        warn(f"{folder / EXPORTED}: {error}: whether the model is as it was exported cannot be told")
+        manifest = read_manifest(folder / EXPORTED, Manifest)
+    except RoadError as error:
+        warn(f"{error}: whether the model is as it was exported cannot be told")
         return
-    for name, written in files.items():
-        if fault := change(folder / name, written):
-            warn(f"{folder / name}: not as it was exported: {fault}")
+    for name, written in manifest.files.items():
+        try:
+            check(folder / name, written)
+        except RoadError as error:
+            warn(f"{error}: not as it was exported")
 
 
 def _download(name: str, weights: bool) -> Path:

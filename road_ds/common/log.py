@@ -124,13 +124,17 @@ def counted(number: int, one: str, many: str = "") -> str:
 
 
 def write_json(path: str | Path, value: Any) -> None:
-    """Writes a JSON file in one move: readers see the old file or the new one, never a part."""
-    path = Path(path)
+    """Writes a JSON file in one move."""
+    text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+    write_whole(Path(path), text.encode("utf-8", "backslashreplace"))  # half a character as JSON's own escape
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Writes a file in one move: readers see the old file or the new one, never a part."""
     path.parent.mkdir(parents=True, exist_ok=True)
     staged = path.with_name(f".{path.name}.{os.getpid()}")
-    text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
     try:
-        staged.write_text(text, encoding="utf-8", errors="backslashreplace")  # half a character as JSON's own escape
+        staged.write_bytes(data)
         os.replace(staged, path)
     finally:
         staged.unlink(missing_ok=True)  # where the disk is full, a part of it

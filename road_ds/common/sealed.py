@@ -1,5 +1,6 @@
-"""Folders that are whole or not there: staged, hashed, renamed in one move; and held against their hashes when read."""
+"""What is on the disk held against its hashes: files, manifests that check themselves, folders that are whole or not there."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -12,12 +13,14 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from road_ds.common.digest import file_sha256
 from road_ds.common.errors import RoadError
+from road_ds.common.log import write_whole
 
-MANIFEST, DIGEST = "manifest.json", "manifest.sha256"
+MANIFEST = "manifest.json"
+SEAL = b',\n  "seal": "'  # the last entry of a manifest: the sha256 of all bytes before it
 
 
 class Damaged(RoadError):
-    """A folder in which something is missing, has changed or cannot be read from the disk."""
+    """Something on the disk is missing, has changed or cannot be read."""
 
 
 class Fingerprint(BaseModel):
@@ -26,28 +29,73 @@ class Fingerprint(BaseModel):
     size: int
     sha256: str
 
+    @classmethod
+    def of(cls, path: Path) -> "Fingerprint":
+        """What they are now. OSError when they cannot be read."""
+        return cls(size=path.stat().st_size, sha256=file_sha256(path))
+
 
 class Manifest(BaseModel):
-    """What a folder says of itself; a kind of folder adds its facts."""
+    """What the files beside it are; a kind of manifest adds its facts."""
 
     model_config = ConfigDict(strict=True)
 
-    run: str  # the id of the run that wrote it
-    step: int  # steps done by then
     files: dict[str, Fingerprint]
 
 
-Facts = TypeVar("Facts", bound=Manifest)
+Kind = TypeVar("Kind", bound=Manifest)
 
 
-def seal(staged: Path, facts: Mapping[str, Any]) -> None:
-    """Writes manifest.json, the given facts with size and sha256 of every other file, and beside it its own sha256.
+def fingerprints(folder: Path) -> dict[str, Fingerprint]:
+    """What every file in a folder is, by its path inside. OSError when one cannot be read."""
+    return {name: Fingerprint.of(folder / name) for name in _names(folder)}
 
-    All is on the disk when it returns.
+
+def check(path: Path, written: Fingerprint, hashed: bool = True) -> None:
+    """Damaged where a file is not what it was, RoadError where this user may not read it; hashed: not its size alone."""
+    with _read_faults_named():
+        size = path.stat().st_size
+        if size != written.size:
+            raise Damaged(f"{path}: has {size} bytes, expected {written.size}")
+        if hashed and file_sha256(path) != written.sha256:
+            raise Damaged(f"{path}: has changed since it was saved (sha256 differs)")
+
+
+def write_manifest(path: Path, manifest: Manifest) -> None:
+    """Writes a manifest in one move, so that `read_manifest` sees any change of its bytes."""
+    write_whole(path, with_seal(manifest.model_dump()))
+
+
+def read_manifest(path: Path, kind: type[Kind]) -> Kind:
+    """A manifest, held against its own hash before anything in it is believed.
+
+    Damaged when it does not hold, RoadError when this user may not read it.
     """
-    files = {str(path.relative_to(staged)): _fingerprint(path).model_dump() for path in _files(staged)}
-    (staged / MANIFEST).write_text(json.dumps({**facts, "files": files}, indent=1), encoding="utf-8")
-    (staged / DIGEST).write_text(_digest_line(staged), encoding="utf-8")
+    with _read_faults_named():
+        data = path.read_bytes()
+    body, seal, _ = data.rpartition(SEAL)
+    if not seal:
+        raise Damaged(
+            f"{path}: does not end with its own hash: it is damaged, or of road_ds before 2026-11-27 (a checkpoint: export it "
+            "with the version that saved it, then give the exported folder as road.model)"
+        )
+    if data != _sealed(body):
+        raise Damaged(f"{path}: has changed since it was saved (sha256 differs)")
+    try:
+        return kind.model_validate_json(data)
+    except ValidationError as error:
+        fault = error.errors()[0]
+        raise Damaged(f"{path}: {'.'.join(map(str, fault['loc']))}: {fault['msg']}") from None
+
+
+def with_seal(value: Mapping[str, Any]) -> bytes:
+    """A JSON object as a file that holds, as its last entry, the hash of all before."""
+    return _sealed(json.dumps(value, indent=2).encode()[:-2])
+
+
+def seal(staged: Path, kind: type[Manifest], facts: Mapping[str, Any]) -> None:
+    """Writes a folder's manifest of this kind: the given facts, and what every file is. All is on the disk when it returns."""
+    write_manifest(staged / MANIFEST, kind(files=fingerprints(staged), **facts))
     for path in [*staged.rglob("*"), staged]:
         _sync(path)
 
@@ -63,47 +111,18 @@ def commit(staged: Path, final: Path) -> None:
     shutil.rmtree(before, ignore_errors=True)
 
 
-def read_manifest(folder: Path, kind: type[Facts]) -> Facts:
-    """A folder's manifest, held against its own hash before anything in it is believed.
-
-    Damaged when it does not hold, RoadError when this user may not read it.
-    """
-    with _read_faults_named():
-        if not (folder / MANIFEST).exists():
-            raise Damaged(f"{folder / MANIFEST}: is missing")
-        if not (folder / DIGEST).exists():
-            raise Damaged(
-                f"{folder / DIGEST}: is missing; road_ds before 2026-11-27 wrote none: export with the version that saved "
-                "it, then give the exported folder as road.model"
-            )
-        if (folder / DIGEST).read_bytes() != _digest_line(folder).encode():
-            raise Damaged(f"{folder / MANIFEST}: has changed since it was saved (sha256 differs from {DIGEST})")
-        text = (folder / MANIFEST).read_bytes()
-    try:
-        return kind.model_validate_json(text)
-    except ValidationError as error:
-        fault = error.errors()[0]
-        raise Damaged(f"{folder / MANIFEST}: {'.'.join(map(str, fault['loc']))}: {fault['msg']}") from None
-
-
-def verify(folder: Path, kind: type[Facts]) -> Facts:
-    """A folder's manifest, once the manifest's hash and every file's size and hash have been compared.
+def verify(folder: Path, kind: type[Kind], hashed: bool = True) -> Kind:
+    """A folder's manifest, once it and every file have been held against their hashes; hashed: not the files' size alone.
 
     Damaged names the file; RoadError when this user may not read it.
     """
-    manifest = read_manifest(folder, kind)
+    manifest = read_manifest(folder / MANIFEST, kind)
     with _read_faults_named():
-        for name, wanted in manifest.files.items():
-            path = folder / name
-            if folder.resolve() not in path.resolve().parents:
+        for name, written in manifest.files.items():
+            if folder.resolve() not in (folder / name).resolve().parents:
                 raise Damaged(f"{folder / MANIFEST}: names a file outside its folder: {name!r}")
-            if not path.is_file():
-                raise Damaged(f"{path}: is missing")
-            if path.stat().st_size != wanted.size:
-                raise Damaged(f"{path}: has {path.stat().st_size} bytes, expected {wanted.size}")
-            if _fingerprint(path) != wanted:
-                raise Damaged(f"{path}: has changed since it was saved (sha256 differs)")
-        extra = {str(path.relative_to(folder)) for path in _files(folder)} - {*manifest.files, MANIFEST, DIGEST}
+            check(folder / name, written, hashed)
+        extra = {*_names(folder)} - {*manifest.files, MANIFEST}
     if extra:
         raise Damaged(f"{folder / min(extra)}: is not in the manifest")
     return manifest
@@ -116,21 +135,18 @@ def _read_faults_named() -> Iterator[None]:
         yield
     except PermissionError as error:
         raise RoadError(f"{error.filename}: cannot be read: give this user the right to read it") from None
+    except FileNotFoundError as error:
+        raise Damaged(f"{error.filename}: is missing") from None
     except OSError as error:
         raise Damaged(f"{error.filename}: cannot be read: {error.strerror}") from None
 
 
-def _files(folder: Path) -> Iterator[Path]:
-    return (path for path in sorted(folder.rglob("*")) if path.is_file())
+def _names(folder: Path) -> list[str]:
+    return [str(path.relative_to(folder)) for path in sorted(folder.rglob("*")) if path.is_file()]
 
 
-def _fingerprint(path: Path) -> Fingerprint:
-    return Fingerprint(size=path.stat().st_size, sha256=file_sha256(path))
-
-
-def _digest_line(folder: Path) -> str:
-    """What sha256sum prints of a manifest."""
-    return f"{file_sha256(folder / MANIFEST)}  {MANIFEST}\n"
+def _sealed(body: bytes) -> bytes:
+    return body + SEAL + hashlib.sha256(body).hexdigest().encode() + b'"\n}\n'
 
 
 def _sync(path: Path) -> None:

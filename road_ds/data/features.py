@@ -5,7 +5,7 @@ import json
 import os
 import shutil
 from array import array
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from itertools import islice
 from pathlib import Path
@@ -15,9 +15,10 @@ import numpy as np
 import pyarrow as pa
 from filelock import FileLock
 
-from road_ds.common.digest import change, file_sha256, fingerprint, sealed, text_sha256, unsealed
+from road_ds.common.digest import file_sha256, text_sha256
 from road_ds.common.errors import RoadError
-from road_ds.common.log import progress, warn, write_json
+from road_ds.common.log import progress, warn
+from road_ds.common.sealed import MANIFEST, Damaged, Manifest, fingerprints, verify, write_manifest
 from road_ds.config import catalog
 from road_ds.config.road import DatasetSpec
 from road_ds.data.arrow import CHUNK, ArrowRows, ArrowWriter
@@ -26,36 +27,40 @@ from road_ds.data.readers import Answer, Example, Reading, distinct
 from road_ds.data.sources import Part, Source
 from road_ds.data.tokenizer import check_texts, tokenizer_hash
 
-ENCODING = 4  # part of every cache key: raise it when the same rows encode to other features, or are kept otherwise
+ENCODING = 5  # part of every cache key: raise it when the same rows encode to other features, or are kept otherwise
 
 
-MANIFEST = "manifest.json"
+class Encoded(Manifest):
+    """What a feature set's folder says of itself."""
+
+    key: str
+    examples: int
+    features: int
+    metric: str | None = None
+    skipped: list[str] = []  # as in Reading, as are the next two
+    dropped: dict[str, int] = {}
+    negatives: int = 0
+    rows_sha256: str = ""
+    tokenizer_sha256: str = ""
 
 
 class FeatureSet:
     """The encoded features of one part of a data set, with the examples they came from."""
 
-    def __init__(self, name: str, folder: Path, key: str, verify: bool = True):
-        """Opens and verifies a folder that was written under a key. RoadError that names the damaged file.
+    def __init__(self, name: str, folder: Path, key: str, hashed: bool = True):
+        """Opens and verifies a folder that was written under a key. Damaged names the file.
 
-        verify: compare every file's hash; without, its size only.
+        hashed: compare every file's hash; without, its size only.
         """
-        self.name, self.folder = name, folder
-        try:
-            self.manifest = unsealed(folder / MANIFEST)
-        except ValueError as error:
-            raise _damaged(folder / MANIFEST, error) from None
-        if self.manifest["key"] != key:
-            raise _damaged(folder / MANIFEST, "it is of other rows or settings")
-        for file, written in self.manifest["files"].items():
-            if fault := change(folder / file, written, hashed=verify):
-                raise _damaged(folder / file, fault)
+        self.name, self.folder, self.manifest = name, folder, verify(folder, Encoded, hashed)
+        if self.manifest.key != key:
+            raise Damaged(f"{folder / MANIFEST}: is of other rows or settings")
         self._features = ArrowRows(folder / "features.arrow")
         self._examples = ArrowRows(folder / "examples.arrow", kept=8)
         self.lengths = np.load(folder / "lengths.npy", mmap_mode="r")  # [features] tokens
 
     def __len__(self) -> int:
-        return self.manifest["features"]
+        return self.manifest.features
 
     def __getitem__(self, index: int) -> Feature:
         return Feature(**self._features[int(index)])
@@ -70,21 +75,16 @@ class FeatureSet:
     def pairs(self) -> bool | None:
         """Whether its examples are pairs of texts; None where some are."""
         lone = self._examples.missing("text_b")
-        return None if 0 < lone < self.manifest["examples"] else not lone
+        return None if 0 < lone < self.manifest.examples else not lone
 
     def examples(self) -> Iterator[Example]:
         """The examples one by one, in file order."""
-        return map(self.example, range(self.manifest["examples"]))
+        return map(self.example, range(self.manifest.examples))
 
 
-def _damaged(path: Path, fault: object) -> RoadError:
-    return RoadError(f"{path}: the cached file is damaged ({fault})")
-
-
-def write_manifest(folder: Path, facts: Mapping[str, Any]) -> None:
-    """Writes the manifest of a feature set: the given facts (key, examples, features, ...) and every file's fingerprint."""
-    files = {path.name: fingerprint(path) for path in sorted(folder.iterdir())}
-    write_json(folder / MANIFEST, sealed({**facts, "files": files}))
+def note(folder: Path, **facts: Any) -> None:
+    """Writes the manifest of a feature set: the given facts of Encoded, and what every file is."""
+    write_manifest(folder / MANIFEST, Encoded(files=fingerprints(folder), **facts))
 
 
 def load_features(
@@ -127,11 +127,11 @@ def _kept(
         if folder.exists():
             try:
                 return FeatureSet(source.name, folder, key, verify)
-            except RoadError as error:
-                warn(f"{error}: its rows are encoded again", everywhere=True)
+            except Damaged as error:
+                warn(f"{error}: the cached rows are encoded again", everywhere=True)
                 shutil.rmtree(folder)
         _encode(source, task, tokenizer, folder, key, content)
-        encoded = FeatureSet(source.name, folder, key, verify=False)
+        encoded = FeatureSet(source.name, folder, key, hashed=False)
         _compare_counts(spec, source, encoded.manifest)
         return encoded
 
@@ -161,7 +161,7 @@ def _add_row(digest: Any, example: Example) -> None:
     digest.update(repr(example).encode("utf-8", "surrogatepass"))
 
 
-def _compare_counts(spec: DatasetSpec, source: Source, manifest: dict[str, Any]) -> None:
+def _compare_counts(spec: DatasetSpec, source: Source, manifest: Encoded) -> None:
     """A warning where the catalog expects another number of rows than there are."""
     if (
         spec.catalog is None
@@ -174,7 +174,7 @@ def _compare_counts(spec: DatasetSpec, source: Source, manifest: dict[str, Any])
         return
     part = spec.dev if source.part == "dev" else spec.train
     expected = catalog.entry(spec.catalog).rows.get(str(part))
-    found = manifest["examples"] + len(manifest["skipped"])
+    found = manifest.examples + len(manifest.skipped)
     if expected is not None and expected != found:
         warn(
             f"{source.name}: {source.source} gives {found:,} rows, the catalog expects {expected:,} in "
@@ -240,19 +240,17 @@ def _encode(source: Source, task: Any, tokenizer: Any, folder: Path, key: str, c
         rows_sha256 = digest.hexdigest()
         if content != (rows_sha256 if source.by_rows else _file_content(source)):
             raise RoadError(f"{source.source}: changed while it was read: start again")
-        write_manifest(
+        note(
             staged,
-            {
-                "key": key,
-                "examples": rows,
-                "features": len(lengths),
-                "metric": source.metric,
-                "skipped": reading.skipped,
-                "dropped": reading.dropped,
-                "negatives": reading.negatives,
-                "rows_sha256": rows_sha256,
-                "tokenizer_sha256": tokenizer_hash(tokenizer),
-            },
+            key=key,
+            examples=rows,
+            features=len(lengths),
+            metric=source.metric,
+            skipped=reading.skipped,
+            dropped=reading.dropped,
+            negatives=reading.negatives,
+            rows_sha256=rows_sha256,
+            tokenizer_sha256=tokenizer_hash(tokenizer),
         )
         os.replace(staged, folder)
     finally:

@@ -46,7 +46,7 @@ class Rows:
     def fingerprints(self) -> dict[str, dict[str, str]]:
         """The content hash of every data set by part: rows, reader settings, tokenizer, task settings."""
         parts = {"train": self.train, "dev": self.dev}
-        return {part: {name: rows.manifest["key"] for name, rows in found.items()} for part, found in parts.items()}
+        return {part: {name: rows.manifest.key for name, rows in found.items()} for part, found in parts.items()}
 
     @property
     def pairs(self) -> dict[str, bool | None]:
@@ -56,5 +56,5 @@ class Rows:
     def remarks(self) -> list[str]:
         """What a user should know of the rows before they are trained on."""
         without = [f"{name}: no dev part: it will not be evaluated" for name in self.train if name not in self.dev]
-        skipped = [(name, rows.manifest["skipped"]) for name, rows in [*self.train.items(), *self.dev.items()]]
+        skipped = [(name, rows.manifest.skipped) for name, rows in [*self.train.items(), *self.dev.items()]]
         return [*without, *(f"{n}: {len(bad)} bad rows were skipped, the first: {bad[0]}" for n, bad in skipped if bad)]

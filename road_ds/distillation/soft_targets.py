@@ -12,16 +12,16 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from road_ds.common.digest import change, fingerprint, sealed, unsealed
 from road_ds.common.errors import RoadError
 from road_ds.common.log import write_json
+from road_ds.common.sealed import MANIFEST, Damaged, Fingerprint, Manifest, check, read_manifest, write_manifest
 from road_ds.data.arrow import CHUNK, ArrowRows
 from road_ds.tasks.labels import order_of
 
 SHARD = 4 * CHUNK  # features per file, the unit of work of a rank
 
 
-MANIFEST, BEGUN = "manifest.json", "begun.json"
+BEGUN = "begun.json"
 
 
 @dataclass(frozen=True)
@@ -60,6 +60,14 @@ class Origin:
         return found
 
 
+class Written(Manifest):
+    """What finished soft targets say of themselves; their files are the shards, in order."""
+
+    teacher: str  # its name
+    origin: Origin
+    score: float  # the mean of how right it is on a feature
+
+
 class SoftTargets:
     """The soft targets of one teacher for one data set, mapped into memory."""
 
@@ -75,19 +83,15 @@ class SoftTargets:
             state = "are not finished" if folder.exists() else "are not there"
             raise RoadError(f"{folder}: the {about} {state}{again}")
         try:
-            manifest = unsealed(folder / MANIFEST)
-            made, shards = Origin(**manifest["origin"]), manifest["shards"]
-        except ValueError as error:
-            raise RoadError(f"{folder / MANIFEST}: {error}{again}") from None
-        except TypeError:
-            raise RoadError(f"{folder / MANIFEST}: the file is of another version{again}") from None
-        if different := made.differences(origin):
-            raise RoadError(f"{folder}: the {about} were made from another {', another '.join(different)}{again}")
-        for shard in shards:
-            if fault := damage(folder / shard["file"], shard, verify):
-                raise RoadError(f"{folder / shard['file']}: {fault}{again}")
+            manifest = read_manifest(folder / MANIFEST, Written)
+            made = manifest.origin
+            if different := made.differences(origin):
+                raise Damaged(f"{folder}: the {about} were made from another {', another '.join(different)}")
+            check_shards(folder, manifest.files, verify)
+        except Damaged as error:
+            raise RoadError(f"{error}{again}") from None
         self.folder, self.dtype, self.teacher = folder, np.dtype(origin.dtype), made.teacher
-        self._files = [folder / shard["file"] for shard in shards]
+        self._files = [folder / name for name in manifest.files]
         self._shards = [ArrowRows(path) for path in self._files]
         self._order = order_of(made.labels, origin.labels)
 
@@ -105,15 +109,13 @@ class SoftTargets:
 def flaw(folder: Path, origin: Origin) -> str:
     """Why a folder is not finished soft targets of just this origin, with the file's name; "" when it is."""
     try:
-        manifest = unsealed(folder / MANIFEST)
-    except ValueError as error:
-        return f"{folder / MANIFEST}: {error}"
-    if manifest["origin"] != asdict(origin):
-        return f"{folder}: made from something else"
-    faults = (
-        (folder / shard["file"], damage(folder / shard["file"], shard, verify=True)) for shard in manifest["shards"]
-    )
-    return next((f"{path}: {fault}" for path, fault in faults if fault), "")
+        manifest = read_manifest(folder / MANIFEST, Written)
+        if manifest.origin != origin:
+            return f"{folder}: made from something else"
+        check_shards(folder, manifest.files)
+    except RoadError as error:
+        return str(error)
+    return ""
 
 
 @contextmanager
@@ -156,16 +158,16 @@ def shard_rows(origin: Origin) -> list[range]:
 
 def has_shard(folder: Path, number: int) -> bool:
     """Whether a shard has been written whole."""
-    record = shard_record(folder, number)
-    return record is not None and damage(folder / record["file"], record, verify=True) == ""
-
-
-def shard_record(folder: Path, number: int) -> dict[str, Any] | None:
-    """What is known of a shard that was written: file, size, sha256; None where nothing is."""
     try:
-        return unsealed(folder / f"{number:05}.json")
-    except ValueError:
-        return None
+        check_shards(folder, shard_record(folder, number))
+    except Damaged:
+        return False
+    return True
+
+
+def shard_record(folder: Path, number: int) -> dict[str, Fingerprint]:
+    """What a shard's file is that was written. Damaged where nothing is known of it."""
+    return read_manifest(folder / f"{number:05}.json", Manifest).files
 
 
 def shard_scores(path: Path) -> np.ndarray:
@@ -201,33 +203,34 @@ def write_shard(folder: Path, number: int, logits: Sequence[np.ndarray], scores:
                 right = pa.array(scores[first : first + CHUNK], pa.float32())
                 writer.write_batch(pa.record_batch([rows, right], schema=schema))
         os.replace(staged, path)
-        write_json(folder / f"{number:05}.json", sealed({"file": path.name, **fingerprint(path)}))
+        write_manifest(folder / f"{number:05}.json", Manifest(files={path.name: Fingerprint.of(path)}))
 
 
 def finish(folder: Path, origin: Origin, name: str) -> None:
     """Writes the manifest over all shards: from now on the folder counts."""
-    shards = [shard_record(folder, number) for number in range(len(shard_rows(origin)))]
-    if None in shards:
-        raise RoadError(
-            f"{folder}: shard {shards.index(None)} was written elsewhere: all hosts must share the folder: set "
-            "road.distill.cache"
-        )
+    files: dict[str, Fingerprint] = {}
+    for number in range(len(shard_rows(origin))):
+        try:
+            files |= shard_record(folder, number)
+        except Damaged as error:
+            raise RoadError(
+                f"{error}: shard {number} was written elsewhere: all hosts must share the folder: set road.distill.cache"
+            ) from None
     with writing(folder):
-        scores = np.concatenate([shard_scores(folder / f"{number:05}.arrow") for number in range(len(shards))])
-        facts = {"teacher": name, "origin": asdict(origin), "score": float(scores.mean()), "shards": shards}
-        write_json(folder / MANIFEST, sealed(facts))
+        scores = np.concatenate([shard_scores(folder / file) for file in files])
+        written = Written(files=files, teacher=name, origin=origin, score=float(scores.mean()))
+        write_manifest(folder / MANIFEST, written)
 
 
-def damage(path: Path, shard: dict[str, Any], verify: bool) -> str:
-    """What is wrong with a shard, "" when nothing is."""
-    if fault := change(path, shard, hashed=verify):
-        return fault
-    if verify:
-        with pa.memory_map(str(path)) as source:
-            for batch in pa.ipc.open_file(source).read_all().to_batches():
-                if not np.isfinite(batch.column(0).values.to_numpy()).all():
-                    return "a logit is not finite"
-    return ""
+def check_shards(folder: Path, files: dict[str, Fingerprint], verify: bool = True) -> None:
+    """Damaged names the shard that is not as it was written, or, where verified, holds a logit that is not finite."""
+    for name, written in files.items():
+        check(folder / name, written, hashed=verify)
+        if verify:
+            with pa.memory_map(str(folder / name)) as source:
+                for batch in pa.ipc.open_file(source).read_all().to_batches():
+                    if not np.isfinite(batch.column(0).values.to_numpy()).all():
+                        raise Damaged(f"{folder / name}: a logit is not finite")
 
 
 def read_json(path: Path) -> dict[str, Any] | None:

@@ -10,6 +10,7 @@ from road_ds.common.errors import RoadError
 from road_ds.common.hub import head_folder
 from road_ds.common.log import is_main, progress, say, table, warn
 from road_ds.common.ranks import Ranks
+from road_ds.common.sealed import MANIFEST
 from road_ds.config.file import load_config
 from road_ds.config.road import DatasetSpec
 from road_ds.data.batch import IGNORED
@@ -17,7 +18,6 @@ from road_ds.data.features import FeatureSet, load_features
 from road_ds.distillation.objective import Taught
 from road_ds.distillation.registry import objective_from
 from road_ds.distillation.soft_targets import (
-    MANIFEST,
     Origin,
     SoftTargets,
     begin,

@@ -79,7 +79,7 @@ class Pupil:
         return Origin(
             dataset=self.dataset,
             teacher=weights_hash(model_folder(head_folder(name, self.head))),
-            rows=self.rows.manifest["rows_sha256"],
+            rows=self.rows.manifest.rows_sha256,
             features=len(self.rows),
             tokenizer=tokenizer_hash(read_tokenizer(folder, name)),
             windows={

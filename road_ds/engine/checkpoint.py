@@ -20,7 +20,7 @@ from road_ds.common import sealed
 from road_ds.common.errors import RankError, RoadError
 from road_ds.common.log import warn
 from road_ds.common.ranks import Ranks
-from road_ds.common.sealed import Damaged, Manifest, commit, seal
+from road_ds.common.sealed import MANIFEST, Damaged, Manifest, commit, seal
 
 COMMITTED = re.compile(r"step-(\d{8})(\.old)?")
 ENGINE = "engine"  # the folder, inside a checkpoint, that DeepSpeed writes and reads
@@ -29,6 +29,8 @@ ENGINE = "engine"  # the folder, inside a checkpoint, that DeepSpeed writes and 
 class Saved(Manifest):
     """What a checkpoint says of itself."""
 
+    run: str  # the id of the run that wrote it
+    step: int  # steps done by then
     world_size: int
     stage: int
     groups: int | None = None  # of the optimizer; until there was this field, one for each rate
@@ -118,7 +120,7 @@ def write_manifest(staged: Path, facts: dict[str, Any]) -> None:
     missing = [r for r in range(facts["world_size"]) if not (staged / f"random-{r:05d}.safetensors").exists()]
     if missing:
         raise OSError(f"rank {missing[0]} wrote to another file system: the run folder must be shared by all hosts")
-    seal(staged, facts)
+    seal(staged, Saved, facts)
 
 
 def prune(root: Path, keep: int) -> None:
@@ -168,7 +170,7 @@ def refuse_strangers(folders: list[Path], run: str) -> None:
     """RoadError when one of the checkpoints is of another run: it must not be resumed, nor pruned as an older one."""
     for folder in folders:
         with contextlib.suppress(Damaged):
-            if (other := sealed.read_manifest(folder, Saved).run) != run:
+            if (other := sealed.read_manifest(folder / MANIFEST, Saved).run) != run:
                 raise RoadError(
                     f"{folder}: is a checkpoint of another run ({other}, this folder's is {run}): move it away, or start "
                     "another run from its weights (python -m road_ds export, then road.model)"

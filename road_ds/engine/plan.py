@@ -124,26 +124,26 @@ def dataset_plan(
     else:
         leaked = shared_texts(train, dev)
         if leaked:
-            warnings.append(f"{name}: {leaked} of {dev.manifest['examples']} dev rows have the text of a train row")
+            warnings.append(f"{name}: {leaked} of {dev.manifest.examples} dev rows have the text of a train row")
     for part, source in (("train", train), ("dev", dev)):
-        if source is not None and source.manifest["skipped"]:
+        if source is not None and source.manifest.skipped:
             warnings.append(
-                f"{name} {part}: {len(source.manifest['skipped'])} bad rows skipped, the first: {source.manifest['skipped'][0]}"
+                f"{name} {part}: {len(source.manifest.skipped)} bad rows skipped, the first: {source.manifest.skipped[0]}"
             )
-        if source is not None and source.manifest["negatives"]:
+        if source is not None and source.manifest.negatives:
             warnings.append(
-                f"{name} {part}: {source.manifest['negatives']:,} of the rows are negative questions made here"
+                f"{name} {part}: {source.manifest.negatives:,} of the rows are negative questions made here"
             )
-        if source is not None and source.manifest["dropped"]:
-            warnings.append(f"{name} {part}: rows dropped by label: {source.manifest['dropped']}")
+        if source is not None and source.manifest.dropped:
+            warnings.append(f"{name} {part}: rows dropped by label: {source.manifest.dropped}")
     return DatasetPlan(
         name=name,
         head=head,
-        examples=train.manifest["examples"],
+        examples=train.manifest.examples,
         features=len(train),
         tokens=float(np.mean(train.lengths)),
         epochs=epochs,
-        dev=dev.manifest["examples"] if dev is not None else 0,
+        dev=dev.manifest.examples if dev is not None else 0,
         warnings=warnings,
     )
 

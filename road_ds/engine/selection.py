@@ -10,11 +10,10 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from road_ds.common import sealed
 from road_ds.common.errors import RoadError
 from road_ds.common.log import warn
 from road_ds.common.ranks import Ranks
-from road_ds.common.sealed import Damaged, Manifest, commit, seal
+from road_ds.common.sealed import MANIFEST, Damaged, Manifest, commit, read_manifest, seal, verify
 from road_ds.engine.checkpoint import committed, prune
 from road_ds.engine.weights import full_state
 from road_ds.tasks.evaluation import Evaluated, mean_headline
@@ -23,6 +22,8 @@ from road_ds.tasks.evaluation import Evaluated, mean_headline
 class Kept(Manifest):
     """What the best evaluation's folder says of itself."""
 
+    run: str  # the id of the run that wrote it
+    step: int
     mean_headline: float
 
 
@@ -56,7 +57,7 @@ class Best:
     def _kept_score(self) -> float:
         for folder in committed(self.root):
             try:
-                return sealed.read_manifest(folder, Kept).mean_headline
+                return read_manifest(folder / MANIFEST, Kept).mean_headline
             except Damaged as error:
                 warn(f"the best evaluation so far is lost ({error}): the next counts as the best")
         return float("-inf")
@@ -68,7 +69,7 @@ class Best:
         staged.mkdir(parents=True)
         save_file({key: value.contiguous() for key, value in state.items()}, staged / "weights.safetensors")
         (staged / "results.json").write_text(json.dumps({name: vars(result) for name, result in results.items()}))
-        seal(staged, {"run": self.run, "step": step, "mean_headline": mean_headline(results)})
+        seal(staged, Kept, {"run": self.run, "step": step, "mean_headline": mean_headline(results)})
         commit(staged, self.root / f"step-{step:08d}")
         prune(self.root, 1)
 
@@ -78,7 +79,7 @@ class Best:
             folder = next(iter(committed(self.root)), None)
             if folder is None:
                 raise Damaged("no evaluation was kept")
-            kept = sealed.verify(folder, Kept)
+            kept = verify(folder, Kept)
             if kept.run != self.run:
                 raise Damaged(f"{folder}: is of another run ({kept.run})")
             results = json.loads((folder / "results.json").read_text(encoding="utf-8"))

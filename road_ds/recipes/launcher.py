@@ -1,6 +1,5 @@
-"""The `deepspeed` launcher as a child process: its output shown and kept, its end waited for whatever happens."""
+"""Runs as child processes: their output shown and kept, their end waited for whatever happens."""
 
-import json
 import os
 import re
 import shlex
@@ -9,20 +8,16 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
-
-import psutil
 
 from road_ds.common.errors import Terminated
 from road_ds.common.ranks import free_port
 
 TRAIN = Path(__file__).resolve().parents[1] / "train.py"
 CHATTER = re.compile(rb"\[\d{4}-\d\d-\d\d [\d:,]+\] \[\w+\] \[")  # DeepSpeed's own lines
-PER_HOST = ["-u", "-m", "deepspeed.launcher.launch"]  # DeepSpeed's launcher on each host, the parent of its ranks
-PATIENCE = 120  # seconds for the processes of a stopped run to save and end where their launcher has left them
 
 
 @dataclass(frozen=True)
@@ -33,10 +28,10 @@ class Launcher:
     lock: IO | None = None
 
     def command(self, *arguments: str) -> list[str]:
-        """The command line of a run under the launcher. On one host every run gets a port of its own."""
+        """The command line of a run on the processes of `options`. On one host every run gets a port of its own."""
         alone = not any(option.split("=")[0] in ("--master_port", "--hostfile", "-H") for option in self.options)
         port = ["--master_port", str(free_port())] if alone else []
-        return [sys.executable, "-m", "deepspeed.launcher.runner", *self.options, *port, *arguments]
+        return [sys.executable, "-m", "road_ds", "launch", *self.options, *port, *arguments]
 
     def train(self, config: Path, overrides: Sequence[str], *more: str) -> list[str]:
         """The command line of a training."""
@@ -54,8 +49,8 @@ class Launcher:
     def run(self, command: Sequence[str], folder: Path) -> tuple[int, str]:
         """Exit code of a command, and its last error line. It writes to log.txt in the run folder, which is shown here.
 
-        When this process is asked to stop, the run is asked too and waited for: its processes save first. When this
-        process is killed, the run goes on.
+        When this process is asked to stop, the run is asked too and waited for: its processes save first, as
+        `road_ds launch` sees to. When this process is killed, the run goes on.
         """
         folder.mkdir(parents=True, exist_ok=True)
         with terminating(), (folder / "log.txt").open("ab") as log, (folder / "log.txt").open("rb") as shown:
@@ -69,10 +64,8 @@ class Launcher:
             try:
                 last = show(shown, child)
             except (KeyboardInterrupt, Terminated) as stop:
-                asked = ask_to_stop(child, signal.SIGTERM if isinstance(stop, Terminated) else signal.SIGINT)
+                child.send_signal(signal.SIGTERM if isinstance(stop, Terminated) else signal.SIGINT)
                 show(shown, child)
-                psutil.wait_procs(asked)
-                wait_for_ranks(folder)
                 raise
         return child.wait(), last
 
@@ -120,37 +113,3 @@ def terminating() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
-
-
-def ask_to_stop(child: subprocess.Popen, number: signal.Signals) -> list[psutil.Process]:
-    """The processes that were asked to stop: a run's own by the signal, behind which its launcher ends by itself.
-
-    A launcher that has none on this host yet, or has them on others, is told to end; so is a command without one.
-    """
-    below, launchers, ranks = [], [], []
-    with suppress(psutil.NoSuchProcess):
-        below = psutil.Process(child.pid).children(recursive=True)
-    for process in below:
-        with suppress(psutil.NoSuchProcess):  # it may end meanwhile
-            if process.cmdline()[1:4] == PER_HOST:
-                launchers.append(process)
-                ranks += process.children()
-    if not ranks:
-        child.terminate()
-    for process in ranks or launchers:
-        with suppress(psutil.NoSuchProcess):
-            process.send_signal(number if ranks else signal.SIGTERM)
-    return ranks or launchers
-
-
-def wait_for_ranks(folder: Path) -> None:
-    """Waits until a run's first process is gone, which may have outlived its launcher to save."""
-    end = time.monotonic() + PATIENCE
-    while time.monotonic() < end:
-        try:
-            status = json.loads((folder / "status.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return
-        if status["status"] != "running" or not psutil.pid_exists(status["pid"]):
-            return
-        time.sleep(0.1)

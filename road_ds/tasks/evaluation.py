@@ -146,7 +146,7 @@ def evaluate(
         )
         if logits is not None:
             features = [source[i] for i in range(len(source))]
-            results[name] = score(task, list(source.examples()), features, logits, source.manifest.get("metric"))
+            results[name] = score(task, list(source.examples()), features, logits, source.manifest.metric)
     engine.train(training)
     return results
 
