@@ -279,7 +279,7 @@ def test_what_triton_compiles_for_is_not_mixed_up(absent_gpu):
 
 
 def test_what_a_loss_costs_the_host(absent_gpu):
-    """Calls of Python functions, which the same work has on every machine: 118 when this was written, 262 with Triton's own launch."""
+    """Calls of Python functions, which the same work has on every machine: 158 when this was written, 210 without kept launches."""
     student, teacher, labels, _, _ = every_option(40)
     calls = []
 
@@ -294,5 +294,5 @@ def test_what_a_loss_costs_the_host(absent_gpu):
         loss()
     finally:
         sys.setprofile(None)
-    assert "warmup" not in calls and "_pack_args" not in calls
-    assert len(calls) <= 125, sorted(calls)
+    assert "dynamic_func" not in calls, "Triton has looked at every argument again"
+    assert len(calls) <= 165, sorted(calls)
