@@ -29,7 +29,7 @@ os.environ.pop("TRITON_INTERPRET", None)  # the interpreter has no machine code
 import torch
 import triton
 from road_kernels import arguments, combine_teachers, kd_loss, launch
-from road_kernels.plan import MOST_REGISTERS, vector_width
+from road_kernels.plan import MOST_REGISTERS, layout, shifted, vector_width, widest
 from triton.backends.compiler import GPUTarget
 from triton.backends.nvidia.compiler import get_ptxas
 from triton.compiler import ASTSource
@@ -170,7 +170,9 @@ def wide_accesses(named: dict, warps: int, constants: dict) -> tuple[int, int]:
     """16-byte loads and stores that a thread must make for its share of each tile of logits; 0 where rows rule them out."""
     read = [*named.get("teachers", ()), *([named["student"]] if "s_row" in named else [])]
     written = [named[name] for name in ("gradient", "out") if name in named]
-    if not read or vector_width(*read, *written) * read[0].element_size() < 16:
+    layouts = [layout(logits) for logits in (*read, *written)]
+    off = constants.get("SHIFTED") and shifted(*layouts)
+    if not read or (widest(*layouts) if off else vector_width(*layouts)) * read[0].element_size() < 16:
         return 0, 0
     lanes = constants.get("B") or constants["U"] * constants["T"] * constants["VEC"]
     elements = constants.get("R", 1) * lanes // (32 * warps)

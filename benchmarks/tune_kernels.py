@@ -31,8 +31,9 @@ if "--rehearse" in sys.argv:
 import torch
 from measure import COLD_BYTES, RESULTS, device_time, environment, host_time
 from road_kernels import launch, plan, reference
-from road_kernels.backward import backward
-from road_kernels.forward import forward
+from road_kernels.backward import backward, gradient_launch
+from road_kernels.forward import forward, launches
+from road_kernels.mixture import combination, combine
 from road_kernels.problem import Problem
 from torch import Tensor
 
@@ -54,13 +55,20 @@ class Candidate(NamedTuple):
 
 
 def candidates(regime: str) -> Iterator[Candidate]:
-    """stream: groups, lanes, warps, registers. gradient: classes a thread, warps, registers. The present ones come first."""
+    """stream, combine: groups, lanes, warps, registers. gradient: classes a thread, warps, registers. The present ones come first."""
     present = plan.stream_tile(PROBLEMS[regime][0][1], 1, 8, torch.device("cpu"))
     yield Candidate("stream", regime, (present.groups, present.lanes, present.warps, present.registers))
     for warps in (1, 2, 4, 8) if regime == "hundreds" else (2, 4, 8, 16):
         for groups in (1, 2, 4):
             yield Candidate(
                 "stream", regime, (groups, 32 if regime == "hundreds" else 32 * warps, warps, plan.MOST_REGISTERS)
+            )
+    present = plan.combine_tile(PROBLEMS[regime][0][1], 3, 8, torch.device("cpu"))
+    yield Candidate("combine", regime, (present.groups, present.lanes, present.warps, present.registers))
+    for warps in (2, 4) if regime == "hundreds" else (2, 4, 8, 16):
+        for groups in (1, 2, 4):
+            yield Candidate(
+                "combine", regime, (groups, 32 if regime == "hundreds" else 32 * warps, warps, plan.MOST_REGISTERS)
             )
     yield Candidate("gradient", regime, (16, 4, plan.MOST_REGISTERS))
     for each in (8, 16):
@@ -91,8 +99,14 @@ class Case:
     def steps(self, kernel: str) -> list[Any]:
         if kernel == "stream":
             return [partial(forward, problem) for problem in self.problems]
+        if kernel == "combine":
+            return [partial(self.combined, problem) for problem in self.problems]
         saved = [forward(problem)[3] for problem in self.problems]
         return [partial(backward, *given, self.upstream) for given in zip(self.problems, saved, strict=True)]
+
+    def combined(self, problem: Problem) -> Tensor:
+        out = plan.padded_logits(problem.student)
+        return combine(problem.teachers, problem.labels, None, None, 0.75 if len(problem.teachers) > 1 else None, out)
 
     def fault(self) -> str:
         """How far off the present tiles are from the definition, on the first copy; empty where they are right."""
@@ -103,7 +117,10 @@ class Case:
         teachers = [logits.double() for logits in problem.teachers]
         expected = reference.kd_loss(problem._replace(student=student, teachers=teachers))
         (exact,) = torch.autograd.grad(expected.total, student)
+        scale = 0.75 if len(teachers) > 1 else None
+        combined = reference.combine_teachers(teachers, problem.labels, wrong_scale=scale)
         pairs = [*zip((total, hard, soft), (part.detach() for part in expected), strict=True), (gradient, exact)]
+        pairs.append((self.combined(problem).double(), combined))
         errors = [float((one - other).abs().max() / other.abs().max()) for one, other in pairs]
         return "" if all(error < 2e-3 for error in errors) else f"off by {max(errors):.2g}"
 
@@ -117,6 +134,8 @@ def use(candidate: Candidate | None) -> None:
         return list(candidate.numbers)
 
     plan.measured = measured
+    for kept in (launches, gradient_launch, combination):
+        kept.cache_clear()
 
 
 def judge(candidate: Candidate, sizes: list[tuple[int, int, int]], device: torch.device) -> str:
@@ -155,7 +174,7 @@ def sweep(
         chain.from_iterable(
             islice((one for one in candidates(regime) if one.kernel == kernel), most)
             for regime in sizes
-            for kernel in ("stream", "gradient")
+            for kernel in ("stream", "gradient", "combine")
         )
     )
     tasks = [(candidate, sizes[candidate.regime], device) for candidate in dict.fromkeys(wanted)]

@@ -67,7 +67,7 @@ def test_a_tile_that_computes_something_else_is_left_out(tuner, monkeypatch):
     """Nothing is launched, so that every output is what memory held."""
     monkeypatch.setattr(tuner.launch, "start", lambda *args, **options: None)
     rows = tuner.sweep({"hundreds": [(3, 72, 1)]}, torch.device("cpu"), 60, 1)
-    assert len(rows) == 2 and all(row["note"].startswith("off by") for row in rows) and tuner.best(rows) == {}
+    assert len(rows) == 3 and all(row["note"].startswith("off by") for row in rows) and tuner.best(rows) == {}
 
 
 def test_the_table_keeps_what_was_not_measured(tuner, tmp_path):
@@ -88,5 +88,5 @@ def test_candidates_are_tiles(tuner):
         found = list(tuner.candidates(regime))
         assert len(set(found)) > 12
         for kernel, _, numbers in found:
-            assert len(numbers) == (4 if kernel == "stream" else 3)
+            assert len(numbers) == (3 if kernel == "gradient" else 4)
             assert all(number & (number - 1) == 0 for number in numbers[:-1]) and 32 <= numbers[-1] <= 128

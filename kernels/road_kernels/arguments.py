@@ -48,12 +48,10 @@ def check_logits(name: str, logits: object) -> None:
 
 
 def check_like(name: str, value: Tensor, shape: tuple[int, ...], device: torch.device, floating: bool) -> None:
-    kind = "floating-point" if floating else "integer"
-    allowed = f"a {kind} tensor {list(shape)} on {device}"
-    if not isinstance(value, Tensor) or tuple(value.shape) != shape or value.device != device:
-        refuse(name, describe(value), allowed)
-    if value.is_floating_point() != floating or value.is_complex() or value.dtype == torch.bool:
-        refuse(name, describe(value), allowed)
+    fits = isinstance(value, Tensor) and value.shape == shape and value.device == device
+    if not fits or value.is_floating_point() != floating or value.is_complex() or value.dtype == torch.bool:
+        kind = "floating-point" if floating else "integer"
+        refuse(name, describe(value), f"a {kind} tensor {list(shape)} on {device}")
 
 
 def check_teacher_argument(teacher: object) -> None:

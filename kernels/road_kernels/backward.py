@@ -6,21 +6,36 @@ loss scale does what it is for.
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from . import launch, plan
-from .problem import Problem, Saved
-from .rows import LOG2_E, at_temperature_1, combined_tile, load_tile, row_facts, whole_vectors
+from .forward import strides
+from .launch import Launch
+from .plan import Layout
+from .problem import Kind, Problem
+from .rows import (
+    LOG2_E,
+    at_temperature_1,
+    combined_tile,
+    load_tile,
+    row_facts,
+    saved_inverse,
+    saved_weights,
+    whole_vectors,
+)
 
 
 @triton.jit
 def gradient_kernel(
-    grad_total, grad_stride, student, s_row, s_class, teachers, t_rows, t_classes, labels, lengths, teacher_weights,
-    row_weight, statistics, inverse, gradient, g_row,
-    N, C, tiles, rate, temperature, hard_scale, soft_rate, ignore_index,
-    R: tl.constexpr, B: tl.constexpr, VEC: tl.constexpr, POWER: tl.constexpr, M: tl.constexpr,
+    grad_total, student, teachers, labels, lengths, teacher_weights, row_weight, saved, gradient,
+    rate, temperature, hard_scale, soft_rate,
+    grad_stride, s_row, s_class, t_rows, t_classes, g_row, N, C, tiles, ignore_index,
+    R: tl.constexpr, B: tl.constexpr, VEC: tl.constexpr, POWER: tl.constexpr, M: tl.constexpr, JUDGED: tl.constexpr,
+    REDUCED: tl.constexpr,
 ):  # fmt: skip
     """One tile of the gradient; exactly 0 in ignored rows and behind a row's length. `gradient` may be `student` itself."""
     program = tl.program_id(0)
@@ -33,27 +48,40 @@ def gradient_kernel(
 
     logits = load_tile(student, s_row, s_class, rows, columns, mask, VEC)
     scale = tl.load(grad_total + rows * grad_stride, mask=here, other=0.0).to(tl.float32) * weight
-    if inverse is not None:
-        scale *= tl.load(inverse)
+    if REDUCED:
+        scale *= tl.load(saved_inverse(saved, N))
     hard_factor = scale * hard_scale
     # A factor of 0 leaves its term out, whatever the teacher says.
     soft_factor = scale * soft_rate
-    origin = tl.load(statistics + rows, mask=here, other=0.0)
-    soft_inverse = tl.load(statistics + N + rows, mask=here, other=0.0)
+    origin = tl.load(saved + rows, mask=here, other=0.0)
+    soft_inverse = tl.load(saved + N + rows, mask=here, other=0.0)
     scaled = tl.fma(logits, rate, -origin[:, None])
     softened = tl.exp2(scaled)
     slope = tl.zeros([R, B], tl.float32)
     if labels is not None:
-        hard_inverse = tl.load(statistics + 2 * N + rows, mask=here, other=0.0)
+        hard_inverse = tl.load(saved + 2 * N + rows, mask=here, other=0.0)
         sharp = at_temperature_1(softened, scaled, temperature, POWER)
         hit = columns[None, :] == label[:, None]
         slope = sharp * (hard_factor * hard_inverse)[:, None] - tl.where(hit, hard_factor[:, None], 0.0)
     if M > 0:
         mixture, _ = combined_tile(
-            teachers, t_rows, t_classes, teacher_weights, None, rows, columns, mask, valid, label, kept, N, M, VEC
+            teachers,
+            t_rows,
+            t_classes,
+            saved_weights(saved, N) if JUDGED else teacher_weights,
+            None,
+            rows,
+            columns,
+            mask,
+            valid,
+            label,
+            kept,
+            N,
+            M,
+            VEC,
         )
-        teacher_origin = tl.load(statistics + 3 * N + rows, mask=here, other=0.0)
-        teacher_inverse = tl.load(statistics + 4 * N + rows, mask=here, other=0.0)
+        teacher_origin = tl.load(saved + 3 * N + rows, mask=here, other=0.0)
+        teacher_inverse = tl.load(saved + 4 * N + rows, mask=here, other=0.0)
         share = tl.exp2(tl.fma(mixture, rate, -teacher_origin[:, None]))
         apart = softened * (soft_factor * soft_inverse)[:, None] - share * (soft_factor * teacher_inverse)[:, None]
         slope += tl.where(soft_rate == 0.0, 0.0, apart)
@@ -63,26 +91,31 @@ def gradient_kernel(
     tl.store(gradient + at, value.to(gradient.dtype.element_ty), mask=stored)
 
 
-def backward(problem: Problem, saved: Saved, grad_total: Tensor, gradient: Tensor | None = None) -> Tensor:
+@lru_cache(plan.KEPT_LAUNCHES)
+def gradient_launch(kind: Kind, grad_total: Layout, gradient: Layout) -> Launch:
+    N, C = kind.student.shape
+    M = len(kind.teachers)
+    vec = plan.vector_width(kind.student, gradient, *kind.teachers)
+    tile = plan.gradient_tile(C, M, vec, kind.device)
+    tiles = plan.pieces(C, tile.classes)
+    return Launch(
+        gradient_kernel, (plan.pieces(N, tile.rows) * tiles,),
+        grad_total.strides[0] if grad_total.strides else 0,
+        *strides(kind.student, kind.teachers, vec), gradient.strides[0] // vec, N, C, tiles, kind.ignore_index,
+        R=tile.rows, B=tile.classes, VEC=vec, POWER=kind.power, M=M, JUDGED=kind.judged, REDUCED=kind.reduction != "none",
+        warps=tile.warps, registers=tile.registers,
+    )  # fmt: skip
+
+
+def backward(problem: Problem, saved: Tensor, grad_total: Tensor, gradient: Tensor | None = None) -> Tensor:
     """The gradient [N, C] in the student's dtype; grad_total is a scalar or [N]. Written into `gradient` if that is given."""
-    student, teachers = problem.student, problem.teachers
-    N, C = student.shape
-    M = len(teachers)
+    student, teachers, labels, lengths, teacher_weights, row_weight, temperature, hard_scale, soft_scale, *_ = problem
     if gradient is None:
         gradient = plan.padded_logits(student)
-    vec = plan.vector_width(student, gradient, *teachers)
-    tile = plan.gradient_tile(C, M, vec, student.device)
-    tiles = plan.pieces(C, tile.classes)
+    start = gradient_launch(problem.kind(), plan.layout(grad_total), plan.layout(gradient))
     with launch.on_device(student):
-        launch.start(
-            gradient_kernel, (plan.pieces(N, tile.rows) * tiles,),
-            grad_total, grad_total.stride(0) if grad_total.dim() else 0,
-            student, student.stride(0) // vec, student.stride(1), tuple(teachers), *launch.strides(teachers, vec),
-            problem.labels, problem.lengths, problem.teacher_weights if problem.wrong_scale is None else saved.judged,
-            problem.row_weight, saved.statistics, None if problem.reduction == "none" else saved.inverse,
-            gradient, gradient.stride(0) // vec,
-            N, C, tiles, LOG2_E.value / problem.temperature, problem.temperature,
-            problem.hard_scale, problem.soft_scale / problem.temperature, problem.ignore_index,
-            R=tile.rows, B=tile.classes, VEC=vec, POWER=plan.whole_power(problem.temperature), M=M, warps=tile.warps, registers=tile.registers,
+        start(
+            grad_total, student, tuple(teachers), labels, lengths, teacher_weights, row_weight, saved, gradient,
+            LOG2_E.value / temperature, temperature, hard_scale, soft_scale / temperature,
         )  # fmt: skip
     return gradient

@@ -6,9 +6,11 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
 from . import plan, reference
 from .arguments import check_rows, check_teacher_argument, check_teachers, check_weighting, choose, refuse
+from .problem import judging_scale
 from .reference import Teachers, as_teachers, result_dtype
 
 
@@ -33,7 +35,7 @@ def combine_teachers(
     impl: as for `kd_loss`. Raises ValueError naming the argument.
     """
     check_teacher_argument(teacher)
-    teachers = [logits.detach() for logits in as_teachers(teacher)]
+    teachers = [logits.detach() if logits.requires_grad else logits for logits in as_teachers(teacher)]
     if not teachers:
         refuse("teacher", None, "at least one teacher")
     check_teachers(teachers, tuple(teachers[0].shape), teachers[0].device)
@@ -45,11 +47,14 @@ def combine_teachers(
             teachers, labels, wrong_scale=wrong_scale, teacher_weights=teacher_weights, lengths=lengths
         )
     weights = None if teacher_weights is None else teacher_weights.detach()
-    return combine_op(teachers, labels, lengths, weights, wrong_scale if len(teachers) > 1 else None)
+    given = teachers, labels, lengths, weights, judging_scale(wrong_scale, len(teachers))
+    # As in kd_loss, an operator only where a graph is traced: its machinery would take longer than the launch.
+    if torch.compiler.is_compiling() or isinstance(teachers[0], FakeTensor):
+        return combine_op(*given)
+    return combined(*given)
 
 
-@torch.library.custom_op("road_kernels::combine", mutates_args=())
-def combine_op(
+def combined(
     teachers: Sequence[Tensor],
     labels: Tensor | None,
     lengths: Tensor | None,
@@ -59,9 +64,11 @@ def combine_op(
     """The combined logits: see mixture.py."""
     from .mixture import combine
 
-    out = combined_like(teachers)
-    given = (None if rows is None else rows.contiguous() for rows in (labels, lengths, teacher_weights))
-    return combine(list(teachers), *given, wrong_scale, out)
+    rows = (None if given is None else given.contiguous() for given in (labels, lengths, teacher_weights))
+    return combine(list(teachers), *rows, wrong_scale, combined_like(teachers))
+
+
+combine_op = torch.library.custom_op("road_kernels::combine", combined, mutates_args=())
 
 
 @combine_op.register_fake

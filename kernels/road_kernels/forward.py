@@ -8,13 +8,19 @@ float32, before it rounds.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import NamedTuple
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from . import launch, plan
-from .problem import Problem, Saved
+from .launch import Launch
+from .plan import Layout
+from .problem import Kind, Problem
 from .rows import (
     LOG2_E,
     LOWEST,
@@ -24,6 +30,7 @@ from .rows import (
     load_tile,
     row_facts,
     row_losses,
+    saved_weights,
     store_losses,
     store_reduced,
     store_statistics,
@@ -39,6 +46,7 @@ from .stream import (
     mixed_lanes,
     present,
     right_teachers,
+    row_shift,
     spread,
 )
 
@@ -48,9 +56,8 @@ from .stream import (
 
 @triton.jit
 def rows_kernel(
-    student, s_row, s_class, teachers, t_rows, t_classes, labels, lengths, teacher_weights, row_weight,
-    losses, hard, soft, statistics, judged, total, inverse,
-    N, C, rate, temperature, hard_scale, soft_scale, wrong_scale, ignore_index,
+    student, teachers, labels, lengths, teacher_weights, row_weight, losses, hard, soft, saved, total,
+    rate, temperature, hard_scale, soft_scale, wrong_scale, s_row, s_class, t_rows, t_classes, N, C, ignore_index,
     R: tl.constexpr, B: tl.constexpr, VEC: tl.constexpr, POWER: tl.constexpr, M: tl.constexpr, SUMS: tl.constexpr,
     MEAN: tl.constexpr,
 ):  # fmt: skip
@@ -73,7 +80,7 @@ def rows_kernel(
         softened = tl.exp2(scaled)
         soft_sum = tl.sum(softened, 1)
         hard_sum = tl.sum(at_temperature_1(softened, scaled, temperature, POWER), 1)
-        store_statistics(statistics, 0, origin, soft_sum, hard_sum, rows, here, kept, N)
+        store_statistics(saved, 0, origin, soft_sum, hard_sum, rows, here, kept, N)
         teacher_sum = soft_sum
         gap = soft_sum
         if M > 0:
@@ -87,9 +94,9 @@ def rows_kernel(
             teacher_sum = tl.sum(share, 1)
             # Where the teacher's share is 0 the term is 0, also when a logit is -inf.
             gap = tl.sum(share * tl.where(share > 0.0, teacher_scaled - scaled, 0.0), 1)
-            store_statistics(statistics, 3, teacher_origin, teacher_sum, None, rows, here, kept, N)
+            store_statistics(saved, 3, teacher_origin, teacher_sum, None, rows, here, kept, N)
             if wrong_scale is not None:
-                store_weights(judged, bits, rows, here, wrong_scale, N, M)
+                store_weights(saved_weights(saved, N), bits, rows, here, wrong_scale, N, M)
 
         hard_row, soft_row, loss = row_losses(
             origin, soft_sum, hard_sum, teacher_sum, gap, target, known, kept, weight, rate, temperature,
@@ -102,51 +109,61 @@ def rows_kernel(
         loss_sum += loss
         weight_sum += weight
     if total is not None:
-        store_reduced(total, inverse, tl.sum(loss_sum, 0), tl.sum(weight_sum, 0), MEAN)
+        store_reduced(total, saved, N, tl.sum(loss_sum, 0), tl.sum(weight_sum, 0), MEAN)
 
 
 @triton.jit
 def stream_kernel(
-    student, s_row, s_class, teachers, t_rows, t_classes, labels, lengths, teacher_weights, row_weight,
-    losses, hard, soft, statistics, judged,
-    N, C, rate, temperature, hard_scale, soft_scale, wrong_scale, ignore_index,
+    student, teachers, labels, lengths, teacher_weights, row_weight, losses, hard, soft, saved,
+    rate, temperature, hard_scale, soft_scale, wrong_scale, s_row, s_class, t_rows, t_classes, N, C, ignore_index,
     U: tl.constexpr, R: tl.constexpr, T: tl.constexpr, VEC: tl.constexpr, POWER: tl.constexpr, M: tl.constexpr, SUMS: tl.constexpr,
+    SHIFTED: tl.constexpr,
 ):  # fmt: skip
-    """R rows, each read by T lanes: whole tiles first, then what is left under a mask. With wrong_scale teachers are read
-    twice, first to see who is right; the second time they come from the cache."""
+    """R rows, each read by T lanes: whole tiles first, then what is left under a mask; SHIFTED rows begin with a masked tile, too.
+    With wrong_scale teachers are read twice, first to see who is right; the second time they come from the cache."""
     rows = (tl.program_id(0) * R + tl.arange(0, R)).to(tl.int64)
     here = rows < N
     label, classes, weight, kept = row_facts(labels, lengths, row_weight, rows, here, C, ignore_index)
     known = kept & (label >= 0) & (label < classes)
     inside = tl.minimum(rows, N - 1)
     lane_rows = spread(inside, R, T)
-    lane_classes = spread(classes, R, T)
-    target = load_one(student, s_row, s_class, inside, label, known, VEC)
+    shift = row_shift(lane_rows, s_row, VEC, SHIFTED)
+    end = spread(classes, R, T) + shift
+    target = load_one(student, s_row, s_class, inside, label, known, 1 if SHIFTED else VEC)
     bits = tl.zeros([R], tl.int64)
     if wrong_scale is not None:
-        bits = right_teachers(teachers, t_rows, t_classes, inside, label, known, C, lane_classes, R, T, VEC, M)
+        bits = right_teachers(
+            teachers, t_rows, t_classes, inside, label, known, C, shift, end, U, R, T, VEC, M, SHIFTED
+        )
     lane_bits = spread(bits, R, T)
 
     nothing = tl.zeros([R * T], tl.float32)
     lowest = nothing + LOWEST
     student_lanes = (lowest, nothing, nothing)
     teacher_lanes = (lowest, nothing, nothing)
+    step: tl.constexpr = U * T * VEC
+    first = 0
     whole = 0
     if lengths is None:
-        whole = C // (U * T * VEC) * (U * T * VEC)
-    for MASKED in tl.static_range(2):
-        for start in range(whole * MASKED, C if MASKED else whole, U * T * VEC):
+        whole = C // step * step
+        if SHIFTED:
+            first = step
+            whole = tl.maximum(whole, first)
+    for part in tl.static_range(0 if SHIFTED else 1, 3):  # all but the middle one masked
+        begin = 0 if part == 0 else first if part == 1 else whole
+        stop = first if part == 0 else whole if part == 1 else C + (VEC - 1 if SHIFTED else 0)
+        for start in range(begin, stop, step):
             tiles = ()
             mixtures = ()
             for u in tl.static_range(U):
                 columns = lane_columns(start + u * T * VEC, R, T, VEC)
-                logits = load_lanes(student, s_row, s_class, lane_rows, columns, lane_classes, MASKED, VEC)
-                tiles = tiles + (present(logits, columns, lane_classes, MASKED),)  # noqa: RUF005 (Triton knows no other way)
+                logits = load_lanes(student, s_row, s_class, lane_rows, columns, end, part != 1, VEC, SHIFTED)
+                tiles = tiles + (present(logits, columns, shift, end, part != 1, SHIFTED),)  # noqa: RUF005 (Triton knows no other way)
             for u in tl.static_range(U if M > 0 else 0):
                 columns = lane_columns(start + u * T * VEC, R, T, VEC)
                 mixture = mixed_lanes(
-                    teachers, t_rows, t_classes, teacher_weights, lane_bits, wrong_scale, lane_rows, columns, lane_classes, N,
-                    MASKED, M, VEC,
+                    teachers, t_rows, t_classes, teacher_weights, lane_bits, wrong_scale, lane_rows, columns, shift, end, N,
+                    part != 1, M, VEC, SHIFTED,
                 )  # fmt: skip
                 mixtures = mixtures + (mixture,)  # noqa: RUF005
             student_lanes, teacher_lanes = lanes_step(
@@ -157,7 +174,7 @@ def stream_kernel(
         tl.reshape(student_lanes[0], [R, T]), tl.reshape(student_lanes[1], [R, T]), tl.reshape(student_lanes[2], [R, T]),
         temperature, POWER,
     )  # fmt: skip
-    store_statistics(statistics, 0, row_origin, soft_sum, hard_sum, rows, here, kept, N)
+    store_statistics(saved, 0, row_origin, soft_sum, hard_sum, rows, here, kept, N)
     teacher_sum = soft_sum
     gap = soft_sum
     if M > 0:
@@ -165,9 +182,9 @@ def stream_kernel(
             tl.reshape(teacher_lanes[0], [R, T]), tl.reshape(teacher_lanes[1], [R, T]), tl.reshape(teacher_lanes[2], [R, T]),
             lane_moved,
         )  # fmt: skip
-        store_statistics(statistics, 3, row_teacher_origin, teacher_sum, None, rows, here, kept, N)
+        store_statistics(saved, 3, row_teacher_origin, teacher_sum, None, rows, here, kept, N)
         if wrong_scale is not None:
-            store_weights(judged, bits, rows, here, wrong_scale, N, M)
+            store_weights(saved_weights(saved, N), bits, rows, here, wrong_scale, N, M)
     hard_row, soft_row, loss = row_losses(
         row_origin, soft_sum, hard_sum, teacher_sum, gap, target, known, kept, weight, rate, temperature,
         hard_scale, soft_scale, labels is not None, M,
@@ -178,7 +195,7 @@ def stream_kernel(
 
 
 @triton.jit
-def reduce_kernel(sums, total, inverse, programs, MEAN: tl.constexpr, B: tl.constexpr):
+def reduce_kernel(sums, total, saved, programs, N, MEAN: tl.constexpr, B: tl.constexpr):
     """The objective from the sums of the programs, in a fixed order, by a single program."""
     loss_sum = tl.zeros([B], tl.float32)
     weight_sum = tl.zeros([B], tl.float32)
@@ -186,56 +203,71 @@ def reduce_kernel(sums, total, inverse, programs, MEAN: tl.constexpr, B: tl.cons
         at = start + tl.arange(0, B)
         loss_sum += tl.load(sums + at, mask=at < programs, other=0.0)
         weight_sum += tl.load(sums + programs + at, mask=at < programs, other=0.0)
-    store_reduced(total, inverse, tl.sum(loss_sum, 0), tl.sum(weight_sum, 0), MEAN)
+    store_reduced(total, saved, N, tl.sum(loss_sum, 0), tl.sum(weight_sum, 0), MEAN)
 
 
-def forward(problem: Problem) -> tuple[Tensor, Tensor, Tensor, Saved]:
-    """total, hard, soft, and what the gradient needs."""
-    student, teachers, reduction = problem.student, problem.teachers, problem.reduction
-    N, C = student.shape
-    M = len(teachers)
-    statistics = torch.empty(plan.STATISTICS, N, dtype=torch.float32, device=student.device)
-    hard, soft = statistics.new_empty(N), statistics.new_empty(N)
-    inverse = statistics.new_empty(0 if reduction == "none" else ())
-    wrong = problem.wrong_scale is not None
-    judged = statistics.new_empty((M, N) if wrong else 0)
-    vec = plan.vector_width(student, *teachers)
+class Launches(NamedTuple):
+    """What a kind of problem starts, and the sizes of what that writes."""
+
+    main: Launch
+    reduce: Launch | None
+    saved: int
+    total: tuple[int, ...]
+    sums: tuple[int, ...] | None  # losses and weights of each program; None: the main launch writes `total`
+    small: bool
+    single: bool
+
+
+@lru_cache(plan.KEPT_LAUNCHES)
+def launches(kind: Kind) -> Launches:
+    N, C = kind.student.shape
+    M = len(kind.teachers)
+    logits = (kind.student, *kind.teachers)
     few = C <= plan.LARGEST_SMALL
-    tile = plan.row_tile(C, M, vec) if few else plan.stream_tile(C, M, vec, student.device)
+    shifted = not few and plan.shifted(*logits)
+    vec = plan.widest(*logits) if shifted else plan.vector_width(*logits)
+    tile = plan.row_tile(C, M, vec) if few else plan.stream_tile(C, M, vec, kind.device)
     programs = plan.pieces(N, tile.rows)
-    single = few and reduction != "none" and N <= plan.SINGLE_PROGRAM_ROWS
-    total = statistics.new_empty(N if reduction == "none" else ())
-    sums = None if single or reduction == "none" else statistics.new_empty(2, programs)
-    losses = None if single else total if sums is None else sums
-    given = (
-        student, student.stride(0) // vec, student.stride(1), tuple(teachers), *launch.strides(teachers, vec),
-        problem.labels, problem.lengths, problem.teacher_weights, problem.row_weight,
-        losses, hard, soft, statistics, judged if wrong else None,
+    reduced = kind.reduction != "none"
+    single = few and reduced and N <= plan.SINGLE_PROGRAM_ROWS
+    sums = (2, programs) if reduced and not single else None
+    mean = kind.reduction == "mean"
+    last = *strides(kind.student, kind.teachers, 1 if shifted else vec), N, C, kind.ignore_index
+    shared = dict(VEC=vec, POWER=kind.power, M=M, SUMS=sums is not None)
+    options = dict(warps=tile.warps, registers=tile.registers)
+    if isinstance(tile, plan.Stream):
+        sizes = dict(U=tile.groups, R=tile.rows, T=tile.lanes, SHIFTED=shifted)
+        main = Launch(stream_kernel, (programs,), *last, **sizes, **shared, **options)
+    else:
+        sizes = dict(R=tile.rows, B=tile.classes)
+        main = Launch(rows_kernel, (1 if single else programs,), *last, **sizes, **shared, MEAN=mean, **options)
+    reduce = Launch(reduce_kernel, (1,), programs, N, MEAN=mean, B=2048, warps=8, registers=plan.MOST_REGISTERS)
+    return Launches(main, reduce if sums else None, kind.saved(), () if reduced else (N,), sums, few, single)
+
+
+def strides(student: Layout, teachers: Sequence[Layout], vec: int) -> tuple:
+    """Row strides in vectors and class strides in elements, as the kernels take them."""
+    return (
+        student.strides[0] // vec, student.strides[1],
+        tuple(one.strides[0] // vec for one in teachers), tuple(one.strides[1] for one in teachers),
     )  # fmt: skip
-    settings = (
-        N, C, LOG2_E.value / problem.temperature, problem.temperature, problem.hard_scale, problem.soft_scale,
-        problem.wrong_scale, problem.ignore_index,
-    )  # fmt: skip
-    shared = dict(
-        VEC=vec,
-        POWER=plan.whole_power(problem.temperature),
-        M=M,
-        SUMS=sums is not None,
-        warps=tile.warps,
-        registers=tile.registers,
-    )
-    mean = reduction == "mean"
+
+
+def forward(problem: Problem) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """total, hard, soft, and what the gradient needs (Kind.saved)."""
+    student, teachers, labels, lengths, teacher_weights, row_weight, temperature, *scales, _, _ = problem
+    prepared = launches(problem.kind())
+    saved = torch.empty(prepared.saved, dtype=torch.float32, device=student.device)
+    hard, soft = saved.new_empty(student.shape[0]), saved.new_empty(student.shape[0])
+    total = saved.new_empty(prepared.total)
+    losses = None if prepared.single else total if prepared.sums is None else saved.new_empty(prepared.sums)
+    given = student, tuple(teachers), labels, lengths, teacher_weights, row_weight, losses, hard, soft, saved
+    numbers = LOG2_E.value / temperature, temperature, *scales
     with launch.on_device(student):
-        if isinstance(tile, plan.Stream):
-            launch.start(
-                stream_kernel, (programs,), *given, *settings, U=tile.groups, R=tile.rows, T=tile.lanes, **shared
-            )  # fmt: skip
+        if prepared.small:
+            prepared.main(*given, total if prepared.single else None, *numbers)
         else:
-            launch.start(
-                rows_kernel, (1 if single else programs,),
-                *given, total if single else None, inverse if single else None, *settings,
-                R=tile.rows, B=tile.classes, MEAN=mean, **shared,
-            )  # fmt: skip
-        if sums is not None:
-            launch.start(reduce_kernel, (1,), sums, total, inverse, programs, MEAN=mean, B=2048, warps=8)
-    return total, hard, soft, Saved(statistics, judged, inverse)
+            prepared.main(*given, *numbers)
+        if prepared.reduce is not None:
+            prepared.reduce(losses, total, saved)
+    return total, hard, soft, saved

@@ -26,7 +26,7 @@ from .arguments import (
     check_weighting,
     choose,
 )
-from .problem import Problem, Saved
+from .problem import Problem, judging_scale
 from .reference import KDLoss, Teachers, as_teachers, kl_factor
 
 
@@ -84,7 +84,7 @@ def kd_loss(
         temperature=float(temperature),
         hard_scale=1.0 - weight,
         soft_scale=weight * kl_factor(kl_scale, temperature),
-        wrong_scale=wrong_scale if len(teachers) > 1 else None,  # a lone teacher has weight 1, right or wrong
+        wrong_scale=judging_scale(wrong_scale, len(teachers)),
         ignore_index=ignore_index,
         reduction=reduction,
     )
@@ -118,18 +118,17 @@ class Launched(torch.autograd.Function):
         return backward(*kept(ctx), grad_total), None
 
 
-def keep(ctx: Any, problem: Problem, saved: Saved) -> None:
+def keep(ctx: Any, problem: Problem, saved: Tensor) -> None:
     """Saves for the gradient; the tensors so that they are freed, and a change of one in place is noticed."""
     student, teachers, labels, lengths, teacher_weights, row_weight, *settings = problem
     ctx.set_materialize_grads(False)  # else autograd launches a fill for each output that nothing was computed from
     ctx.settings = settings
-    ctx.save_for_backward(student, labels, lengths, teacher_weights, row_weight, *saved, *teachers)
+    ctx.save_for_backward(student, labels, lengths, teacher_weights, row_weight, saved, *teachers)
 
 
-def kept(ctx: Any) -> tuple[Problem, Saved]:
-    student, labels, lengths, teacher_weights, row_weight, statistics, judged, inverse, *teachers = ctx.saved_tensors
-    problem = Problem(student, teachers, labels, lengths, teacher_weights, row_weight, *ctx.settings)
-    return problem, Saved(statistics, judged, inverse)
+def kept(ctx: Any) -> tuple[Problem, Tensor]:
+    student, labels, lengths, teacher_weights, row_weight, saved, *teachers = ctx.saved_tensors
+    return Problem(student, teachers, labels, lengths, teacher_weights, row_weight, *ctx.settings), saved
 
 
 # ---- for torch.compile: the same as operators, whose schema is a Problem laid flat
@@ -138,20 +137,18 @@ PROBLEM = (
     "Tensor student, Tensor[] teachers, Tensor? labels, Tensor? lengths, Tensor? teacher_weights, Tensor? row_weight, "
     "float temperature, float hard_scale, float soft_scale, float? wrong_scale, SymInt ignore_index, str reduction"
 )
-SAVED = "Tensor statistics, Tensor judged, Tensor inverse"
 
 
 @torch.library.custom_op(
     "road_kernels::kd_forward",
     mutates_args=(),
-    schema=f"({PROBLEM}) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+    schema=f"({PROBLEM}) -> (Tensor, Tensor, Tensor, Tensor)",
 )
 def forward_op(*flat: Any) -> tuple[Tensor, ...]:
-    """total, hard, soft and what is Saved: see forward.py."""
+    """total, hard, soft and what the gradient needs: see forward.py."""
     from .forward import forward
 
-    total, hard, soft, saved = forward(Problem(*flat).dense())
-    return total, hard, soft, *saved
+    return forward(Problem(*flat).dense())
 
 
 @forward_op.register_fake
@@ -162,28 +159,28 @@ def _(*flat):
     def empty(*shape):
         return problem.student.new_empty(shape, dtype=torch.float32)
 
-    total, inverse = (empty(rows), empty(0)) if problem.reduction == "none" else (empty(), empty())
-    judged = empty(0) if problem.wrong_scale is None else empty(len(problem.teachers), rows)
-    return total, empty(rows), empty(rows), empty(plan.STATISTICS, rows), judged, inverse
+    judged = 0 if problem.wrong_scale is None else len(problem.teachers) * rows
+    total = empty(rows) if problem.reduction == "none" else empty()
+    return total, empty(rows), empty(rows), empty(plan.STATISTICS * rows + 1 + judged)
 
 
 @torch.library.custom_op(
-    "road_kernels::kd_backward", mutates_args=(), schema=f"(Tensor grad_total, {SAVED}, {PROBLEM}) -> Tensor"
+    "road_kernels::kd_backward", mutates_args=(), schema=f"(Tensor grad_total, Tensor saved, {PROBLEM}) -> Tensor"
 )
-def backward_op(grad_total: Tensor, statistics: Tensor, judged: Tensor, inverse: Tensor, *flat: Any) -> Tensor:
+def backward_op(grad_total: Tensor, saved: Tensor, *flat: Any) -> Tensor:
     """The student's gradient: see backward.py."""
     from .backward import backward
 
-    return backward(Problem(*flat).dense(), Saved(statistics, judged, inverse), grad_total)
+    return backward(Problem(*flat).dense(), saved, grad_total)
 
 
 @backward_op.register_fake
-def _(grad_total, statistics, judged, inverse, student, *rest):
+def _(grad_total, saved, student, *rest):
     return plan.padded_logits(student)
 
 
 def save_for_gradient(ctx: Any, inputs: tuple, output: tuple) -> None:
-    keep(ctx, Problem(*inputs), Saved(*output[3:]))
+    keep(ctx, Problem(*inputs), output[3])
     ctx.teachers = len(inputs[1])
 
 
@@ -192,7 +189,7 @@ def student_gradient(ctx: Any, grad_total: Tensor | None, *unused: None) -> tupl
     if grad_total is None:
         return None, *nothing
     problem, saved = kept(ctx)
-    return backward_op(grad_total, *saved, *problem), *nothing
+    return backward_op(grad_total, saved, *problem), *nothing
 
 
 forward_op.register_autograd(student_gradient, setup_context=save_for_gradient)

@@ -21,12 +21,29 @@ def start(kernel, grid: tuple[int, ...], *args, warps: int, registers: int = MOS
     return None
 
 
+class Launch:
+    """A kernel with its grid, its last arguments and its constants: called with the first arguments, it starts.
+
+    Triton looks at every argument of every launch (dtype, 16-byte boundaries, numbers that are 1 or multiples of 16) for what it
+    has compiled for such arguments. A Launch asks once and keeps the answer. It must therefore be kept by all of that: it is
+    made by a function that is cached by the layouts of its tensors (plan.Layout). Floats and fresh tensors need no key: Triton
+    has one kind of float, and an allocator gives boundaries of 16 bytes. The interpreter compiles nothing and is asked again.
+    """
+
+    def __init__(self, kernel, grid: tuple[int], *last: Any, warps: int, registers: int, **constants: Any) -> None:
+        self._kernel, self._grid, self._last = kernel, (*grid, 1, 1), last
+        self._options = {"warps": warps, "registers": registers, **constants}
+        self._rest = (*last, *(constants[name] for name in kernel.arg_names if name in constants))
+        self._compiled: Any = None
+
+    def __call__(self, *first: Any) -> None:
+        if self._compiled is not None:
+            self._compiled[self._grid](*first, *self._rest)
+        else:
+            self._compiled = start(self._kernel, self._grid, *first, *self._last, **self._options)
+
+
 def on_device(tensor: Tensor) -> AbstractContextManager:
     """A context in which kernels start on the tensor's own device."""
     elsewhere = tensor.is_cuda and tensor.device.index != torch.cuda.current_device()
     return torch.cuda.device(tensor.device) if elsewhere else nullcontext()
-
-
-def strides(logits: list[Tensor], vec: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Row strides in vectors and class strides in elements, as the kernels take them."""
-    return tuple(tensor.stride(0) // vec for tensor in logits), tuple(tensor.stride(1) for tensor in logits)

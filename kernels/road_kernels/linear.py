@@ -22,7 +22,7 @@ from .arguments import (
     refuse,
 )
 from .kd_loss import kd_loss
-from .problem import Problem, Saved
+from .problem import Problem, judging_scale
 from .reference import (
     KDLoss,
     Teachers,
@@ -105,7 +105,7 @@ def linear_kd_loss(
         temperature=float(temperature),
         hard_scale=1.0 - weight,
         soft_scale=weight * kl_factor(kl_scale, temperature),
-        wrong_scale=wrong_scale if len(teachers.every()) > 1 else None,
+        wrong_scale=judging_scale(wrong_scale, len(teachers.every())),
         ignore_index=ignore_index,
         reduction=reduction,
     ).dense()
@@ -152,7 +152,7 @@ class Work(NamedTuple):
     def chunk(self, rows: slice, logits: Tensor, reduction: str) -> Problem:
         return self.problem.part(rows, logits, self.teachers.logits(rows), reduction)
 
-    def loss(self, chunk: Problem) -> tuple[Tensor, Tensor, Tensor, Saved | None]:
+    def loss(self, chunk: Problem) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         if not self.kernels:
             return *reference.kd_loss(chunk), None
         from .forward import forward
@@ -236,7 +236,7 @@ class Gradients:
             self.found[2] = slope.sum(0) if offsets is None else offsets + slope.sum(0)
 
 
-def gradient(chunk: Problem, saved: Saved | None, upstream: Tensor) -> Tensor:
+def gradient(chunk: Problem, saved: Tensor | None, upstream: Tensor) -> Tensor:
     """The gradient of a chunk's logits; from kernels, in the logits' own memory."""
     if saved is not None:
         from .backward import backward

@@ -2,57 +2,28 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from . import launch, plan
-from .rows import (
-    beats_label,
-    combined_tile,
-    load_one,
-    load_tile,
-    row_facts,
-    store_weights,
-    whole_vectors,
-)
+from .launch import Launch
+from .plan import Layout
+from .rows import combined_tile, row_facts, whole_vectors
+from .stream import lane_columns, mixed_lanes, right_teachers, spread
 
 
 @triton.jit
-def judge_kernel(
-    teachers, t_rows, t_classes, labels, lengths, weights, N, C, wrong_scale, ignore_index,
-    B: tl.constexpr, VEC: tl.constexpr, M: tl.constexpr,
-):  # fmt: skip
-    """Algorithm 2's weights [M, N] for rows too large for the registers: a program reads one row of every teacher."""
-    rows = tl.program_id(0).to(tl.int64) + tl.arange(0, 1)
-    here = rows < N
-    label, classes, _, kept = row_facts(labels, lengths, None, rows, here, C, ignore_index)
-    known = kept & (label >= 0) & (label < classes)
-    bits = tl.zeros([1], tl.int64)
-    for m in tl.static_range(M):
-        target = load_one(teachers[m], t_rows[m], t_classes[m], rows, label, known, VEC)
-        beaten = tl.zeros([1, B], tl.int32)
-        for start in range(0, C, B):
-            columns = start + tl.arange(0, B)
-            mask = kept[:, None] & whole_vectors(classes, columns, VEC)
-            valid = kept[:, None] & (columns[None, :] < classes[:, None])
-            logits = load_tile(teachers[m], t_rows[m], t_classes[m], rows, columns, mask, VEC)
-            beaten = beaten | beats_label(logits, target, label, columns, valid).to(tl.int32)
-        right = known & (tl.max(beaten, 1) == 0)
-        bits += right.to(tl.int64) << m
-    store_weights(weights, bits, rows, here, wrong_scale, N, M)
-
-
-@triton.jit
-def combine_kernel(
-    teachers, t_rows, t_classes, labels, lengths, teacher_weights, out, out_row, N, C, tiles, wrong_scale,
+def combine_rows_kernel(
+    teachers, labels, lengths, teacher_weights, out, wrong_scale, t_rows, t_classes, out_row, N, C,
     R: tl.constexpr, B: tl.constexpr, VEC: tl.constexpr, M: tl.constexpr,
 ):  # fmt: skip
-    """The combined logits of one tile; whole rows if wrong_scale is given."""
-    program = tl.program_id(0)
-    rows = ((program // tiles) * R).to(tl.int64) + tl.arange(0, R)
-    columns = (program % tiles) * B + tl.arange(0, B)
+    """Many rows of few classes."""
+    rows = (tl.program_id(0) * R).to(tl.int64) + tl.arange(0, R)
+    columns = tl.arange(0, B)
     here = rows < N
     # An ignored row is combined like any other: its label is no class, so no teacher is right.
     label, classes, _, _ = row_facts(labels, lengths, None, rows, here, C, -1)
@@ -68,24 +39,64 @@ def combine_kernel(
     tl.store(out + at, mixture.to(out.dtype.element_ty), mask=stored)
 
 
-def judge(
-    teachers: list[Tensor],
-    labels: Tensor | None,
-    lengths: Tensor | None,
-    wrong_scale: float,
-    ignore_index: int,
-    weights: Tensor,
-) -> Tensor:
-    """Algorithm 2's weights, written into `weights` [M, N] and returned."""
-    N, C = teachers[0].shape
-    vec = plan.vector_width(*teachers)
-    tile = plan.chunk_tile(len(teachers), vec)
-    launch.start(
-        judge_kernel, (N,),
-        tuple(teachers), *launch.strides(teachers, vec), labels, lengths, weights, N, C, wrong_scale, ignore_index,
-        B=tile.classes, VEC=vec, M=len(teachers), warps=tile.warps,
-    )  # fmt: skip
-    return weights
+@triton.jit
+def combine_stream_kernel(
+    teachers, labels, lengths, teacher_weights, out, wrong_scale, t_rows, t_classes, out_row, N, C,
+    U: tl.constexpr, R: tl.constexpr, T: tl.constexpr, VEC: tl.constexpr, M: tl.constexpr,
+):  # fmt: skip
+    """R rows, each read by T lanes; with wrong_scale first to see who is right, the second time from the cache."""
+    rows = (tl.program_id(0) * R + tl.arange(0, R)).to(tl.int64)
+    here = rows < N
+    label, classes, _, _ = row_facts(labels, lengths, None, rows, here, C, -1)
+    known = here & (label >= 0) & (label < classes)
+    inside = tl.minimum(rows, N - 1)
+    lane_rows = spread(inside, R, T)
+    lane_here = spread(here, R, T)
+    end = spread(classes, R, T)
+    nowhere = tl.zeros([R * T], tl.int32)
+    bits = tl.zeros([R], tl.int64)
+    if wrong_scale is not None:
+        bits = right_teachers(
+            teachers, t_rows, t_classes, inside, label, known, C, nowhere, end, U, R, T, VEC, M, False
+        )
+    lane_bits = spread(bits, R, T)
+    whole = 0
+    if lengths is None:
+        whole = C // (U * T * VEC) * (U * T * VEC)
+    for part in tl.static_range(2):
+        for start in range(whole * part, C if part == 1 else whole, U * T * VEC):
+            mixtures = ()
+            for u in tl.static_range(U):
+                columns = lane_columns(start + u * T * VEC, R, T, VEC)
+                mixture = mixed_lanes(
+                    teachers, t_rows, t_classes, teacher_weights, lane_bits, wrong_scale, lane_rows, columns, nowhere, end, N,
+                    part == 1, M, VEC, False,
+                )  # fmt: skip
+                mixtures = mixtures + (mixture,)  # noqa: RUF005 (Triton knows no other way)
+            for u in tl.static_range(U):
+                columns = lane_columns(start + u * T * VEC, R, T, VEC)
+                stored = lane_here[:, None] & ((columns // VEC) < ((C + (VEC - 1)) // VEC))
+                at = (lane_rows * out_row * VEC)[:, None] + columns
+                tl.store(out + at, mixtures[u].to(out.dtype.element_ty), mask=stored)
+
+
+@lru_cache(plan.KEPT_LAUNCHES)
+def combination(
+    device: torch.device, teachers: tuple[Layout, ...], facts: tuple[Layout | None, ...], judged: bool, out: Layout
+) -> Launch:
+    N, C = out.shape
+    M = len(teachers)
+    vec = plan.vector_width(out, *teachers)
+    rows, classes = tuple(one.strides[0] // vec for one in teachers), tuple(one.strides[1] for one in teachers)
+    last = rows, classes, out.strides[0] // vec, N, C
+    if C <= plan.LARGEST_SMALL:
+        kernel, tile = combine_rows_kernel, plan.row_tile(C, M, vec)
+        sizes = dict(R=tile.rows, B=tile.classes)
+    else:
+        kernel, tile = combine_stream_kernel, plan.combine_tile(C, M, vec, device)
+        sizes = dict(U=tile.groups, R=tile.rows, T=tile.lanes)
+    grid = (plan.pieces(N, tile.rows),)
+    return Launch(kernel, grid, *last, **sizes, VEC=vec, M=M, warps=tile.warps, registers=tile.registers)
 
 
 def combine(
@@ -97,19 +108,11 @@ def combine(
     out: Tensor,
 ) -> Tensor:
     """The combined logits, written into `out` [N, C], whose rows plan.padded_logits has laid out, and returned."""
-    N, C = out.shape
-    M = len(teachers)
-    vec = plan.vector_width(out, *teachers)
+    facts = labels if wrong_scale is not None else None, lengths, teacher_weights
+    layouts = tuple([plan.layout(logits) for logits in teachers])
+    start = combination(
+        out.device, layouts, tuple([plan.layout(one) for one in facts]), wrong_scale is not None, plan.layout(out)
+    )
     with launch.on_device(out):
-        if wrong_scale is not None and not plan.fits_registers(C, M, vec):
-            weights = torch.empty(M, N, dtype=torch.float32, device=out.device)
-            teacher_weights, wrong_scale = judge(teachers, labels, lengths, wrong_scale, -1, weights), None
-        tile = plan.gradient_tile(C, M, vec, out.device) if wrong_scale is None else plan.row_tile(C, M, vec)
-        tiles = plan.pieces(C, tile.classes)
-        launch.start(
-            combine_kernel, (plan.pieces(N, tile.rows) * tiles,),
-            tuple(teachers), *launch.strides(teachers, vec), labels if wrong_scale is not None else None, lengths, teacher_weights,
-            out, out.stride(0) // vec, N, C, tiles, wrong_scale,
-            R=tile.rows, B=tile.classes, VEC=vec, M=M, warps=tile.warps,
-        )  # fmt: skip
+        start(tuple(teachers), *facts, out, wrong_scale)
     return out

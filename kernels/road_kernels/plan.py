@@ -6,7 +6,7 @@ import json
 import sys
 from functools import cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, overload
 
 import torch
 from torch import Tensor
@@ -20,6 +20,7 @@ MANY_TEACHERS = 3  # more of them take their share of the registers
 MOST_WARPS = 16  # of 128 registers each thread: what an SM has
 MOST_REGISTERS = 128  # a thread; without a limit ptxas now and then aims at a higher occupancy and spills a few bytes
 STATISTICS = 5  # numbers per row that the forward pass keeps for the gradient
+KEPT_LAUNCHES = 1024  # kinds of problems, exact in every size, whose launches are kept
 
 
 class Stream(NamedTuple):
@@ -57,11 +58,6 @@ def whole_power(temperature: float) -> int:
 def classes_per_thread(teachers: int, vec: int) -> int:
     """Classes of a row that a thread holds without a spill: narrow loads need more addresses, teachers more values."""
     return 16 // (1 if teachers <= MANY_TEACHERS else 2) // (1 if vec == 8 else 2)
-
-
-def fits_registers(classes: int, teachers: int, vec: int) -> bool:
-    """Whether one program can hold a whole row: up to 8,192 classes, fewer with many teachers or narrow loads."""
-    return next_power_of_2(classes) <= 32 * MOST_WARPS * classes_per_thread(teachers, vec)
 
 
 def tile_of(width: int, most_warps: int, each: int) -> Tile:
@@ -111,26 +107,30 @@ def measured(kernel: str, classes: int, teachers: int, vec: int, device: torch.d
 
 def stream_tile(classes: int, teachers: int, vec: int, device: torch.device) -> Stream:
     """The tile of a row that is read in lanes: a warp for some hundred classes, four of them above."""
-    found = measured("stream", classes, teachers, vec, device)
+    most = 8 if regime(classes) == "vocabulary" else 4
+    return lanes_tile("stream", most, classes, teachers, vec, device)
+
+
+def combine_tile(classes: int, teachers: int, vec: int, device: torch.device) -> Stream:
+    """The same for the combination; of a vocabulary few rows at a time, so that the second reading finds them in the L2 cache."""
+    most = MOST_WARPS if regime(classes) == "vocabulary" else 4
+    return lanes_tile("combine", most, classes, teachers, vec, device)
+
+
+def lanes_tile(kernel: str, warps: int, classes: int, teachers: int, vec: int, device: torch.device) -> Stream:
+    groups, registers = max(1, classes_per_thread(teachers, vec) // vec), MOST_REGISTERS
+    lanes = 32 if regime(classes) == "hundreds" else 32 * warps
+    found = measured(kernel, classes, teachers, vec, device)
     if found is not None:
         groups, lanes, warps, registers = found
-    else:
-        groups, registers = max(1, classes_per_thread(teachers, vec) // vec), MOST_REGISTERS
-        warps = 8 if regime(classes) == "vocabulary" else 4
-        lanes = 32 if regime(classes) == "hundreds" else 32 * warps
     lanes = min(lanes, next_power_of_2(pieces(classes, groups * vec)))
     return Stream(groups, 32 * warps // lanes, lanes, warps, registers)
 
 
-def chunk_tile(teachers: int, vec: int) -> Tile:
-    """The tile of one chunk of a row that does not fit."""
-    each = classes_per_thread(teachers, vec)
-    return tile_of(8 * 32 * each, 8, each)
-
-
 def gradient_tile(classes: int, teachers: int, vec: int, device: torch.device) -> Tile:
     """The tile of the elementwise kernels, which need no row as a whole."""
-    each, warps, registers = classes_per_thread(teachers, vec), 4, MOST_REGISTERS
+    # Of narrow loads more are needed under way; there is nothing that they would be kept for.
+    each, warps, registers = classes_per_thread(teachers, 8 if teachers == 1 else vec), 4, MOST_REGISTERS
     found = measured("gradient", classes, teachers, vec, device)
     if found is not None:
         each, warps, registers = found
@@ -140,20 +140,50 @@ def gradient_tile(classes: int, teachers: int, vec: int, device: torch.device) -
     return tile_of(min(width, warps * 32 * each), warps, each)._replace(registers=registers)
 
 
-def vector_width(*logits: Tensor) -> int:
+class Layout(NamedTuple):
+    """What a kernel is planned and compiled for of a tensor: everything but its place and its values."""
+
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+    dtype: torch.dtype
+    past: int  # bytes from a 16-byte boundary to the first value
+
+
+@overload
+def layout(tensor: Tensor) -> Layout: ...
+@overload
+def layout(tensor: Tensor | None) -> Layout | None: ...
+def layout(tensor: Tensor | None) -> Layout | None:
+    if tensor is None:
+        return None
+    return Layout(tensor.shape, tensor.stride(), tensor.dtype, tensor.data_ptr() % 16)
+
+
+def vector_width(*logits: Layout) -> int:
     """Elements that one load may take at once: 16 bytes of the widest dtype, if each row starts at such a boundary.
 
     A kernel masks whole vectors, never parts of one: a mask that may change inside a vector would split a 16-byte load
     into 2-byte loads. A row whose classes do not fill its last vector therefore reads up to 7 elements of its own
     padding, which are thrown away; they share an aligned 16-byte word with the row, so that memory is always mapped.
     """
-    width = 16 // max(tensor.element_size() for tensor in logits)
-    for tensor in logits:
-        if tensor.stride(1) != 1 or tensor.data_ptr() % 16:
+    width = widest(*logits)
+    for _, strides, _, past in logits:
+        if strides[1] != 1 or past:
             return 1
-        while tensor.stride(0) % width:
+        while strides[0] % width:
             width //= 2
     return width
+
+
+def widest(*logits: Layout) -> int:
+    return 16 // max(one.dtype.itemsize for one in logits)
+
+
+def shifted(*logits: Layout) -> bool:
+    """Whether rows start off 16-byte boundaries, all of them equally far, so that whole vectors around them can be read."""
+    width = widest(*logits)
+    off = {strides[0] % width for _, strides, _, _ in logits}
+    return len(off) == 1 and off != {0} and all(one.strides[1] == 1 and not one.past for one in logits)
 
 
 def padded_logits(like: Tensor, dtype: torch.dtype | None = None) -> Tensor:
@@ -167,4 +197,5 @@ def padded(rows: int, classes: int, dtype: torch.dtype, device: torch.device) ->
     Rows of few classes stay dense: there a launch costs more than the bytes.
     """
     width = classes if classes <= LARGEST_SMALL else pieces(classes, 8) * 8
-    return torch.empty(rows, width, dtype=dtype, device=device)[:, :classes]
+    made = torch.empty(rows, width, dtype=dtype, device=device)
+    return made if width == classes else made[:, :classes]

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
+
+from . import plan
+from .plan import Layout
 
 
 class Problem(NamedTuple):
@@ -47,18 +51,48 @@ class Problem(NamedTuple):
             return self
         return Problem(*self[:2], *(None if numbers is None else numbers.contiguous() for numbers in rows), *self[6:])
 
+    def kind(self) -> Kind:
+        return Kind(
+            self.student.device,
+            plan.layout(self.student),
+            tuple([plan.layout(logits) for logits in self.teachers]),
+            plan.layout(self.labels),
+            plan.layout(self.lengths),
+            plan.layout(self.teacher_weights),
+            plan.layout(self.row_weight),
+            plan.whole_power(self.temperature),
+            self.wrong_scale is not None,
+            self.ignore_index,
+            self.reduction,
+        )
 
-class Saved(NamedTuple):
-    """What the gradient needs of the forward pass.
 
-    statistics: [5, rows]. judged: Algorithm 2's weights [teachers, rows], or empty without wrong_scale.
-    inverse: one over the divisor of the reduction, a scalar; empty for reduction="none".
-    """
+class Kind(NamedTuple):
+    """What the kernels of a problem are chosen and compiled for: all but values, and numbers that are floats to them."""
 
-    statistics: Tensor
-    judged: Tensor
-    inverse: Tensor
+    device: torch.device
+    student: Layout
+    teachers: tuple[Layout, ...]
+    labels: Layout | None
+    lengths: Layout | None
+    teacher_weights: Layout | None
+    row_weight: Layout | None
+    power: int
+    judged: bool
+    ignore_index: int
+    reduction: str
+
+    def saved(self) -> int:
+        """How many numbers the gradient needs of the forward pass: [5, rows] statistics, one over the reduction's divisor, and,
+        with wrong_scale, Algorithm 2's weights [teachers, rows]."""
+        rows = self.student.shape[0]
+        return plan.STATISTICS * rows + 1 + (len(self.teachers) * rows if self.judged else 0)
 
 
 def cut(rows: Tensor | None, part: slice) -> Tensor | None:
     return None if rows is None else rows[part]
+
+
+def judging_scale(wrong_scale: float | None, teachers: int) -> float | None:
+    """W, where there is somebody to choose between: a lone teacher has weight 1, right or wrong."""
+    return float(wrong_scale) if wrong_scale is not None and teachers > 1 else None

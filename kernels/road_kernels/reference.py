@@ -41,7 +41,7 @@ def as_teachers(teacher: Teachers) -> list[Tensor]:
 
 def kl_factor(kl_scale: str | float, temperature: float) -> float:
     """What multiplies the KL term: T squared for "t2", else the number itself."""
-    return temperature**2 if kl_scale == "t2" else float(kl_scale)
+    return float(temperature) ** 2 if kl_scale == "t2" else float(kl_scale)
 
 
 def accumulation_dtype(*tensors: Tensor) -> torch.dtype:

@@ -27,27 +27,41 @@ def lane_columns(start, R: tl.constexpr, T: tl.constexpr, VEC: tl.constexpr):
 
 
 @triton.jit
-def load_lanes(logits, row_stride, class_stride, rows, columns, classes, MASKED: tl.constexpr, VEC: tl.constexpr):
-    """A tile of logits; MASKED: 0 in vectors behind the rows' classes, which are not read."""
-    at = (rows * row_stride * VEC)[:, None] + columns.to(tl.int64) * class_stride
+def row_shift(rows, row_stride, VEC: tl.constexpr, SHIFTED: tl.constexpr):
+    """By how many elements rows start behind a vector boundary, if they are SHIFTED: columns are counted from there."""
+    if SHIFTED:
+        return (rows * row_stride % VEC).to(tl.int32)
+    return tl.zeros(rows.shape, tl.int32)
+
+
+@triton.jit
+def load_lanes(
+    logits, row_stride, class_stride, rows, columns, end, MASKED: tl.constexpr, VEC: tl.constexpr, SHIFTED: tl.constexpr
+):  # fmt: skip
+    """A tile of logits; MASKED: 0 in vectors behind the rows' ends, which are not read. row_stride: in vectors, or, of SHIFTED rows,
+    in elements."""
+    first = rows * row_stride // VEC if SHIFTED else rows * row_stride
+    at = (first * VEC)[:, None] + columns.to(tl.int64) * class_stride
     if MASKED:
-        mask = (columns // VEC) < ((classes + (VEC - 1)) // VEC)[:, None]
+        mask = (columns // VEC) < ((end + (VEC - 1)) // VEC)[:, None]
         return tl.load(logits + at, mask=mask, other=0.0).to(tl.float32)
     return tl.load(logits + at).to(tl.float32)
 
 
 @triton.jit
-def present(logits, columns, classes, MASKED: tl.constexpr):
+def present(logits, columns, shift, end, MASKED: tl.constexpr, SHIFTED: tl.constexpr):
     """-inf where there is no class."""
     if MASKED:
-        logits = tl.where(columns < classes[:, None], logits, float("-inf"))
+        logits = tl.where(columns < end[:, None], logits, float("-inf"))
+        if SHIFTED:
+            logits = tl.where(columns >= shift[:, None], logits, float("-inf"))
     return logits
 
 
 @triton.jit
 def mixed_lanes(
-    teachers, t_rows, t_classes, teacher_weights, bits, wrong_scale, rows, columns, classes, N,
-    MASKED: tl.constexpr, M: tl.constexpr, VEC: tl.constexpr,
+    teachers, t_rows, t_classes, teacher_weights, bits, wrong_scale, rows, columns, shift, end, N,
+    MASKED: tl.constexpr, M: tl.constexpr, VEC: tl.constexpr, SHIFTED: tl.constexpr,
 ):  # fmt: skip
     """The combined logits of a tile; with wrong_scale, `bits` say which teachers are right."""
     lifted = wrong_scale
@@ -56,7 +70,7 @@ def mixed_lanes(
         lifted, lowered = algorithm_2_factors(bits, wrong_scale, M)
     mixture = tl.zeros([1, 1], tl.float32)
     for m in tl.static_range(M):
-        logits = load_lanes(teachers[m], t_rows[m], t_classes[m], rows, columns, classes, MASKED, VEC)
+        logits = load_lanes(teachers[m], t_rows[m], t_classes[m], rows, columns, end, MASKED, VEC, SHIFTED)
         if wrong_scale is not None:
             logits *= tl.where(((bits >> m) & 1) == 1, lifted, lowered)[:, None]
         elif teacher_weights is not None:
@@ -65,27 +79,33 @@ def mixed_lanes(
         mixture = mixture + logits
     if M > 1:
         mixture *= 1.0 / M
-    return present(mixture, columns, classes, MASKED)
+    return present(mixture, columns, shift, end, MASKED, SHIFTED)
 
 
 @triton.jit
 def right_teachers(
-    teachers, t_rows, t_classes, rows, label, known, C, classes,
-    R: tl.constexpr, T: tl.constexpr, VEC: tl.constexpr, M: tl.constexpr,
+    teachers, t_rows, t_classes, rows, label, known, C, shift, end,
+    U: tl.constexpr, R: tl.constexpr, T: tl.constexpr, VEC: tl.constexpr, M: tl.constexpr, SHIFTED: tl.constexpr,
 ):  # fmt: skip
     """The bits [R] of the teachers whose argmax, the first of equals, is the label [R]; reads every row once."""
     bits = tl.zeros([R], tl.int64)
     lane_rows = spread(rows, R, T)
-    lane_label = spread(label, R, T)[:, None]
+    lane_label = (spread(label, R, T) + shift)[:, None]
     for m in tl.static_range(M):
-        target = spread(load_one(teachers[m], t_rows[m], t_classes[m], rows, label, known, VEC), R, T)[:, None]
+        target = load_one(teachers[m], t_rows[m], t_classes[m], rows, label, known, 1 if SHIFTED else VEC)
+        target = spread(target, R, T)[:, None]
         beaten = tl.zeros([R * T], tl.int32)
-        for start in range(0, C, T * VEC):
-            columns = lane_columns(start, R, T, VEC)
-            logits = load_lanes(teachers[m], t_rows[m], t_classes[m], lane_rows, columns, classes, True, VEC)
-            before = (logits > target) | ((logits == target) & (columns < lane_label))
-            before = before & (columns < classes[:, None])
-            beaten = beaten | tl.max(before.to(tl.int32), 1)
+        for start in range(0, C + (VEC - 1 if SHIFTED else 0), U * T * VEC):
+            tiles = ()
+            for u in tl.static_range(U):
+                columns = lane_columns(start + u * T * VEC, R, T, VEC)
+                logits = load_lanes(teachers[m], t_rows[m], t_classes[m], lane_rows, columns, end, True, VEC, SHIFTED)
+                tiles = tiles + (logits,)  # noqa: RUF005 (Triton knows no other way)
+            for u in tl.static_range(U):
+                columns = lane_columns(start + u * T * VEC, R, T, VEC)
+                before = (tiles[u] > target) | ((tiles[u] == target) & (columns < lane_label))
+                before = before & (columns >= shift[:, None]) & (columns < end[:, None])
+                beaten = beaten | tl.max(before.to(tl.int32), 1)
         right = known & (tl.max(tl.reshape(beaten, [R, T]), 1) == 0)
         bits += right.to(tl.int64) << m
     return bits
