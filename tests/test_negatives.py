@@ -71,7 +71,7 @@ def test_the_same_rows_give_the_same_copies_and_a_share_of_them():
 
 
 def sample() -> list[Example]:
-    return read(str(ROOT / "road_ds" / "sample_data" / "people.train.json"), DatasetSpec(task="qa")).examples
+    return read(str(ROOT / "road_ds" / "data" / "sample_data" / "people.train.json"), DatasetSpec(task="qa")).examples
 
 
 @pytest.mark.skipif(not (SHARED / "squad2").exists(), reason="the real rows are not here")
