@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from transformers import AutoTokenizer
 
-FOLDER = Path(__file__).resolve().parent.parent / "road_ds" / "sample_data"
+FOLDER = Path(__file__).resolve().parent.parent / "road_ds" / "data" / "sample_data"
 SPAN_QA = ("places", "people")
 CLASSIFICATION = {
     "inference": {"entailment", "neutral", "contradiction"},
