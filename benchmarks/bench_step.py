@@ -44,7 +44,7 @@ def busy(work: Callable[[], Any], device: torch.device) -> tuple[float, float]:
 
 
 def measured(name: str, provider: Any, rows: Rows, steps: int) -> dict[str, Any]:
-    """A row of the table: the median-free mean over `steps` steps after two of warm-up, then one split and one profiled."""
+    """A row of the table: a turn of `steps` steps after two of warm-up, then one step in parts and one profiled."""
     device = rows.ranks.device
     provider.turn(range(1, 3))
     if device.type == "cuda":
@@ -66,8 +66,8 @@ def measured(name: str, provider: Any, rows: Rows, steps: int) -> dict[str, Any]
     }
 
 
-def bench(preset: Preset, ranks: Ranks, steps: int) -> list[dict[str, Any]]:
-    """The rows of one preset."""
+def bench(preset: Preset, ranks: Ranks, steps: int, only: list[str] | None) -> list[dict[str, Any]]:
+    """The rows of one preset, of the providers asked for."""
     cuda = ranks.device.type == "cuda"
     with tempfile.TemporaryDirectory() as temporary:
         scratch = Path(temporary)
@@ -79,6 +79,8 @@ def bench(preset: Preset, ranks: Ranks, steps: int) -> list[dict[str, Any]]:
             ("ours free", lambda: Ours(rows, "free", case.stages[0], scratch)),
             ("bare loop, our layers", lambda: Bare(rows, own=True)),
         ):
+            if only and name not in only:
+                continue
             provider: Any = make()
             found.append(measured(name, provider, rows, steps))
             print(table(found, COLUMNS), flush=True)
@@ -92,14 +94,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--preset", choices=PRESETS, default="electra-large")
     parser.add_argument("--micro", type=int, action="append", help="rows per micro-batch; may be given more than once")
-    parser.add_argument("--steps", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=10, help="of a turn, whose first waits for its batches")
+    parser.add_argument("--only", action="append", metavar="PROVIDER", help="as the table names it")
     parser.add_argument("--output", type=Path, required=True, metavar="FOLDER")
     options = parser.parse_args()
     quiet_libraries()
     ranks = Ranks.start(1800.0)
     found: list[dict[str, Any]] = []
     for micro in options.micro or [PRESETS[options.preset].micro]:
-        found += bench(PRESETS[options.preset]._replace(micro=micro), ranks, options.steps)
+        found += bench(PRESETS[options.preset]._replace(micro=micro), ranks, options.steps, options.only)
         facts = {"environment": environment(ranks.device), "preset": options.preset, "steps": options.steps}
         write_json(options.output / "bench_step.json", facts | {"rows": found})
     print(table(found, COLUMNS))

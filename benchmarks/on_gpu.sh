@@ -22,7 +22,7 @@ done
 export PYTHONPATH=$PWD:$PWD/kernels:$PWD/benchmarks${PYTHONPATH:+:$PYTHONPATH}
 
 TESTS=(-m gpu -n 14 --dist load tests/test_kd_loss.py tests/test_combine.py tests/test_linear.py tests/test_guard.py)
-TILES=(--seconds 130) TABLE=(--quick) STEPS=(--preset electra-large --micro 32 --micro 128 --steps 3) RUNS=()
+TILES=(--seconds 130) TABLE=(--quick) STEPS=(--preset electra-large --micro 32 --micro 128) RUNS=()
 if [ -n "$REHEARSE" ]; then
   export TRITON_INTERPRET=1
   TESTS=(-n 0 -k operator_keeps tests/test_combine.py) TILES=(--rehearse) TABLE=(--quick --device cpu --repeats 2)
@@ -55,7 +55,7 @@ part tests 200 "$PYTHON" -m pytest -q "${TESTS[@]}"
 part tiles 170 "$PYTHON" benchmarks/tune_kernels.py "${TILES[@]}" --output "$OUTPUT"
 part loss 150 "$PYTHON" benchmarks/bench_kd_loss.py "${TABLE[@]}" --output "$OUTPUT"
 part combine 60 "$PYTHON" benchmarks/bench_combine.py "${TABLE[@]}" --output "$OUTPUT"
-part steps 150 "$PYTHON" benchmarks/bench_step.py "${STEPS[@]}" --output "$OUTPUT"
+part steps 240 "$PYTHON" benchmarks/bench_step.py "${STEPS[@]}" --output "$OUTPUT"
 part runs 200 "$PYTHON" benchmarks/gpu_runs.py "${RUNS[@]}" --output "$OUTPUT" --scratch "$(mktemp -d)/runs"
 
 [ -n "$REHEARSE" ] || cp kernels/road_kernels/tiles.json "$OUTPUT"
