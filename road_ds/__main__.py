@@ -58,9 +58,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 if __name__ == "__main__":
     code = main()
-    if (
-        "road_ds.common.heartbeat" in sys.modules
-    ):  # only `teach` has several processes, and only there torch is loaded for sure
+    # only `teach` has several processes, and only there torch is loaded for sure
+    if "road_ds.common.heartbeat" in sys.modules:
         from road_ds.common.heartbeat import leave
 
         leave(code)

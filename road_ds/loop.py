@@ -68,7 +68,7 @@ def fit(
             if done < steps and due(done, settings.evaluate_every):
                 meter.flush()
                 evaluate(done)
-            if due(done, settings.save_every) or (done == steps and settings.save_every):
+            if settings.save_every and (done == steps or due(done, settings.save_every)):
                 meter.flush()
                 save(done)
         bar.close()

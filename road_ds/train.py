@@ -167,10 +167,10 @@ def run(
     )  # fmt: skip
     lesson = Lesson(Guarded(parts.settled.objective), parts.teachers, parts.heads.of)
     micro = engine.train_micro_batch_size_per_gpu()
-    plan = ahead(assemble(parts.passes, parts.rows.train, padding, ranks, micro, range(begin, parts.steps)))
+    batches = ahead(assemble(parts.passes, parts.rows.train, padding, ranks, micro, range(begin, parts.steps)))
     meter = Meter(ranks, folder, parts.rows.train, micro, padding)
     step, reason = fit(
-        engine, plan, lesson, meter, ranks, preemption, config,
+        engine, batches, lesson, meter, ranks, preemption, config,
         start=begin, steps=parts.steps, evaluate=milestones.evaluate, save=milestones.save,
     )  # fmt: skip
     if reason:
@@ -180,8 +180,8 @@ def run(
     outcome = Outcome(step, milestones.evaluate(step), full_state(engine), best)
 
     def finish() -> None:
-        facts = facts_of(config, parts, machine, padding, began)
-        exported, card = leave(folder, outcome, model, parts.tokenizer, facts)
+        facts = facts_of(config, parts, machine, padding)
+        exported, card = leave(folder, outcome, model, parts.tokenizer, facts, began)
         by_head = {
             parts.heads.of[name]: rows for name, rows in reversed({**parts.rows.train, **parts.rows.dev}.items())
         }
@@ -261,10 +261,9 @@ def go_on(engine: Any, ranks: Ranks, folder: RunFolder, found: Checkpoint, steps
     return step
 
 
-def facts_of(config: RoadConfig, parts: Parts, machine: Machine, padding: Padding, began: float) -> dict[str, Any]:
-    """What results.json says of a run beside its scores; began: by time.monotonic()."""
+def facts_of(config: RoadConfig, parts: Parts, machine: Machine, padding: Padding) -> dict[str, Any]:
+    """What results.json says of a run beside its scores."""
     return {
-        "wall_seconds": round(time.monotonic() - began, 1),
         "world_size": machine.processes,
         "device": torch.cuda.get_device_name() if machine.capability else "cpu",
         "precision": parts.settled.precision,

@@ -146,6 +146,13 @@ def test_another_number_of_rows_is_a_warning(tmp_path, cache, capsys):
     assert "train.tsv gives 1 rows, the catalog expects 2,490 in rte train" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("name", [name for name, known in CATALOG.items() if known.hub is None])
+def test_a_saved_folder_stands_for_a_set_that_no_hub_has(name, tmp_path):
+    (tmp_path / "dataset_dict.json").write_text("{}")
+    source, settings = sources(name, "dev", str(tmp_path))
+    assert source == "validation" and settings["format"] == "disk" and settings["path"] == str(tmp_path)
+
+
 # -------------------------------------------------------------------------------------------------------------- hub
 
 NQ_TOKENS = ["Title", "<P>", "The", "Eiffel", "Tower", "is", "tall", "</P>"]

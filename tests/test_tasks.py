@@ -71,7 +71,7 @@ def test_a_head_reads_what_it_was_trained_on(pairs, given, said):
 
 def test_a_run_and_standard_input_read_the_same_ids(tmp_path):
     """The rows of two files, one with a second text, through the cache of a run; and all of them line by line."""
-    from road_ds.__main__ import read_lines
+    from road_ds.commands.predict import read_lines
 
     lines, trained = ["the mill", "the mill\tAda", "Ada ."], []
     for name, kept in (("lone", [lines[0], lines[2]]), ("pairs", [lines[1]])):

@@ -57,7 +57,7 @@ class Ours:
         if notes:
             raise RuntimeError("; ".join(notes))
         self.padding = Padding(mode, rows.tokenizer.pad_token_id, dict.fromkeys(rows.sources, LONGEST))
-        self.engine = start(model, settled.ds, config, steps=config.steps, seed=1 + ranks.rank)
+        self.engine = start(model, settled.ds, config, steps=10**6, seed=1 + ranks.rank)
         self.folder = RunFolder(scratch / f"{type(self).__name__}-{padding}-{stage}")
         self.folder.path.mkdir(parents=True, exist_ok=True)
 

@@ -35,8 +35,8 @@ def run(options: argparse.Namespace) -> int:
     What asks this process to stop is passed on to the training processes, which save. They are a session of their own: a terminal's Ctrl-C would
     otherwise reach DeepSpeed's launchers too, and those end what they have started.
     """
-    command = [sys.executable, "-m", "deepspeed.launcher.runner", *options.arguments]
-    child = subprocess.Popen(command, start_new_session=True)
+    line = [sys.executable, "-m", "deepspeed.launcher.runner", *options.arguments]
+    child = subprocess.Popen(line, start_new_session=True)
 
     def ask(number, frame) -> None:
         asked = signal.SIGTERM if number == signal.SIGHUP else number

@@ -1,4 +1,4 @@
-"""What a run tells people: rank-0 lines, progress bars, tables."""
+"""What a run tells people: rank-0 lines, progress bars, tables, files written in one move."""
 
 import codecs
 import contextlib

@@ -147,7 +147,7 @@ def sources(name: str, part: str, path: str | None) -> tuple[str, Settings]:
     if not folder.is_dir():
         raise RoadError(f"{path}: no such folder; expected one that save_to_disk wrote, or one with {bring(found)}")
     if any((folder / name).exists() for name in ("dataset_dict.json", "state.json")):
-        hub = found.hub or Hub("", None, THREE)
+        hub = found.hub or Hub(path="", parts=THREE)
         return hub.parts.get(part, part), {**found.settings, **hub.settings, "format": "disk", "path": path}
     for files in found.files:
         for suffix in ("", ".gz"):

@@ -2,9 +2,9 @@
 
 from collections.abc import Mapping
 
-from road_ds.common.errors import RoadError
+from road_ds.common.errors import RoadError, nearest
 from road_ds.common.strict_json import quote
-from road_ds.config.road import RoadConfig, nearest
+from road_ds.config.road import RoadConfig
 from road_ds.config.settings import validated
 from road_ds.distillation.annealing import AnnealingKD, TeacherAnnealing
 from road_ds.distillation.kd import KD, WeightedKD

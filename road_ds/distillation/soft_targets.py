@@ -1,4 +1,7 @@
-"""Teachers' logits on disk."""
+"""Teachers' logits on disk: shards, each hashed, then a manifest.
+
+Teachers are never combined on disk, so that temperature, weights and the choice of teachers can change.
+"""
 
 import json
 import os
@@ -214,7 +217,8 @@ def finish(folder: Path, origin: Origin, name: str) -> None:
             files |= shard_record(folder, number)
         except Damaged as error:
             raise RoadError(
-                f"{error}: shard {number} was written elsewhere: all hosts must share the folder: set road.distill.cache"
+                f"{error}: shard {number} is damaged, or was written elsewhere: all hosts must share the folder: set "
+                "road.distill.cache"
             ) from None
     with writing(folder):
         scores = np.concatenate([shard_scores(folder / file) for file in files])

@@ -1,6 +1,7 @@
 """What a run leaves: models, scores, predictions, curves, and the lines that say where they are."""
 
 import shlex
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import islice
@@ -38,11 +39,11 @@ class Outcome:
 
 
 def leave(
-    folder: RunFolder, outcome: Outcome, model: MultiTaskModel, tokenizer: Any, facts: Mapping[str, Any]
+    folder: RunFolder, outcome: Outcome, model: MultiTaskModel, tokenizer: Any, facts: Mapping[str, Any], began: float
 ) -> tuple[list[Path], str]:
     """Writes a run's results and exported heads; their folders, and the scores as a table. On rank 0.
 
-    facts: what else results.json holds.
+    facts: what else results.json holds; began: when the run did, by time.monotonic().
     """
     with full_disk_named(folder.path):
         step, scores, state = outcome.chosen()
@@ -50,7 +51,8 @@ def leave(
         exported = export(model, state, tokenizer, folder.path / "model", f"Dev scores:\n\n```\n{card}\n```")
         headlines = {name: f"{name}/{result.headline}" for name, result in scores.items()}
         best = {name: highest(folder, metric) for name, metric in headlines.items()}
-        known = {"step": outcome.step, "exported_step": step, "best": best}
+        seconds = round(time.monotonic() - began, 1)
+        known = {"step": outcome.step, "exported_step": step, "best": best, "wall_seconds": seconds}
         write_results(folder.path, scores, {**known, **facts})
         plot_curves(folder.records(), list(headlines.values()), folder.path / "curves.png")
         return exported, card

@@ -16,7 +16,7 @@ from road_ds.tasks.registry import Heads, heads
 
 @dataclass(frozen=True)
 class Machine:
-    """Where a run computes. capability: the GPU's compute capability, None on a CPU."""
+    """Where a run computes. capability: the GPU's compute capability, None where there is no GPU."""
 
     device: str
     capability: tuple[int, int] | None

@@ -12,7 +12,7 @@ from torch import nn
 from road_ds.common.errors import RoadError
 from road_ds.config.road import SpeedSettings
 from road_ds.data.batches import Mode
-from road_ds.models import apex as fused
+from road_ds.models.apex import fuse_norms, use_apex
 from road_ds.models.dropout import replace_dropout
 from road_ds.models.linear import mkl_is_slow, replace_linear
 from road_ds.models.multi_task import MultiTaskModel
@@ -79,9 +79,9 @@ def prepare(
         fit_cpu(model.encoder)
     obstacle = model.use_packing()
     mode, note = choose_padding(settings.padding, obstacle, device, capability, precision, settings.compile)
-    apex, remark = fused.use_apex(settings.apex, device)
+    apex, remark = use_apex(settings.apex, device)
     if apex:
-        remark = f"{fused.fuse_norms(model.encoder)} layer norms are NVIDIA Apex's"
+        remark = f"{fuse_norms(model.encoder)} layer norms are NVIDIA Apex's"
     if settings.activation_checkpointing:
         try:
             model.encoder.gradient_checkpointing_enable({"use_reentrant": False})

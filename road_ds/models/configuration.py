@@ -8,9 +8,9 @@ from typing import Any
 
 from transformers import CONFIG_MAPPING, AutoConfig
 
-from road_ds.common.errors import RoadError, first_line
+from road_ds.common.errors import RoadError, first_line, nearest
 from road_ds.common.hub import model_folder
-from road_ds.config.road import ModelSpec, nearest
+from road_ds.config.road import ModelSpec
 from road_ds.data.batch import rounded_up
 from road_ds.data.tokenizer import check_vocabulary, read_tokenizer
 from road_ds.models.pretrained import read_config

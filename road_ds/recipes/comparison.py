@@ -9,10 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from road_ds.common.errors import RoadError
+from road_ds.common.errors import RoadError, nearest
 from road_ds.common.log import table
 from road_ds.common.strict_json import load_json, quote
-from road_ds.config.road import nearest
 from road_ds.engine.run_folder import RunFolder
 from road_ds.recipes.difference import difference
 

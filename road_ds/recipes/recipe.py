@@ -14,9 +14,8 @@ from typing import Annotated, Any
 
 from pydantic import Field, field_validator, model_validator
 
-from road_ds.common.errors import RoadError
+from road_ds.common.errors import RoadError, nearest
 from road_ds.common.strict_json import load_json, quote
-from road_ds.config.road import nearest
 from road_ds.config.settings import NAME, Strict, validated
 
 PLACEHOLDER = re.compile(r"\{([^{}]*)\}")

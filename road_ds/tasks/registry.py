@@ -1,4 +1,4 @@
-"""The tasks by type. A new one is a file beside this one and a line here."""
+"""The tasks by type, and the heads of a run. A new task is a file beside this one and a line here."""
 
 from collections.abc import Mapping
 from typing import Any

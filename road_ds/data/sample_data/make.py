@@ -1,6 +1,6 @@
 """Writes the embedded sample: six small data sets for four tasks, and their tokenizer.
 
-    python road_ds/sample_data/make.py [FOLDER]
+    python road_ds/data/sample_data/make.py [FOLDER]
 
 The rows tell of small invented worlds: towns and people (span QA), their habits and goods (inference), evenings out
 (reviews), bargains and losses (paraphrase). The same bytes come out on every run. Every sixth name of a person or a
