@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from . import launch, plan
+from . import plan
 from .forward import strides
 from .launch import Launch
 from .plan import Layout
@@ -92,16 +92,17 @@ def gradient_kernel(
 
 
 @lru_cache(plan.KEPT_LAUNCHES)
-def gradient_launch(kind: Kind, grad_total: Layout, gradient: Layout) -> Launch:
+def gradient_launch(signature: tuple, grad_total: tuple, gradient: tuple) -> Launch:
+    kind, upstream, out = Kind.of(signature), Layout(*grad_total), Layout(*gradient)
     N, C = kind.student.shape
     M = len(kind.teachers)
-    vec = plan.vector_width(kind.student, gradient, *kind.teachers)
+    vec = plan.vector_width(kind.student, out, *kind.teachers)
     tile = plan.gradient_tile(C, M, vec, kind.device)
     tiles = plan.pieces(C, tile.classes)
     return Launch(
-        gradient_kernel, (plan.pieces(N, tile.rows) * tiles,),
-        grad_total.strides[0] if grad_total.strides else 0,
-        *strides(kind.student, kind.teachers, vec), gradient.strides[0] // vec, N, C, tiles, kind.ignore_index,
+        kind.device, gradient_kernel, plan.pieces(N, tile.rows) * tiles,
+        upstream.strides[0] if upstream.strides else 0,
+        *strides(kind.student, kind.teachers, vec), out.strides[0] // vec, N, C, tiles, kind.ignore_index,
         R=tile.rows, B=tile.classes, VEC=vec, POWER=kind.power, M=M, JUDGED=kind.judged, REDUCED=kind.reduction != "none",
         warps=tile.warps, registers=tile.registers,
     )  # fmt: skip
@@ -112,10 +113,9 @@ def backward(problem: Problem, saved: Tensor, grad_total: Tensor, gradient: Tens
     student, teachers, labels, lengths, teacher_weights, row_weight, temperature, hard_scale, soft_scale, *_ = problem
     if gradient is None:
         gradient = plan.padded_logits(student)
-    start = gradient_launch(problem.kind(), plan.layout(grad_total), plan.layout(gradient))
-    with launch.on_device(student):
-        start(
-            grad_total, student, tuple(teachers), labels, lengths, teacher_weights, row_weight, saved, gradient,
-            LOG2_E.value / temperature, temperature, hard_scale, soft_scale / temperature,
-        )  # fmt: skip
+    start = gradient_launch(problem.signature(), plan.signature(grad_total), plan.signature(gradient))
+    start(
+        grad_total, student, tuple(teachers), labels, lengths, teacher_weights, row_weight, saved, gradient,
+        LOG2_E.value / temperature, temperature, hard_scale, soft_scale / temperature,
+    )  # fmt: skip
     return gradient

@@ -17,7 +17,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from . import launch, plan
+from . import plan
 from .launch import Launch
 from .plan import Layout
 from .problem import Kind, Problem
@@ -219,7 +219,8 @@ class Launches(NamedTuple):
 
 
 @lru_cache(plan.KEPT_LAUNCHES)
-def launches(kind: Kind) -> Launches:
+def launches(signature: tuple) -> Launches:
+    kind = Kind.of(signature)
     N, C = kind.student.shape
     M = len(kind.teachers)
     logits = (kind.student, *kind.teachers)
@@ -237,11 +238,15 @@ def launches(kind: Kind) -> Launches:
     options = dict(warps=tile.warps, registers=tile.registers)
     if isinstance(tile, plan.Stream):
         sizes = dict(U=tile.groups, R=tile.rows, T=tile.lanes, SHIFTED=shifted)
-        main = Launch(stream_kernel, (programs,), *last, **sizes, **shared, **options)
+        main = Launch(kind.device, stream_kernel, programs, *last, **sizes, **shared, **options)
     else:
         sizes = dict(R=tile.rows, B=tile.classes)
-        main = Launch(rows_kernel, (1 if single else programs,), *last, **sizes, **shared, MEAN=mean, **options)
-    reduce = Launch(reduce_kernel, (1,), programs, N, MEAN=mean, B=2048, warps=8, registers=plan.MOST_REGISTERS)
+        main = Launch(
+            kind.device, rows_kernel, 1 if single else programs, *last, **sizes, **shared, MEAN=mean, **options
+        )
+    reduce = Launch(
+        kind.device, reduce_kernel, 1, programs, N, MEAN=mean, B=2048, warps=8, registers=plan.MOST_REGISTERS
+    )
     return Launches(main, reduce if sums else None, kind.saved(), () if reduced else (N,), sums, few, single)
 
 
@@ -256,18 +261,17 @@ def strides(student: Layout, teachers: Sequence[Layout], vec: int) -> tuple:
 def forward(problem: Problem) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """total, hard, soft, and what the gradient needs (Kind.saved)."""
     student, teachers, labels, lengths, teacher_weights, row_weight, temperature, *scales, _, _ = problem
-    prepared = launches(problem.kind())
+    prepared = launches(problem.signature())
     saved = torch.empty(prepared.saved, dtype=torch.float32, device=student.device)
     hard, soft = saved.new_empty(student.shape[0]), saved.new_empty(student.shape[0])
     total = saved.new_empty(prepared.total)
     losses = None if prepared.single else total if prepared.sums is None else saved.new_empty(prepared.sums)
     given = student, tuple(teachers), labels, lengths, teacher_weights, row_weight, losses, hard, soft, saved
     numbers = LOG2_E.value / temperature, temperature, *scales
-    with launch.on_device(student):
-        if prepared.small:
-            prepared.main(*given, total if prepared.single else None, *numbers)
-        else:
-            prepared.main(*given, *numbers)
-        if prepared.reduce is not None:
-            prepared.reduce(losses, total, saved)
+    if prepared.small:
+        prepared.main(*given, total if prepared.single else None, *numbers)
+    else:
+        prepared.main(*given, *numbers)
+    if prepared.reduce is not None:
+        prepared.reduce(losses, total, saved)
     return total, hard, soft, saved

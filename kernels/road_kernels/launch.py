@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from .plan import MOST_REGISTERS
 
@@ -22,7 +20,7 @@ def start(kernel, grid: tuple[int, ...], *args, warps: int, registers: int = MOS
 
 
 class Launch:
-    """A kernel with its grid, its last arguments and its constants: called with the first arguments, it starts.
+    """A kernel with its device, programs, last arguments and constants: called with the first arguments, it starts.
 
     Triton looks at every argument of every launch (dtype, 16-byte boundaries, numbers that are 1 or multiples of 16) for what it
     has compiled for such arguments. A Launch asks once and keeps the answer. It must therefore be kept by all of that: it is
@@ -30,20 +28,20 @@ class Launch:
     has one kind of float, and an allocator gives boundaries of 16 bytes. The interpreter compiles nothing and is asked again.
     """
 
-    def __init__(self, kernel, grid: tuple[int], *last: Any, warps: int, registers: int, **constants: Any) -> None:
-        self._kernel, self._grid, self._last = kernel, (*grid, 1, 1), last
+    def __init__(
+        self, device: torch.device, kernel, programs: int, *last: Any, warps: int, registers: int, **constants: Any
+    ) -> None:
+        self._device, self._kernel, self._grid, self._last = device, kernel, (programs, 1, 1), last
         self._options = {"warps": warps, "registers": registers, **constants}
         self._rest = (*last, *(constants[name] for name in kernel.arg_names if name in constants))
-        self._compiled: Any = None
+        self._again: Any = None
 
     def __call__(self, *first: Any) -> None:
-        if self._compiled is not None:
-            self._compiled[self._grid](*first, *self._rest)
+        if self._device.type == "cuda" and self._device.index != torch.cuda.current_device():
+            with torch.cuda.device(self._device):
+                self(*first)
+        elif self._again is not None:
+            self._again(*first, *self._rest)
         else:
-            self._compiled = start(self._kernel, self._grid, *first, *self._last, **self._options)
-
-
-def on_device(tensor: Tensor) -> AbstractContextManager:
-    """A context in which kernels start on the tensor's own device."""
-    elsewhere = tensor.is_cuda and tensor.device.index != torch.cuda.current_device()
-    return torch.cuda.device(tensor.device) if elsewhere else nullcontext()
+            compiled = start(self._kernel, self._grid, *first, *self._last, **self._options)
+            self._again = None if compiled is None else compiled[self._grid]

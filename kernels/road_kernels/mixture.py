@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from . import launch, plan
+from . import plan
 from .launch import Launch
 from .plan import Layout
 from .rows import combined_tile, row_facts, whole_vectors
@@ -81,9 +81,8 @@ def combine_stream_kernel(
 
 
 @lru_cache(plan.KEPT_LAUNCHES)
-def combination(
-    device: torch.device, teachers: tuple[Layout, ...], facts: tuple[Layout | None, ...], judged: bool, out: Layout
-) -> Launch:
+def combination(device: torch.device, signatures: tuple, facts: tuple, judged: bool, combined: tuple) -> Launch:
+    out, teachers = Layout(*combined), [Layout(*one) for one in signatures]
     N, C = out.shape
     M = len(teachers)
     vec = plan.vector_width(out, *teachers)
@@ -95,8 +94,8 @@ def combination(
     else:
         kernel, tile = combine_stream_kernel, plan.combine_tile(C, M, vec, device)
         sizes = dict(U=tile.groups, R=tile.rows, T=tile.lanes)
-    grid = (plan.pieces(N, tile.rows),)
-    return Launch(kernel, grid, *last, **sizes, VEC=vec, M=M, warps=tile.warps, registers=tile.registers)
+    programs = plan.pieces(N, tile.rows)
+    return Launch(device, kernel, programs, *last, **sizes, VEC=vec, M=M, warps=tile.warps, registers=tile.registers)
 
 
 def combine(
@@ -109,10 +108,7 @@ def combine(
 ) -> Tensor:
     """The combined logits, written into `out` [N, C], whose rows plan.padded_logits has laid out, and returned."""
     facts = labels if wrong_scale is not None else None, lengths, teacher_weights
-    layouts = tuple([plan.layout(logits) for logits in teachers])
-    start = combination(
-        out.device, layouts, tuple([plan.layout(one) for one in facts]), wrong_scale is not None, plan.layout(out)
-    )
-    with launch.on_device(out):
-        start(tuple(teachers), *facts, out, wrong_scale)
+    signatures = [tuple([plan.signature(one) for one in tensors]) for tensors in (teachers, facts)]
+    start = combination(out.device, *signatures, wrong_scale is not None, plan.signature(out))
+    start(tuple(teachers), *facts, out, wrong_scale)
     return out

@@ -51,15 +51,16 @@ class Problem(NamedTuple):
             return self
         return Problem(*self[:2], *(None if numbers is None else numbers.contiguous() for numbers in rows), *self[6:])
 
-    def kind(self) -> Kind:
-        return Kind(
+    def signature(self) -> tuple:
+        """What a Kind is made of: all of a problem that its kernels are chosen and compiled for, as plain tuples, soon made."""
+        return (
             self.student.device,
-            plan.layout(self.student),
-            tuple([plan.layout(logits) for logits in self.teachers]),
-            plan.layout(self.labels),
-            plan.layout(self.lengths),
-            plan.layout(self.teacher_weights),
-            plan.layout(self.row_weight),
+            plan.signature(self.student),
+            tuple([plan.signature(logits) for logits in self.teachers]),
+            plan.signature(self.labels),
+            plan.signature(self.lengths),
+            plan.signature(self.teacher_weights),
+            plan.signature(self.row_weight),
             plan.whole_power(self.temperature),
             self.wrong_scale is not None,
             self.ignore_index,
@@ -81,6 +82,12 @@ class Kind(NamedTuple):
     judged: bool
     ignore_index: int
     reduction: str
+
+    @classmethod
+    def of(cls, signature: tuple) -> Kind:
+        device, student, teachers, *facts = signature
+        rows = (None if one is None else Layout(*one) for one in facts[:4])
+        return cls(device, Layout(*student), tuple(Layout(*one) for one in teachers), *rows, *facts[4:])
 
     def saved(self) -> int:
         """How many numbers the gradient needs of the forward pass: [5, rows] statistics, one over the reduction's divisor, and,
