@@ -34,7 +34,7 @@ from road_ds.distillation.lesson import Lesson
 from road_ds.distillation.objective import Taught
 from road_ds.distillation.teachers import AnyTeachers, OnlineTeachers, open_teachers
 from road_ds.engine import speed, surroundings
-from road_ds.engine.checkpoint import Checkpoint, restore
+from road_ds.engine.checkpoint import Checkpoint, prune, restore
 from road_ds.engine.meter import Meter
 from road_ds.engine.milestones import Milestones
 from road_ds.engine.preemption import Preemption, exit_code
@@ -158,7 +158,7 @@ def run(
     for remark in parts.rows.remarks():
         warn(remark)
     model, padding, engine = build(config, parts, ranks, machine, folder, anew=found is None)
-    begin = 0 if found is None else go_on(engine, ranks, folder, found, parts.steps)
+    begin = 0 if found is None else go_on(engine, ranks, folder, found, parts.steps, config.keep)
 
     best = Best(folder.path / "best", folder.run) if config.select == "best" else None
     milestones = Milestones(
@@ -249,10 +249,12 @@ def build(
     return model, Padding(mode, parts.tokenizer.pad_token_id, limits), engine
 
 
-def go_on(engine: Any, ranks: Ranks, folder: RunFolder, found: Checkpoint, steps: int) -> int:
-    """The step that a resumed run begins with, its engine and folder as they were then."""
+def go_on(engine: Any, ranks: Ranks, folder: RunFolder, found: Checkpoint, steps: int, keep: int) -> int:
+    """The step that a resumed run begins with, its engine and folder as they were then; `keep` checkpoints stay."""
     restore(engine, ranks, found)
     step = found.step
+    if is_main():  # a run killed after its last save has not got to it
+        prune(found.folder.parent, keep)
     # an evaluation after the last step is made again
     ranks.apart(
         lambda: folder.forget(lambda line: line["step"] > step or (line["step"] == steps and "loss" not in line))

@@ -317,17 +317,18 @@ def test_settings_that_do_not_hold(settings, said):
 
 def wrong_kernel(monkeypatch):
     """Makes every kernel's gradient 20 % too large, the reference stays right."""
-    from road_ds.distillation import objective as objectives
+    from road_ds.distillation import annealing, kd, objective, smoothing
 
-    right = objectives.kd_loss
+    right = kd.kd_loss
 
     def wrong(student, *arguments, impl="auto", **options):
         if impl == "torch":
             return right(student, *arguments, impl=impl, **options)
         return right(1.2 * student - 0.2 * student.detach(), *arguments, impl="torch", **options)
 
-    monkeypatch.setattr(objectives, "kd_loss", wrong)
-    monkeypatch.setattr(objectives.check_against_reference, "__kwdefaults__", {"rows": 256, "loss": wrong})
+    for file in (kd, annealing, smoothing):
+        monkeypatch.setattr(file, "kd_loss", wrong)
+    monkeypatch.setattr(objective.check_against_reference, "__kwdefaults__", {"rows": 256, "loss": wrong})
 
 
 def test_a_wrong_kernel_is_caught_on_the_first_batch(monkeypatch, capsys):
