@@ -32,7 +32,7 @@ def run(*arguments):
 def test_no_spill_and_no_lost_wide_load():
     done = run("--quick", "--check")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert int(re.search(r"(\d+) compiled, 0 with", done.stdout)[1]) >= 60
+    assert int(re.search(r"(\d+) compiled, 0 with", done.stdout)[1]) >= 57
     for kernel in ("rows", "stream", "reduce", "gradient", "combine_rows", "combine_stream"):
         assert re.search(rf"^{kernel}_kernel .* 70 ", done.stdout, re.M), kernel
 
