@@ -17,8 +17,8 @@ setup(
         "road_kernels": ["tiles.json"],
     },
     install_requires=[
-        "torch>=2.6",
-        "deepspeed>=0.19",
+        "torch>=2.8",  # each torch pins its Triton: 2.8 has 3.4
+        "deepspeed>=0.19.8",  # 0.19.0 takes keys out of the settings it is given
         "transformers>=5.16",
         "datasets>=5.0",
         "triton>=3.4; platform_system == 'Linux'",

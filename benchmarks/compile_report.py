@@ -3,6 +3,7 @@
     python benchmarks/compile_report.py                    # all shapes, sm_70, sm_80 and sm_90
     python benchmarks/compile_report.py --check            # and exit 1 on a spill or a lost 16-byte load or store
     python benchmarks/compile_report.py --only 30522 --architectures 70
+    python benchmarks/compile_report.py --tiles 9.0        # with what was measured there, as the GPU itself would launch
 
 It runs the package's own launch code on small CPU tensors with `launch.start` replaced by a recorder, so that what is
 compiled is what would be launched: the same tiles, warps, strides and constants. ptxas and nvdisasm come with Triton. The
@@ -28,7 +29,7 @@ os.environ.pop("TRITON_INTERPRET", None)  # the interpreter has no machine code
 
 import torch
 import triton
-from road_kernels import arguments, combine_teachers, kd_loss, launch
+from road_kernels import arguments, combine_teachers, kd_loss, launch, plan
 from road_kernels.plan import MOST_REGISTERS, layout, shifted, vector_width, widest
 from triton.backends.compiler import GPUTarget
 from triton.backends.nvidia.compiler import get_ptxas
@@ -280,10 +281,14 @@ def main() -> int:
     parser.add_argument("--architectures", default="70,80,90")
     parser.add_argument("--only", default="", help="compile only shapes whose description contains this")
     parser.add_argument("--quick", action="store_true", help="the tightest shapes of each regime only")
+    parser.add_argument("--tiles", help="the compute capability whose measured tiles to take; without, the defaults")
     parser.add_argument("--check", action="store_true", help="exit 1 on a spill or a lost 16-byte access")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--workers", type=int, default=os.cpu_count())
     given = parser.parse_args()
+    if given.tiles:
+        tiles = plan.tuned()[given.tiles]
+        plan.best = lambda kernel, name, device: tiles.get(kernel, {}).get(name)  # type: ignore[assignment]
     chosen = [shape for shape in (quick_shapes() if given.quick else shapes()) if given.only in str(shape)]
     work = jobs(chosen, [int(name) for name in given.architectures.split(",")])
     print(f"triton {triton.__version__}, {len(work)} compilations")
