@@ -2,6 +2,7 @@
 
 import copy
 import os
+import shutil
 
 import numpy as np
 import pytest
@@ -232,6 +233,26 @@ def test_heads_of_two_exports_never_stand_side_by_side(tmp_path, monkeypatch, ki
             assert headed(folder) == {"_old"} and sorted(p.name for p in folder.iterdir()) == sorted(TASKS)
     export(model, model.state_dict(), tokenizer, folder, "_new")
     assert headed(folder) == {"_new"} and sorted(p.name for p in folder.iterdir()) == sorted(TASKS)
+
+
+def test_a_kill_while_the_replaced_heads_are_removed_leaves_the_new_ones(tmp_path, monkeypatch):
+    model, tokenizer = fresh("bert")
+    export(model, model.state_dict(), tokenizer, tmp_path, "_old")
+    remove = shutil.rmtree
+
+    def killed(path, **options):
+        if any((path / head).exists() for head in TASKS) and path.name != ".staged":
+            (path / next(iter(TASKS)) / "road_task.json").unlink()
+            raise KeyboardInterrupt
+        remove(path, **options)
+
+    monkeypatch.setattr("road_ds.models.export.shutil.rmtree", killed)
+    with pytest.raises(KeyboardInterrupt):
+        export(model, model.state_dict(), tokenizer, tmp_path, "_new")
+    monkeypatch.undo()
+    assert headed(tmp_path) == {"_new"}
+    export(model, model.state_dict(), tokenizer, tmp_path, "_now")
+    assert headed(tmp_path) == {"_now"} and sorted(p.name for p in tmp_path.iterdir()) == sorted(TASKS)
 
 
 def test_an_export_replaces_exported_models_only(tmp_path):

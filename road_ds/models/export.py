@@ -34,7 +34,7 @@ def export(
     """
     logging.disable_progress_bar()
     targets = [folder / head for head in model.tasks]
-    staged, before = folder / ".staged", folder / ".replaced"
+    staged, before, gone = folder / ".staged", folder / ".replaced", folder / ".removed"
     try:
         _put_back(before, folder)  # where an export was killed
         for target in targets:
@@ -42,7 +42,8 @@ def export(
                 raise RoadError(
                     f"{target}: exists and is no exported model ({TASK_FILE} is missing): give another folder"
                 )
-        shutil.rmtree(staged, ignore_errors=True)
+        for left in (staged, gone):
+            shutil.rmtree(left, ignore_errors=True)
         for head, task in model.tasks.items():
             _write_head(staged / head, task, model.head_model(head, state), tokenizer, card)
         before.mkdir()
@@ -50,6 +51,7 @@ def export(
             os.replace(target, before / target.name)
         for target in targets:
             os.replace(staged / target.name, target)
+        os.replace(before, gone)  # from here on nothing is put back: what is half removed must not be
     except (OSError, SafetensorError) as error:
         with contextlib.suppress(OSError):
             _put_back(before, folder)
@@ -59,7 +61,7 @@ def export(
         ) from None
     finally:
         shutil.rmtree(staged, ignore_errors=True)
-    shutil.rmtree(before, ignore_errors=True)
+    shutil.rmtree(gone, ignore_errors=True)
     return targets
 
 
