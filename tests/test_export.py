@@ -255,6 +255,18 @@ def test_a_kill_while_the_replaced_heads_are_removed_leaves_the_new_ones(tmp_pat
     assert headed(tmp_path) == {"_now"} and sorted(p.name for p in tmp_path.iterdir()) == sorted(TASKS)
 
 
+def test_a_full_disk_is_named_whatever_the_library_raises(tmp_path, monkeypatch):
+    model, tokenizer = fresh("bert")
+
+    def full(*_):
+        raise Exception("No space left on device (os error 28)")
+
+    monkeypatch.setattr(tokenizer, "save_pretrained", full)
+    with pytest.raises(RoadError, match="the models cannot be written: No space left on device"):
+        export(model, model.state_dict(), tokenizer, tmp_path, "")
+    assert not list(tmp_path.iterdir())
+
+
 def test_an_export_replaces_exported_models_only(tmp_path):
     (tmp_path / "qa").mkdir()
     (tmp_path / "qa" / "rows.jsonl").write_text("mine")

@@ -69,7 +69,10 @@ def _write_head(target: Path, task: Task, whole: Any, tokenizer: Any, card: str)
     target.mkdir(parents=True)
     whole.config.architectures = [type(whole).__name__]
     whole.save_pretrained(str(target))
-    tokenizer.save_pretrained(str(target))
+    try:
+        tokenizer.save_pretrained(str(target))
+    except Exception as error:  # the tokenizers library has no other class for a full disk
+        raise OSError(str(error)) from None
     write_json(target / TASK_FILE, task.model_dump())
     (target / "README.md").write_text(_card(target.name, task, type(whole).__name__, card), encoding="utf-8")
     note_files(target)
