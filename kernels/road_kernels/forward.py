@@ -158,14 +158,14 @@ def stream_kernel(
             for u in tl.static_range(U):
                 columns = lane_columns(start + u * T * VEC, R, T, VEC)
                 logits = load_lanes(student, s_row, s_class, lane_rows, columns, end, part != 1, VEC, SHIFTED)
-                tiles = tiles + (present(logits, columns, shift, end, part != 1, SHIFTED),)  # noqa: RUF005 (Triton knows no other way)
+                tiles = tiles + (present(logits, columns, shift, end, part != 1, SHIFTED),)  # type: ignore[assignment]  # noqa: RUF005 (Triton knows no other way)
             for u in tl.static_range(U if M > 0 else 0):
                 columns = lane_columns(start + u * T * VEC, R, T, VEC)
                 mixture = mixed_lanes(
                     teachers, t_rows, t_classes, teacher_weights, lane_bits, wrong_scale, lane_rows, columns, shift, end, N,
                     part != 1, M, VEC, SHIFTED,
                 )  # fmt: skip
-                mixtures = mixtures + (mixture,)  # noqa: RUF005
+                mixtures = mixtures + (mixture,)  # type: ignore[assignment]  # noqa: RUF005
             student_lanes, teacher_lanes = lanes_step(
                 tiles, mixtures, student_lanes, teacher_lanes, rate, temperature, U, POWER, M
             )

@@ -49,7 +49,10 @@ class Problem(NamedTuple):
         rows = (self.labels, self.lengths, self.teacher_weights, self.row_weight)
         if all(numbers is None or numbers.is_contiguous() for numbers in rows):
             return self
-        return Problem(*self[:2], *(None if numbers is None else numbers.contiguous() for numbers in rows), *self[6:])
+        labels, lengths, teacher_weights, row_weight = (
+            None if numbers is None else numbers.contiguous() for numbers in rows
+        )
+        return self._replace(labels=labels, lengths=lengths, teacher_weights=teacher_weights, row_weight=row_weight)
 
     def signature(self) -> tuple:
         """What a Kind is made of: all of a problem that its kernels are chosen and compiled for, as plain tuples, soon made."""
@@ -85,9 +88,9 @@ class Kind(NamedTuple):
 
     @classmethod
     def of(cls, signature: tuple) -> Kind:
-        device, student, teachers, *facts = signature
-        rows = (None if one is None else Layout(*one) for one in facts[:4])
-        return cls(device, Layout(*student), tuple(Layout(*one) for one in teachers), *rows, *facts[4:])
+        device, student, teachers, *rest = signature
+        rest[:4] = [None if one is None else Layout(*one) for one in rest[:4]]
+        return cls(device, Layout(*student), tuple(Layout(*one) for one in teachers), *rest)
 
     def saved(self) -> int:
         """How many numbers the gradient needs of the forward pass: [5, rows] statistics, one over the reduction's divisor, and,
