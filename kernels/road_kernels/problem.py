@@ -92,11 +92,13 @@ class Kind(NamedTuple):
         rest[:4] = [None if one is None else Layout(*one) for one in rest[:4]]
         return cls(device, Layout(*student), tuple(Layout(*one) for one in teachers), *rest)
 
+    def kept(self) -> int:
+        """Numbers of each row that the gradient needs: 5 statistics and, with wrong_scale, Algorithm 2's weight of each teacher."""
+        return plan.STATISTICS + (len(self.teachers) if self.judged else 0)
+
     def saved(self) -> int:
-        """How many numbers the gradient needs of the forward pass: [5, rows] statistics, one over the reduction's divisor, and,
-        with wrong_scale, Algorithm 2's weights [teachers, rows]."""
-        rows = self.student.shape[0]
-        return plan.STATISTICS * rows + 1 + (len(self.teachers) * rows if self.judged else 0)
+        """All that it needs of the forward pass: the above and, of a reduction, one over its divisor."""
+        return self.kept() * self.student.shape[0] + (self.reduction != "none")
 
 
 def cut(rows: Tensor | None, part: slice) -> Tensor | None:
