@@ -23,7 +23,6 @@ from .rows import (
     combined_tile,
     load_tile,
     row_facts,
-    saved_inverse,
     saved_weights,
     whole_vectors,
 )
@@ -35,7 +34,7 @@ def gradient_kernel(
     rate, temperature, hard_scale, soft_rate,
     grad_stride, s_row, s_class, t_rows, t_classes, g_row, N, C, tiles, ignore_index,
     R: tl.constexpr, B: tl.constexpr, VEC: tl.constexpr, POWER: tl.constexpr, M: tl.constexpr, JUDGED: tl.constexpr,
-    REDUCED: tl.constexpr,
+    REDUCED: tl.constexpr, KEPT: tl.constexpr,
 ):  # fmt: skip
     """One tile of the gradient; exactly 0 in ignored rows and behind a row's length. `gradient` may be `student` itself."""
     program = tl.program_id(0)
@@ -49,7 +48,7 @@ def gradient_kernel(
     logits = load_tile(student, s_row, s_class, rows, columns, mask, VEC)
     scale = tl.load(grad_total + rows * grad_stride, mask=here, other=0.0).to(tl.float32) * weight
     if REDUCED:
-        scale *= tl.load(saved_inverse(saved, N))
+        scale *= tl.load(saved + KEPT * N)
     hard_factor = scale * hard_scale
     # A factor of 0 leaves its term out, whatever the teacher says.
     soft_factor = scale * soft_rate
@@ -103,7 +102,7 @@ def gradient_launch(signature: tuple, grad_total: tuple, gradient: tuple) -> Lau
         kind.device, gradient_kernel, plan.pieces(N, tile.rows) * tiles,
         upstream.strides[0] if upstream.strides else 0,
         *strides(kind.student, kind.teachers, vec), out.strides[0] // vec, N, C, tiles, kind.ignore_index,
-        R=tile.rows, B=tile.classes, VEC=vec, POWER=kind.power, M=M, JUDGED=kind.judged, REDUCED=kind.reduction != "none",
+        R=tile.rows, B=tile.classes, VEC=vec, POWER=kind.power, M=M, JUDGED=kind.judged, REDUCED=kind.reduction != "none", KEPT=kind.kept(),
         warps=tile.warps, registers=tile.registers,
     )  # fmt: skip
 

@@ -64,8 +64,8 @@ def combined(
     """The combined logits: see mixture.py."""
     from .mixture import combine
 
-    rows = (None if given is None else given.contiguous() for given in (labels, lengths, teacher_weights))
-    return combine(list(teachers), *rows, wrong_scale, combined_like(teachers))
+    rows = [None if given is None else given.contiguous() for given in (labels, lengths, teacher_weights)]
+    return combine(list(teachers), rows[0], rows[1], rows[2], wrong_scale, combined_like(teachers))
 
 
 combine_op = torch.library.custom_op("road_kernels::combine", combined, mutates_args=())

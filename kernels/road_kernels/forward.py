@@ -59,7 +59,7 @@ def rows_kernel(
     student, teachers, labels, lengths, teacher_weights, row_weight, losses, hard, soft, saved, total,
     rate, temperature, hard_scale, soft_scale, wrong_scale, s_row, s_class, t_rows, t_classes, N, C, ignore_index,
     R: tl.constexpr, B: tl.constexpr, VEC: tl.constexpr, POWER: tl.constexpr, M: tl.constexpr, SUMS: tl.constexpr,
-    MEAN: tl.constexpr,
+    KEPT: tl.constexpr, MEAN: tl.constexpr,
 ):  # fmt: skip
     """Whole rows in registers. Run as a single program it goes through all rows and writes the objective, too."""
     loss_sum = tl.zeros([R], tl.float32)
@@ -109,7 +109,7 @@ def rows_kernel(
         loss_sum += loss
         weight_sum += weight
     if total is not None:
-        store_reduced(total, saved, N, tl.sum(loss_sum, 0), tl.sum(weight_sum, 0), MEAN)
+        store_reduced(total, saved + KEPT * N, tl.sum(loss_sum, 0), tl.sum(weight_sum, 0), MEAN)
 
 
 @triton.jit
@@ -158,14 +158,14 @@ def stream_kernel(
             for u in tl.static_range(U):
                 columns = lane_columns(start + u * T * VEC, R, T, VEC)
                 logits = load_lanes(student, s_row, s_class, lane_rows, columns, end, part != 1, VEC, SHIFTED)
-                tiles = tiles + (present(logits, columns, shift, end, part != 1, SHIFTED),)  # noqa: RUF005 (Triton knows no other way)
+                tiles = tiles + (present(logits, columns, shift, end, part != 1, SHIFTED),)  # type: ignore[assignment]  # noqa: RUF005 (Triton knows no other way)
             for u in tl.static_range(U if M > 0 else 0):
                 columns = lane_columns(start + u * T * VEC, R, T, VEC)
                 mixture = mixed_lanes(
                     teachers, t_rows, t_classes, teacher_weights, lane_bits, wrong_scale, lane_rows, columns, shift, end, N,
                     part != 1, M, VEC, SHIFTED,
                 )  # fmt: skip
-                mixtures = mixtures + (mixture,)  # noqa: RUF005
+                mixtures = mixtures + (mixture,)  # type: ignore[assignment]  # noqa: RUF005
             student_lanes, teacher_lanes = lanes_step(
                 tiles, mixtures, student_lanes, teacher_lanes, rate, temperature, U, POWER, M
             )
@@ -195,7 +195,7 @@ def stream_kernel(
 
 
 @triton.jit
-def reduce_kernel(sums, total, saved, programs, N, MEAN: tl.constexpr, B: tl.constexpr):
+def reduce_kernel(sums, total, saved, programs, N, KEPT: tl.constexpr, MEAN: tl.constexpr, B: tl.constexpr):
     """The objective from the sums of the programs, in a fixed order, by a single program."""
     loss_sum = tl.zeros([B], tl.float32)
     weight_sum = tl.zeros([B], tl.float32)
@@ -203,7 +203,7 @@ def reduce_kernel(sums, total, saved, programs, N, MEAN: tl.constexpr, B: tl.con
         at = start + tl.arange(0, B)
         loss_sum += tl.load(sums + at, mask=at < programs, other=0.0)
         weight_sum += tl.load(sums + programs + at, mask=at < programs, other=0.0)
-    store_reduced(total, saved, N, tl.sum(loss_sum, 0), tl.sum(weight_sum, 0), MEAN)
+    store_reduced(total, saved + KEPT * N, tl.sum(loss_sum, 0), tl.sum(weight_sum, 0), MEAN)
 
 
 class Launches(NamedTuple):
@@ -242,10 +242,27 @@ def launches(signature: tuple) -> Launches:
     else:
         sizes = dict(R=tile.rows, B=tile.classes)
         main = Launch(
-            kind.device, rows_kernel, 1 if single else programs, *last, **sizes, **shared, MEAN=mean, **options
+            kind.device,
+            rows_kernel,
+            1 if single else programs,
+            *last,
+            **sizes,
+            **shared,
+            KEPT=kind.kept(),
+            MEAN=mean,
+            **options,
         )
     reduce = Launch(
-        kind.device, reduce_kernel, 1, programs, N, MEAN=mean, B=2048, warps=8, registers=plan.MOST_REGISTERS
+        kind.device,
+        reduce_kernel,
+        1,
+        programs,
+        N,
+        KEPT=kind.kept(),
+        MEAN=mean,
+        B=2048,
+        warps=8,
+        registers=plan.MOST_REGISTERS,
     )
     return Launches(main, reduce if sums else None, kind.saved(), () if reduced else (N,), sums, few, single)
 

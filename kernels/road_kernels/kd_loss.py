@@ -159,9 +159,10 @@ def _(*flat):
     def empty(*shape):
         return problem.student.new_empty(shape, dtype=torch.float32)
 
-    judged = 0 if problem.wrong_scale is None else len(problem.teachers) * rows
-    total = empty(rows) if problem.reduction == "none" else empty()
-    return total, empty(rows), empty(rows), empty(plan.STATISTICS * rows + 1 + judged)
+    reduced = problem.reduction != "none"
+    judged = 0 if problem.wrong_scale is None else len(problem.teachers)
+    saved = empty((plan.STATISTICS + judged) * rows + reduced)
+    return empty() if reduced else empty(rows), empty(rows), empty(rows), saved
 
 
 @torch.library.custom_op(

@@ -128,7 +128,7 @@ class Heads(NamedTuple):
         with torch.no_grad():
             return [
                 *(given[rows] for given in self.given),
-                *(product(states[rows], *head) for states, *head in self.heads),
+                *(product(states[rows], weight, bias) for states, weight, bias in self.heads),
             ]
 
 
@@ -203,7 +203,8 @@ class Chunked(torch.autograd.Function):
         hidden, head_weight, bias = ctx.saved_tensors
         work: Work = ctx.work
         sums = Gradients(hidden, head_weight, bias, ctx.needs_input_grad[:3])
-        kept, ctx.kept = ctx.kept, None  # the gradient overwrites its logits: a second time they are computed again
+        kept: tuple[Problem, Tensor | None] | None = ctx.kept
+        ctx.kept = None  # the gradient overwrites its logits: a second time they are computed again
         parts = work.parts(hidden.shape[0])
         reduction = work.problem.reduction if len(parts) == 1 else "none"
         upstream = grad_total if ctx.divisor is None else (grad_total / ctx.divisor).expand(hidden.shape[0])

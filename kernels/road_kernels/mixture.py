@@ -72,7 +72,7 @@ def combine_stream_kernel(
                     teachers, t_rows, t_classes, teacher_weights, lane_bits, wrong_scale, lane_rows, columns, nowhere, end, N,
                     part == 1, M, VEC, False,
                 )  # fmt: skip
-                mixtures = mixtures + (mixture,)  # noqa: RUF005 (Triton knows no other way)
+                mixtures = mixtures + (mixture,)  # type: ignore[assignment]  # noqa: RUF005 (Triton knows no other way)
             for u in tl.static_range(U):
                 columns = lane_columns(start + u * T * VEC, R, T, VEC)
                 stored = lane_here[:, None] & ((columns // VEC) < ((C + (VEC - 1)) // VEC))
@@ -88,14 +88,13 @@ def combination(device: torch.device, signatures: tuple, facts: tuple, judged: b
     vec = plan.vector_width(out, *teachers)
     rows, classes = tuple(one.strides[0] // vec for one in teachers), tuple(one.strides[1] for one in teachers)
     last = rows, classes, out.strides[0] // vec, N, C
-    if C <= plan.LARGEST_SMALL:
-        kernel, tile = combine_rows_kernel, plan.row_tile(C, M, vec)
-        sizes = dict(R=tile.rows, B=tile.classes)
-    else:
-        kernel, tile = combine_stream_kernel, plan.combine_tile(C, M, vec, device)
-        sizes = dict(U=tile.groups, R=tile.rows, T=tile.lanes)
+    tile = plan.row_tile(C, M, vec) if C <= plan.LARGEST_SMALL else plan.combine_tile(C, M, vec, device)
+    options = dict(VEC=vec, M=M, warps=tile.warps, registers=tile.registers)
     programs = plan.pieces(N, tile.rows)
-    return Launch(device, kernel, programs, *last, **sizes, VEC=vec, M=M, warps=tile.warps, registers=tile.registers)
+    if isinstance(tile, plan.Stream):
+        sizes = dict(U=tile.groups, R=tile.rows, T=tile.lanes)
+        return Launch(device, combine_stream_kernel, programs, *last, **sizes, **options)
+    return Launch(device, combine_rows_kernel, programs, *last, R=tile.rows, B=tile.classes, **options)
 
 
 def combine(

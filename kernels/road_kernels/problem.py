@@ -49,7 +49,10 @@ class Problem(NamedTuple):
         rows = (self.labels, self.lengths, self.teacher_weights, self.row_weight)
         if all(numbers is None or numbers.is_contiguous() for numbers in rows):
             return self
-        return Problem(*self[:2], *(None if numbers is None else numbers.contiguous() for numbers in rows), *self[6:])
+        labels, lengths, teacher_weights, row_weight = (
+            None if numbers is None else numbers.contiguous() for numbers in rows
+        )
+        return self._replace(labels=labels, lengths=lengths, teacher_weights=teacher_weights, row_weight=row_weight)
 
     def signature(self) -> tuple:
         """What a Kind is made of: all of a problem that its kernels are chosen and compiled for, as plain tuples, soon made."""
@@ -85,15 +88,17 @@ class Kind(NamedTuple):
 
     @classmethod
     def of(cls, signature: tuple) -> Kind:
-        device, student, teachers, *facts = signature
-        rows = (None if one is None else Layout(*one) for one in facts[:4])
-        return cls(device, Layout(*student), tuple(Layout(*one) for one in teachers), *rows, *facts[4:])
+        device, student, teachers, *rest = signature
+        rest[:4] = [None if one is None else Layout(*one) for one in rest[:4]]
+        return cls(device, Layout(*student), tuple(Layout(*one) for one in teachers), *rest)
+
+    def kept(self) -> int:
+        """Numbers of each row that the gradient needs: 5 statistics and, with wrong_scale, Algorithm 2's weight of each teacher."""
+        return plan.STATISTICS + (len(self.teachers) if self.judged else 0)
 
     def saved(self) -> int:
-        """How many numbers the gradient needs of the forward pass: [5, rows] statistics, one over the reduction's divisor, and,
-        with wrong_scale, Algorithm 2's weights [teachers, rows]."""
-        rows = self.student.shape[0]
-        return plan.STATISTICS * rows + 1 + (len(self.teachers) * rows if self.judged else 0)
+        """All that it needs of the forward pass: the above and, of a reduction, one over its divisor."""
+        return self.kept() * self.student.shape[0] + (self.reduction != "none")
 
 
 def cut(rows: Tensor | None, part: slice) -> Tensor | None:

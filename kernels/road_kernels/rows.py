@@ -66,15 +66,9 @@ def algorithm_2_factors(bits, wrong_scale, M: tl.constexpr):
 
 
 @triton.jit
-def saved_inverse(saved, N):
-    """Where one over the reduction's divisor lies: behind the statistics [5, N]."""
-    return saved + 5 * N
-
-
-@triton.jit
 def saved_weights(saved, N):
-    """Where Algorithm 2's weights [M, N] lie: at the end."""
-    return saved + 5 * N + 1
+    """Where Algorithm 2's weights [M, N] lie: behind the statistics [5, N]."""
+    return saved + 5 * N
 
 
 @triton.jit
@@ -192,10 +186,10 @@ def store_losses(losses, loss, weight, rows, here, SUMS: tl.constexpr):
 
 
 @triton.jit
-def store_reduced(total, saved, N, loss_sum, weight_sum, MEAN: tl.constexpr):
+def store_reduced(total, inverse, loss_sum, weight_sum, MEAN: tl.constexpr):
     """The objective, and what each row's gradient is multiplied by because of the reduction."""
     factor = 1.0
     if MEAN:
         factor = tl.where(weight_sum == 0.0, 0.0, 1.0 / tl.where(weight_sum == 0.0, 1.0, weight_sum))
     tl.store(total, loss_sum * factor)
-    tl.store(saved_inverse(saved, N), factor)
+    tl.store(inverse, factor)

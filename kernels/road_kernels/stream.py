@@ -100,7 +100,7 @@ def right_teachers(
             for u in tl.static_range(U):
                 columns = lane_columns(start + u * T * VEC, R, T, VEC)
                 logits = load_lanes(teachers[m], t_rows[m], t_classes[m], lane_rows, columns, end, True, VEC, SHIFTED)
-                tiles = tiles + (logits,)  # noqa: RUF005 (Triton knows no other way)
+                tiles = tiles + (logits,)  # type: ignore[assignment]  # noqa: RUF005 (Triton knows no other way)
             for u in tl.static_range(U):
                 columns = lane_columns(start + u * T * VEC, R, T, VEC)
                 before = (tiles[u] > target) | ((tiles[u] == target) & (columns < lane_label))
