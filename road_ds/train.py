@@ -167,7 +167,8 @@ def run(
     )  # fmt: skip
     lesson = Lesson(Guarded(parts.settled.objective), parts.teachers, parts.heads.of)
     micro = engine.train_micro_batch_size_per_gpu()
-    batches = ahead(assemble(parts.passes, parts.rows.train, padding, ranks, micro, range(begin, parts.steps)))
+    draws = {name: task.draw for name, task in parts.heads.by_dataset().items()}
+    batches = ahead(assemble(parts.passes, parts.rows.train, padding, ranks, micro, range(begin, parts.steps), draws))
     meter = Meter(ranks, folder, parts.rows.train, micro, padding)
     step, reason = fit(
         engine, batches, lesson, meter, ranks, preemption, config,
@@ -218,7 +219,7 @@ def gather(config: RoadConfig, ds: dict[str, Any], ranks: Ranks, machine: Machin
     if teachers.identity:
         saved["teachers"] = teachers.identity
     ranks.agree({key: value for key, value in flat_keys(saved).items() if key not in OWN})
-    return Parts(settled, heads.trained_on(rows.pairs), tokenizer, rows, teachers, passes, steps, resolved, saved)
+    return Parts(settled, heads.trained_on(rows.pairs).reading(tokenizer), tokenizer, rows, teachers, passes, steps, resolved, saved)
 
 
 def build(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -58,12 +58,16 @@ def linear_kd_loss(
     reduction: str = "mean",
     impl: str = "auto",
     chunk_rows: int | None = None,
+    visit: Callable[[slice, Tensor], None] | None = None,
 ) -> KDLoss:
     """The KDLoss of the student logits hidden @ head_weight.T + bias, computed a chunk of rows at a time.
 
     hidden [rows, width], head_weight [classes, width] and bias [classes] get gradients. The teacher is given by its logits,
     as for `kd_loss`, or by `teacher_hidden` [rows, teacher width] and `teacher_head_weight` [classes, teacher width], with
     or without `teacher_bias`; for several teachers each is a list. All other arguments are `kd_loss`'s.
+
+    visit is called in the forward pass with the rows of each chunk and their logits [rows, classes], without a gradient: what else
+    is asked of them (a sample, the likeliest class) costs no second product. It must not change them.
 
     Memory is that of one chunk: `chunk_rows` rows, by default as many as fill 256 MiB with student logits, whose rows are padded
     to 16 bytes and which the gradient overwrites. A lone chunk is kept for its gradient. Of several each lives only while its
@@ -88,8 +92,11 @@ def linear_kd_loss(
     check_weighting(teachers.every(), labels, wrong_scale, teacher_weights, rows, hidden.device)
     check_row_weight(row_weight, rows, hidden.device)
     if torch.compiler.is_compiling():
+        whole = F.linear(hidden, head_weight, bias)
+        if visit is not None:
+            visit(slice(0, rows), whole.detach())
         return kd_loss(
-            F.linear(hidden, head_weight, bias), teachers.logits(slice(None)) or None, labels,
+            whole, teachers.logits(slice(None)) or None, labels,
             temperature=temperature, weight=weight, kl_scale=kl_scale, lengths=lengths, teacher_weights=teacher_weights,
             wrong_scale=wrong_scale, row_weight=row_weight, ignore_index=ignore_index, reduction=reduction, impl=impl,
         )  # fmt: skip
@@ -110,7 +117,7 @@ def linear_kd_loss(
         reduction=reduction,
     ).dense()
     work = Work(
-        problem, teachers, chunk_rows, choose(impl, [hidden, *teachers.every()]) == "triton", torch.is_grad_enabled()
+        problem, teachers, chunk_rows, choose(impl, [hidden, *teachers.every()]) == "triton", torch.is_grad_enabled(), visit
     )
     return KDLoss(*Chunked.apply(hidden, head_weight, bias, work))
 
@@ -140,6 +147,7 @@ class Work(NamedTuple):
     chunk_rows: int
     kernels: bool
     training: bool
+    visit: Callable[[slice, Tensor], None] | None
 
     def parts(self, rows: int) -> list[slice]:
         number = max(1, plan.pieces(rows, self.chunk_rows))
@@ -148,6 +156,12 @@ class Work(NamedTuple):
     @property
     def accumulation(self) -> torch.dtype:
         return accumulation_dtype(self.problem.student, *self.teachers.every())
+
+    def first(self, rows: slice, logits: Tensor, reduction: str) -> Problem:
+        """A chunk of the forward pass."""
+        if self.visit is not None:
+            self.visit(rows, logits)
+        return self.chunk(rows, logits, reduction)
 
     def chunk(self, rows: slice, logits: Tensor, reduction: str) -> Problem:
         return self.problem.part(rows, logits, self.teachers.logits(rows), reduction)
@@ -173,7 +187,7 @@ class Chunked(torch.autograd.Function):
         wanted = [work.training and need for need in ctx.needs_input_grad[:3]]
         parts = work.parts(hidden.shape[0])
         if len(parts) == 1:
-            chunk = work.chunk(parts[0], product(hidden, head_weight, bias), work.problem.reduction)
+            chunk = work.first(parts[0], product(hidden, head_weight, bias), work.problem.reduction)
             total, hard, soft, saved = work.loss(chunk)
             ctx.kept = (chunk, saved) if any(wanted) else None
         else:
@@ -183,7 +197,7 @@ class Chunked(torch.autograd.Function):
             sums = Gradients(hidden, head_weight, bias, wanted)
             found = []
             for part in parts:
-                chunk = work.chunk(part, product(hidden[part], head_weight, bias), "none")
+                chunk = work.first(part, product(hidden[part], head_weight, bias), "none")
                 *losses, saved = work.loss(chunk)
                 found.append(losses)
                 if early:

@@ -7,6 +7,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
+from road_ds.data.masking import Generated, Masking
 from road_ds.data.packing import Packing
 
 PAD_MULTIPLE = 8  # tokens; half-precision matrix units want it
@@ -44,12 +45,15 @@ class Batch:
     labels: torch.Tensor  # [rows]
     full: bool = False  # no row is padded: known to the host, which need not ask the device
     packing: Packing | None = None  # where the rows lie when the encoder runs them as one sequence
+    masking: Masking | None = None  # which tokens a generator shall replace
+    generated: Generated | None = None  # what it has replaced
 
     def map(self, change: Callable[[torch.Tensor], torch.Tensor]) -> "Batch":
         """The same batch with every tensor changed."""
         tensors: dict[str, Any] = {f.name: v for f in fields(self) if torch.is_tensor(v := getattr(self, f.name))}
         changed: dict[str, Any] = {name: change(tensor) for name, tensor in tensors.items()}
-        return replace(self, **changed, packing=self.packing and self.packing.map(change))
+        nested = {"packing": self.packing and self.packing.map(change), "masking": self.masking and self.masking.map(change)}
+        return replace(self, **changed, **nested)
 
     def to(self, device: torch.device | str) -> "Batch":
         """The same batch on a device."""

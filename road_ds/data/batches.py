@@ -1,9 +1,10 @@
 """The micro-batches of a run: how their rows are padded, and their assembly ahead of the step that needs them."""
 
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Literal, TypeVar
 
 import numpy as np
@@ -16,6 +17,9 @@ from road_ds.data.passes import Pass, Passes, micro_batches
 Item = TypeVar("Item")
 Mode = Literal["free", "grouped", "fixed"]
 
+Draw = Callable[[Batch, Sequence[int], np.ndarray], Batch]  # as `Task.draw`
+
+TRAINED = 2  # in the key of what is drawn for rows in training: Passes has 0 and 1
 END = object()
 
 
@@ -56,17 +60,25 @@ def assemble(
     ranks: Ranks,
     micro: int,
     steps: range,
+    draws: Mapping[str, Draw] = MappingProxyType({}),
 ) -> Iterator[tuple[list[Pass], list[Batch]]]:
-    """For every step what was drawn, and this rank's micro-batches in the order of the draws, on the host."""
+    """For every step what was drawn, and this rank's micro-batches in the order of the draws, on the host.
+
+    draws: by data set what is drawn anew for its rows; none for one that is not named.
+    """
+    number = {name: at for at, name in enumerate(sources)}
     if ranks.device.type == "cuda":  # a thread begins on GPU 0, where pinning would open a context for every rank
         torch.cuda.set_device(ranks.device)
     for step in steps:
         drawn = passes.draw(step)
-        batches = [
-            padding.collate(sources[taken.dataset], rows)
-            for taken in drawn
-            for rows in micro_batches(taken.rows, micro, ranks.rank, ranks.world_size)
-        ]
+        batches = []
+        for taken in drawn:
+            source, draw = sources[taken.dataset], draws.get(taken.dataset)
+            for rows in micro_batches(taken.rows, micro, ranks.rank, ranks.world_size):
+                batch = padding.collate(source, rows)
+                if draw is not None:
+                    batch = draw(batch, (passes.seed, TRAINED, number[taken.dataset], step), source.lengths[taken.rows])
+                batches.append(batch)
         yield drawn, [batch.pinned() for batch in batches] if ranks.device.type == "cuda" else batches
 
 

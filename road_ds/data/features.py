@@ -104,7 +104,7 @@ def load_features(
     if spec.catalog is not None:
         whole.add("path")  # the content says what is there
     settings = source.spec.model_dump(exclude=whole)
-    identity = [ENCODING, part, content, settings, task.model_dump(), tokenizer_hash(tokenizer)]
+    identity = [ENCODING, part, content, settings, task.encoding(), tokenizer_hash(tokenizer)]
     key = text_sha256(json.dumps(identity, sort_keys=True, default=str))
     folder = Path(cache).expanduser() / "features" / f"{name}-{part}-{key[:24]}"
     try:

@@ -18,8 +18,13 @@ class Lesson:
     heads: Mapping[str, str]
 
     def __call__(self, model: Callable[..., Any], batch: Batch, progress: float, measured: bool = False) -> Loss:
-        """The loss of a batch at a progress in [0, 1]; measured: with the teachers' share of its gradient."""
+        """The loss of a batch at a progress in [0, 1]; measured: with the teachers' share of its gradient.
+
+        A task that learns from the text alone has its own loss, whatever the objective.
+        """
         outputs = model(batch, self.heads[batch.dataset])
+        if outputs.loss is not None:
+            return Loss(outputs.loss, terms=outputs.terms)
         teaching = self.teachers(batch)
         loss = self.objective(outputs, teaching, batch, progress)
         if not measured or teaching is None:

@@ -1,7 +1,7 @@
 """What an objective is: a batch's logits, labels and teachers as one number to go down."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
 import torch
@@ -29,12 +29,18 @@ Teachers = Callable[[Batch], Teaching | None]  # None for a data set without a t
 @dataclass(frozen=True)
 class Loss:
     """total: what is differentiated; hard, soft: the loss against labels and against teachers, unweighted, detached;
-    share: the teachers' part of the gradient at the logits, where it was measured."""
+    share: the teachers' part of the gradient at the logits, where it was measured; terms: other parts of the total, by name."""
 
     total: torch.Tensor
     hard: torch.Tensor | None = None
     soft: torch.Tensor | None = None
     share: torch.Tensor | None = None
+    terms: Mapping[str, torch.Tensor] = field(default_factory=dict)
+
+    def parts(self) -> dict[str, torch.Tensor]:
+        """What is written of it beside the total, by name."""
+        taught = {"hard": self.hard, "soft": self.soft, "soft_share": self.share} if self.soft is not None else {}
+        return {name: value for name, value in {**taught, **self.terms}.items() if value is not None}
 
 
 class Objective(Strict):

@@ -16,8 +16,6 @@ from road_ds.data.passes import Pass, micro_batches
 from road_ds.distillation.objective import Loss
 from road_ds.engine.run_folder import RunFolder
 
-PARTS = ("hard", "soft", "soft_share")  # of the loss and its gradient, where there are teachers
-
 
 @dataclass
 class StepRecord:
@@ -27,7 +25,7 @@ class StepRecord:
     lr: float
     drawn: list[Pass] = field(default_factory=list)
     losses: list[torch.Tensor] = field(default_factory=list)
-    parts: list[tuple[torch.Tensor | None, ...]] = field(default_factory=list)  # what PARTS names
+    parts: list[dict[str, torch.Tensor]] = field(default_factory=list)  # of each loss, by name
     cosines: dict[str, float] = field(default_factory=dict)
     gradient_norm: Any = None
     applied: bool = True
@@ -35,7 +33,7 @@ class StepRecord:
     def add(self, loss: Loss) -> None:
         """Takes in a micro-batch."""
         self.losses.append(loss.total.detach())
-        self.parts.append((loss.hard, loss.soft, loss.share) if loss.soft is not None else (None, None, None))
+        self.parts.append(loss.parts())
 
 
 class Meter:
@@ -67,30 +65,33 @@ class Meter:
             return ""
         own = torch.stack([torch.stack(record.losses) for record in records])  # [steps, micro-batches]
         losses = (self.ranks.sum(own) / self.ranks.world_size).double().cpu().numpy()
-        parts = self._parts(records)
+        names, parts = self._parts(records)
         seconds = (time.perf_counter() - self.since) / len(records)
         if not np.isfinite(losses).all():
             self._name_bad_rows(records, own)
         lines = [
-            self._line(record, row, part, seconds) for record, row, part in zip(records, losses, parts, strict=True)
+            self._line(record, row, names, part, seconds)
+            for record, row, part in zip(records, losses, parts, strict=True)
         ]
         self.folder.record(*lines)
         last = lines[-1]
         return f"loss {last['loss']:.3f}, {last['examples_per_second']:.0f} examples/s, padding {last['padding']:.0%}"
 
-    def _parts(self, records: list[StepRecord]) -> np.ndarray:
-        """The parts of each micro-batch's loss over all ranks, NaN where there are none, [steps, micro-batches, parts]."""
-        flat = [part for record in records for parts in record.parts for part in parts]
-        shape = (len(records), -1, len(PARTS))
-        if not any(part is not None for part in flat):
-            return np.full((len(records), len(records[0].losses), len(PARTS)), np.nan)
+    def _parts(self, records: list[StepRecord]) -> tuple[list[str], np.ndarray]:
+        """The parts of each micro-batch's loss over all ranks: their names, and [steps, micro-batches, parts], NaN for none."""
+        names = list(dict.fromkeys(name for record in records for parts in record.parts for name in parts))
+        shape = (len(records), len(records[0].losses), len(names))
+        if not names:
+            return names, np.zeros(shape)
         missing = torch.full((), float("nan"), device=records[0].losses[0].device)
-        own = torch.stack([missing if part is None else part.float() for part in flat])
-        return (self.ranks.sum(own) / self.ranks.world_size).double().cpu().numpy().reshape(shape)
+        flat = [parts.get(name, missing).float() for record in records for parts in record.parts for name in names]
+        return names, (self.ranks.sum(torch.stack(flat)) / self.ranks.world_size).double().cpu().numpy().reshape(shape)
 
-    def _line(self, record: StepRecord, losses: np.ndarray, parts: np.ndarray, seconds: float) -> dict[str, Any]:
+    def _line(
+        self, record: StepRecord, losses: np.ndarray, part_names: list[str], parts: np.ndarray, seconds: float
+    ) -> dict[str, Any]:
         by_pass = losses.reshape(len(record.drawn), -1).mean(axis=1)
-        parts_by_pass = parts.reshape(len(record.drawn), -1, len(PARTS)).mean(axis=1)
+        parts_by_pass = parts.reshape(len(record.drawn), -1, len(part_names)).mean(axis=1) if part_names else parts
         names = [drawn.dataset for drawn in record.drawn]
 
         def mean(values: np.ndarray, name: str) -> float:
@@ -112,7 +113,7 @@ class Meter:
             **{f"loss/{name}": mean(by_pass, name) for name in dict.fromkeys(names)},
             **{
                 f"{part}/{name}": value
-                for i, part in enumerate(PARTS)
+                for i, part in enumerate(part_names)
                 for name in dict.fromkeys(names)
                 if not np.isnan(value := mean(parts_by_pass[:, i], name))
             },

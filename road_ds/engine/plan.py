@@ -19,6 +19,7 @@ from road_ds.distillation.registry import teachers_of
 from road_ds.engine.settled import Machine, settle
 from road_ds.models.build import fresh_model
 from road_ds.models.configuration import base_config, check_lengths, load_tokenizer
+from road_ds.models.generator import generator_config, own_parameters
 from road_ds.tasks.base import Task
 
 HALF = (8, 0)  # the compute capability of a GPU that is planned for and is not here
@@ -162,6 +163,8 @@ def parameters(settings: Any, tasks: dict[str, Task]) -> tuple[int, dict[str, in
             shell = fresh_model(settings, task)
             encoder = sum(p.numel() for p in getattr(shell, shell.base_model_prefix).parameters())
             own[name] = sum(p.numel() for p in shell.parameters()) - encoder
+            if generator := generator_config(task.generated_by(), settings):
+                own[name] += own_parameters(generator)
             encoders.append(encoder)
     return max(encoders), own
 

@@ -76,15 +76,17 @@ def prepare(
     RoadError for what was asked and cannot be.
     """
     if device == "cpu":
-        fit_cpu(model.encoder)
+        for stack in model.stacks():
+            fit_cpu(stack)
     obstacle = model.use_packing()
     mode, note = choose_padding(settings.padding, obstacle, device, capability, precision, settings.compile)
     apex, remark = use_apex(settings.apex, device)
     if apex:
-        remark = f"{fuse_norms(model.encoder)} layer norms are NVIDIA Apex's"
+        remark = f"{sum(map(fuse_norms, model.stacks()))} layer norms are NVIDIA Apex's"
     if settings.activation_checkpointing:
         try:
-            model.encoder.gradient_checkpointing_enable({"use_reentrant": False})
+            for stack in model.stacks():
+                stack.gradient_checkpointing_enable({"use_reentrant": False})
         except ValueError:
             raise RoadError(
                 f"road.activation_checkpointing: transformers has none for {model.encoder.config.model_type}: leave it out"

@@ -15,6 +15,7 @@ from road_ds.common.hub import model_folder, trained_heads, warn_of_changes
 from road_ds.config.road import ModelSpec
 from road_ds.data.batch import Batch
 from road_ds.models.configuration import base_config, check_lengths, uses_token_types
+from road_ds.models.generator import build_generator, generator_config
 from road_ds.models.multi_task import MultiTaskModel
 from road_ds.models.pretrained import load_weights, read_tensors, written_head
 from road_ds.tasks.base import Task
@@ -52,9 +53,11 @@ def build_model(
     config = base_config(spec, tokenizer, dropout)
     check_lengths(config, tasks)
     torch.manual_seed(seed)
+    generating = {name: found for name, task in tasks.items() if (found := generator_config(task.generated_by(), config))}
     shells = {name: fresh_model(config, task) for name, task in tasks.items()}
     # A classification head of BERT or ALBERT needs the pooler, which span heads build their encoder without.
     encoder = max((getattr(s, s.base_model_prefix) for s in shells.values()), key=lambda e: len(list(e.parameters())))
+    of: dict[str, Path] = {}
     if spec.name is not None and pretrained:
         folder, trained = model_folder(spec.name), trained_heads(spec.name)
         of = {name: trained.get(name, folder) for name in shells}
@@ -63,7 +66,11 @@ def build_model(
         _load_encoder(encoder, folder, spec.name)
         for name, shell in shells.items():
             _load_head(shell, of[name], tasks[name])
-    model = MultiTaskModel(encoder, shells, tasks, uses_token_types(config, tokenizer))
+    generators = {
+        name: build_generator(tasks[name].generated_by(), found, encoder.embeddings, of.get(name), pretrained)
+        for name, found in generating.items()
+    }
+    model = MultiTaskModel(encoder, shells, tasks, uses_token_types(config, tokenizer), generators)
     _try_out(model)
     return model
 

@@ -16,6 +16,7 @@ from road_ds.common.errors import RoadError
 from road_ds.common.hub import models_below, note_files
 from road_ds.common.log import write_json
 from road_ds.common.strict_json import load_json
+from road_ds.models.generator import FOLDER
 from road_ds.models.multi_task import MultiTaskModel
 from road_ds.models.pretrained import written_head
 from road_ds.tasks.base import Task
@@ -45,7 +46,7 @@ def export(
         for left in (staged, gone):
             shutil.rmtree(left, ignore_errors=True)
         for head, task in model.tasks.items():
-            _write_head(staged / head, task, model.head_model(head, state), tokenizer, card)
+            _write_head(staged / head, task, model.head_model(head, state), tokenizer, card, model.generator_model(head, state))
         before.mkdir()
         for target in filter(Path.exists, targets):
             os.replace(target, before / target.name)
@@ -65,7 +66,16 @@ def export(
     return targets
 
 
-def _write_head(target: Path, task: Task, whole: Any, tokenizer: Any, card: str) -> None:
+def _write_head(target: Path, task: Task, whole: Any, tokenizer: Any, card: str, generator: Any) -> None:
+    _write_model(target, whole, tokenizer)
+    if generator is not None:
+        _write_model(target / FOLDER, generator, tokenizer)
+    write_json(target / TASK_FILE, task.model_dump())
+    (target / "README.md").write_text(_card(target.name, task, type(whole).__name__, card), encoding="utf-8")
+    note_files(target)
+
+
+def _write_model(target: Path, whole: Any, tokenizer: Any) -> None:
     target.mkdir(parents=True)
     whole.config.architectures = [type(whole).__name__]
     whole.save_pretrained(str(target))
@@ -73,9 +83,6 @@ def _write_head(target: Path, task: Task, whole: Any, tokenizer: Any, card: str)
         tokenizer.save_pretrained(str(target))
     except Exception as error:  # the tokenizers library has no other class for a full disk
         raise OSError(str(error)) from None
-    write_json(target / TASK_FILE, task.model_dump())
-    (target / "README.md").write_text(_card(target.name, task, type(whole).__name__, card), encoding="utf-8")
-    note_files(target)
 
 
 def _put_back(before: Path, folder: Path) -> None:

@@ -11,8 +11,10 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from road_ds.data.batch import Batch
+from road_ds.data.masking import Masking
 from road_ds.data.packing import Packing
 from road_ds.models.attention import ATTENTION, unpack_output
+from road_ds.models.generator import Generator, generator_model, shown
 from road_ds.tasks.base import Task
 from road_ds.tasks.outputs import Outputs
 
@@ -37,20 +39,32 @@ class MultiTaskModel(nn.Module):
     """
 
     def __init__(
-        self, encoder: PreTrainedModel, shells: Mapping[str, PreTrainedModel], tasks: Mapping[str, Task], types: bool
+        self,
+        encoder: PreTrainedModel,
+        shells: Mapping[str, PreTrainedModel],
+        tasks: Mapping[str, Task],
+        types: bool,
+        generators: Mapping[str, Generator] | None = None,
     ):
+        """generators: of the heads whose rows one changes before the encoder reads them."""
         super().__init__()
         self.encoder = encoder
+        self.generators = nn.ModuleDict({_key(name): generator for name, generator in (generators or {}).items()})
         self.heads = nn.ModuleDict()
         self.tasks, self.uses_token_types = dict(tasks), types
         self._shells = dict(shells)  # a plain dict: not part of the module tree
         # Packed rows are padded again where the layers end, so that a pooler behind them sees rows.
-        getattr(encoder, "encoder", encoder).register_forward_hook(unpack_output, with_kwargs=True)
+        for stack in self.stacks():
+            getattr(stack, "encoder", stack).register_forward_hook(unpack_output, with_kwargs=True)
         for name, shell in shells.items():
             setattr(shell, shell.base_model_prefix, Replay())
             modules = {n: m for n, m in shell.named_children() if n != shell.base_model_prefix}
-            self.heads[name.replace(".", "/")] = nn.ModuleDict(modules)
+            self.heads[_key(name)] = nn.ModuleDict(modules)
         self.compared: list[int] = []  # the layers whose hidden states a teacher's are compared with
+
+    def stacks(self) -> list[PreTrainedModel]:
+        """Everything with layers: the encoder, and the generators' own."""
+        return [self.encoder, *(generator.electra for generator in self.generators.values())]  # type: ignore[list-item]
 
     def project(self, layers: list[int], width: int) -> None:
         """Adds the learned projection of hidden states to a teacher's width; trained with the rest, never exported."""
@@ -64,6 +78,7 @@ class MultiTaskModel(nn.Module):
         micro-batch keeps an old one under ZeRO 3, and differs between ranks in what is reduced under ZeRO 2.
         """
         comparing = self.training and bool(self.compared)
+        batch, touched = self._generated(batch, head)
         encoded = self.encode(batch, hidden_states=comparing)
         if not self.training:
             return self.tasks[head].outputs(self._head(head, encoded, batch.attention_mask), batch)
@@ -79,26 +94,45 @@ class MultiTaskModel(nn.Module):
         outputs = self.tasks[head].outputs(found.pop(head), batch)
         hidden = tuple(self.projection(encoded.hidden_states[layer]) for layer in self.compared) if comparing else ()
         # A data set without a teacher leaves the projection idle too.
-        idle = [value for touched in found.values() for value in touched.values()] + [state[:1] for state in hidden]
-        logits = outputs.logits
-        for value in idle:
-            logits = logits + 0.0 * value.float().nan_to_num(0.0, 0.0, 0.0).mean().to(logits.dtype)
-        return Outputs(logits, outputs.lengths, hidden)
+        touched += [value for rest in found.values() for value in rest.values()] + [state[:1] for state in hidden]
+        logits, loss = outputs.logits, outputs.loss
+        for value in touched:
+            nothing = 0.0 * value.float().nan_to_num(0.0, 0.0, 0.0).mean()
+            logits = logits + nothing.to(logits.dtype)
+            loss = None if loss is None else loss + nothing
+        return replace(outputs, logits=logits, hidden=hidden, loss=loss)
+
+    def _generated(self, batch: Batch, head: str) -> tuple[Batch, list[torch.Tensor]]:
+        """The batch as its head's generator changes it, if it has one, and in training a value of each other generator."""
+        touched = []
+        for name, generator in self.generators.items():
+            if name == _key(head) and batch.masking is not None:
+                tokens, where = self._inputs(replace(batch, input_ids=shown(batch)))
+                batch = generator(self.encoder.embeddings(**tokens), batch, **where)
+            elif self.training:
+                first = replace(batch, input_ids=batch.input_ids[:1, :1], masking=Masking.idle(batch.input_ids.device))
+                embedded = self.encoder.embeddings(input_ids=first.input_ids)
+                touched.append(generator(0.0 * embedded, first).generated.loss)
+        return batch, touched
 
     def encode(self, batch: Batch, hidden_states: bool = False) -> Any:
         """What the encoder computes of a batch, last_hidden_state [features, tokens, hidden]; all layers' if asked for."""
-        inputs = {"input_ids": batch.input_ids}
+        tokens, where = self._inputs(batch)
+        more = {"output_hidden_states": True} if hidden_states else {}
+        return self.encoder(**tokens, **where, **more)
+
+    def _inputs(self, batch: Batch) -> tuple[dict[str, Any], dict[str, Any]]:
+        """What the embeddings read of a batch, and what the layers do."""
+        tokens = {"input_ids": batch.input_ids}
         if self.uses_token_types:
-            inputs["token_type_ids"] = batch.token_type_ids
+            tokens["token_type_ids"] = batch.token_type_ids
         packing = batch.packing
         if packing is None:
-            mask = None if batch.full else batch.attention_mask
-            more = {"output_hidden_states": True} if hidden_states else {}
-            return self.encoder(**inputs, attention_mask=mask, **more)
+            return tokens, {"attention_mask": None if batch.full else batch.attention_mask}
+        tokens = {name: packing.pack(tensor) for name, tensor in tokens.items()}
         # RoBERTa and its kin count positions from behind the padding id.
         first = getattr(self.encoder.embeddings, "padding_idx", -1) + 1
-        inputs = {name: packing.pack(tensor) for name, tensor in inputs.items()}
-        return self.encoder(**inputs, position_ids=packing.positions + first, packing=packing)
+        return {**tokens, "position_ids": packing.positions + first}, {"packing": packing}
 
     def use_packing(self) -> str:
         """Makes the encoder ready for packed batches; why it cannot run them, or "" when it can.
@@ -115,7 +149,8 @@ class MultiTaskModel(nn.Module):
         self.eval()
         with torch.no_grad():
             expected = self.encode(padded).last_hidden_state[real]
-            self.encoder.set_attn_implementation(ATTENTION)
+            for stack in self.stacks():
+                stack.set_attn_implementation(ATTENTION)
             try:
                 found = self.encode(replace(padded, packing=Packing.of(lengths, 5))).last_hidden_state[real]
                 same = torch.allclose(found, expected, rtol=1e-3, atol=1e-4)
@@ -124,7 +159,8 @@ class MultiTaskModel(nn.Module):
         self.train(training)
         if same:
             return "hidden states are compared with a teacher's, row by row" if self.compared else ""
-        self.encoder.set_attn_implementation(before)
+        for stack in self.stacks():
+            stack.set_attn_implementation(before)
         return f"{self.encoder.config.model_type} computes something else when rows are packed"
 
     def _head(self, name: str, encoded: Any, attention_mask: torch.Tensor) -> Any:
@@ -148,7 +184,7 @@ class MultiTaskModel(nn.Module):
         shell = self._shells[name]
         prefix = shell.base_model_prefix
         own = {f"{prefix}.{k.removeprefix('encoder.')}": v for k, v in state.items() if k.startswith("encoder.")}
-        head = f"heads.{name.replace('.', '/')}."
+        head = f"heads.{_key(name)}."
         own |= {k.removeprefix(head): v for k, v in state.items() if k.startswith(head)}
         whole = type(shell)(copy.deepcopy(shell.config))
         missing, unexpected = whole.load_state_dict(own, strict=False)
@@ -159,6 +195,24 @@ class MultiTaskModel(nn.Module):
         dtype = next(iter(own.values())).dtype
         whole.to(dtype)  # type: ignore[arg-type]
         return whole.eval()
+
+
+    def generator_model(self, name: str, state: Mapping[str, torch.Tensor]) -> PreTrainedModel | None:
+        """The generator of a head as the Hugging Face model it came from; None where the head has none."""
+        if _key(name) not in self.generators:
+            return None
+        own, encoder = _below(f"generators.{_key(name)}.", state), _below("encoder.", state)
+        return generator_model(self.generators[_key(name)].config, own, encoder)
+
+
+def _key(name: str) -> str:
+    """A head's name where torch names modules, which have no dots."""
+    return name.replace(".", "/")
+
+
+def _below(prefix: str, state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The entries of a state whose names begin so, without that."""
+    return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
 
 
 def parameter_count(model: nn.Module) -> int:

@@ -25,6 +25,7 @@ class Task(Strict):
     row_metric: ClassVar[str]
     rows_per_feature: ClassVar[int] = 1
     continuous: ClassVar[bool] = False
+    taught: ClassVar[bool] = True  # a teacher's logits say something
 
     def head_settings(self) -> dict[str, Any]:
         """What the head's Hugging Face configuration holds."""
@@ -42,9 +43,28 @@ class Task(Strict):
         """The task with what its head's rows were: for each data set whether they are pairs, None where some are."""
         return self
 
+    def encoding(self) -> dict[str, Any]:
+        """The settings that decide on the features of an example."""
+        return self.model_dump()
+
     def encode(self, examples: Sequence[Example], tokenizer: Any, first: int = 0) -> Iterator[Feature]:
         """The features of examples, the first of which has the number `first`. RoadError for a label that is not allowed."""
         raise NotImplementedError
+
+    def generated_by(self) -> float | str | None:
+        """What changes the rows before the encoder reads them: a generator's width as a share of the encoder's, or its name."""
+        return None
+
+    def reading(self, tokenizer: Any) -> "Task":
+        """The task with what it has to know of the tokenizer beyond its rows."""
+        return self
+
+    def draw(self, batch: Batch, key: Sequence[int], lengths: np.ndarray) -> Batch:
+        """The batch with what is drawn anew each time its rows are seen, on the host; most tasks draw nothing.
+
+        key: whole numbers that decide on the draws beside a row's own number; lengths: tokens of the rows of the whole pass.
+        """
+        return batch
 
     def outputs(self, head: Any, batch: Batch) -> Outputs:
         """The logits of a batch, from what the head's model returned."""

@@ -19,6 +19,9 @@ from road_ds.data.readers import Example
 from road_ds.tasks.base import Scores, Task
 
 
+SCORED = (3,)  # the key of what is drawn for rows that are scored
+
+
 @dataclass
 class MemorySet:
     """Features that were encoded for one use and are not cached."""
@@ -116,7 +119,8 @@ def batch_logits(
     device: torch.device | str,
 ) -> list[np.ndarray]:
     """The logits of some features without padding, each [rows, classes] float32."""
-    batch = collate(source, rows, pad_id).to(device)
+    batch = collate(source, rows, pad_id)
+    batch = task.draw(batch, SCORED, batch.lengths.numpy()).to(device)  # the same in each evaluation, of each run
     # Nothing is compiled for the many widths and row counts that occur only here.
     with torch.no_grad(), torch.compiler.set_stance("force_eager"):
         outputs = model(batch, head)

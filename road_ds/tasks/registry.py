@@ -11,9 +11,15 @@ from road_ds.config.trainer_words import NO_TASK, TASK_HERE
 from road_ds.tasks.base import Task
 from road_ds.tasks.classification import Classification
 from road_ds.tasks.regression import Regression
+from road_ds.tasks.replaced_tokens import ReplacedTokens
 from road_ds.tasks.span_qa import SpanQA
 
-TASKS: dict[str, type[Task]] = {"span_qa": SpanQA, "classification": Classification, "regression": Regression}
+TASKS: dict[str, type[Task]] = {
+    "span_qa": SpanQA,
+    "classification": Classification,
+    "regression": Regression,
+    "replaced_tokens": ReplacedTokens,
+}
 
 
 def task_from(settings: Any, where: str) -> Task:
@@ -50,6 +56,10 @@ class Heads(dict[str, Task]):
     def pairs(self, pairs: Mapping[str, bool | None]) -> dict[str, list[bool | None]]:
         """By head what is given by data set: whether its rows are pairs of texts, None where some are."""
         return {head: [pairs[name] for name in pairs if self.of.get(name) == head] for head in self}
+
+    def reading(self, tokenizer: Any) -> "Heads":
+        """The same heads, each with what it has to know of the tokenizer."""
+        return Heads({head: task.reading(tokenizer) for head, task in self.items()}, self.of)
 
     def trained_on(self, pairs: Mapping[str, bool | None]) -> "Heads":
         """The same heads, each with what its rows were."""
