@@ -219,7 +219,17 @@ def gather(config: RoadConfig, ds: dict[str, Any], ranks: Ranks, machine: Machin
     if teachers.identity:
         saved["teachers"] = teachers.identity
     ranks.agree({key: value for key, value in flat_keys(saved).items() if key not in OWN})
-    return Parts(settled, heads.trained_on(rows.pairs).reading(tokenizer), tokenizer, rows, teachers, passes, steps, resolved, saved)
+    return Parts(
+        settled,
+        heads.trained_on(rows.pairs).reading(tokenizer),
+        tokenizer,
+        rows,
+        teachers,
+        passes,
+        steps,
+        resolved,
+        saved,
+    )
 
 
 def build(

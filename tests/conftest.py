@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from runs import ROOT
 
 torch.set_num_threads(1)  # the models are tiny, and other processes of a test want the cores
 
@@ -13,6 +14,16 @@ torch.set_num_threads(1)  # the models are tiny, and other processes of a test w
 def cache(tmp_path_factory) -> Path:
     """One feature cache for all tests."""
     return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="session")
+def text(tmp_path_factory) -> Path:
+    """Documents of the sample's vocabulary, of uneven length."""
+    data = json.loads((ROOT / "road_ds" / "data" / "sample_data" / "places.train.json").read_text())["data"]
+    found = [paragraph["context"] for entry in data for paragraph in entry["paragraphs"]][:80]
+    path = tmp_path_factory.mktemp("text") / "text.jsonl"
+    path.write_text("".join(json.dumps({"text": t[: 60 + 17 * (i % 9)]}) + "\n" for i, t in enumerate(found)))
+    return path
 
 
 @pytest.fixture

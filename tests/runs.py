@@ -51,6 +51,18 @@ def tiny_config(**road) -> dict:
     }
 
 
+def pretraining(text: Path, task: dict | None = None, mixed: bool = True, **road) -> dict:
+    """A run of seconds over text, and beside it a labelled data set."""
+    config = tiny_config(**{"steps": 4, "passes": 2, **road})
+    settings, kept = config["road"], ["inference"] if mixed else []
+    config["train_batch_size"] = 16
+    own = {"type": "replaced_tokens", "max_length": 64, "generator": 0.5, **(task or {})}
+    settings["tasks"] = {name: settings["tasks"][name] for name in kept} | {"text": own}
+    settings["datasets"] = {name: settings["datasets"][name] for name in kept}
+    settings["datasets"]["text"] = {"task": "text", "train": str(text), "dev": 0.2}
+    return config
+
+
 def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

@@ -73,7 +73,11 @@ def test_a_row_is_masked_by_seed_step_and_number_alone(tokenizer, whole_words):
 
     def of(batch, i):
         inside = batch.masking.places // batch.input_ids.shape[1] == i
-        return [batch.masking.places[inside] % batch.input_ids.shape[1], batch.masking.shown[inside], batch.masking.noise[inside]]
+        return [
+            batch.masking.places[inside] % batch.input_ids.shape[1],
+            batch.masking.shown[inside],
+            batch.masking.noise[inside],
+        ]
 
     together = drawn(pretraining, source, range(8))
     for number in range(8):
@@ -88,8 +92,11 @@ def test_the_mean_over_micro_batches_is_the_mean_over_the_pass(tokenizer):
     pretraining, source = task(tokenizer), rows(tokenizer)
     for micro in (1, 2, 4, 8):
         parts = [
-            pretraining.draw(collate(source, range(at, at + micro), 0), (0,), source.lengths) for at in range(0, 8, micro)
+            pretraining.draw(collate(source, range(at, at + micro), 0), (0,), source.lengths)
+            for at in range(0, 8, micro)
         ]
+        assert len({batch.masking.weight for batch in parts}) == 1, "every masked token counts the same"
+        assert len({batch.masking.token_weight for batch in parts}) == 1
         masked = sum(len(batch.masking.places) * batch.masking.weight for batch in parts) / len(parts)
         tokens = sum(int(batch.lengths.sum()) * batch.masking.token_weight for batch in parts) / len(parts)
         assert masked == pytest.approx(1) and tokens == pytest.approx(1)
@@ -104,7 +111,9 @@ def test_short_rows_and_rows_without_text():
 
 
 def test_whole_words_are_masked_whole():
-    kinds = np.array([SPECIAL, BEGINS, CONTINUES, CONTINUES, BEGINS, BEGINS, CONTINUES, SPECIAL, CONTINUES, BEGINS, SPECIAL])
+    kinds = np.array(
+        [SPECIAL, BEGINS, CONTINUES, CONTINUES, BEGINS, BEGINS, CONTINUES, SPECIAL, CONTINUES, BEGINS, SPECIAL]
+    )
     words = [{1, 2, 3}, {4}, {5, 6}, {8}, {9}]  # behind a special token a word begins, whatever its piece
     full = 0
     for seed in range(200):

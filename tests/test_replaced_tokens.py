@@ -1,16 +1,15 @@
 """ELECTRA's pretraining against plain PyTorch and transformers' own losses, on any ranks, micro-batches and ZeRO stages."""
 
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from runs import ROOT, launch, records, tiny_config
+from runs import launch, pretraining, records
 from safetensors.torch import load_file
 from torch.nn import functional as F
-from transformers import AutoTokenizer, ElectraForMaskedLM, ElectraForPreTraining, ElectraForSequenceClassification
+from transformers import ElectraForMaskedLM, ElectraForPreTraining, ElectraForSequenceClassification
 
 from road_ds import train
 from road_ds.config.file import load_config
@@ -21,30 +20,6 @@ from road_ds.models.build import build_model
 from road_ds.models.configuration import load_tokenizer
 from road_ds.models.export import export
 from road_ds.tasks.registry import heads
-
-TEXT = {"type": "replaced_tokens", "max_length": 64, "generator": 0.5}
-SOURCE = ROOT / "road_ds" / "data" / "sample_data" / "places.train.json"
-
-
-@pytest.fixture(scope="session")
-def text(tmp_path_factory) -> Path:
-    """Documents of the sample's vocabulary, of uneven length."""
-    data = json.loads(SOURCE.read_text())["data"]
-    found = [paragraph["context"] for entry in data for paragraph in entry["paragraphs"]][:80]
-    path = tmp_path_factory.mktemp("text") / "text.jsonl"
-    path.write_text("".join(json.dumps({"text": t[: 60 + 17 * (i % 9)]}) + "\n" for i, t in enumerate(found)))
-    return path
-
-
-def pretraining(text: Path, task: dict | None = None, mixed: bool = True, **road) -> dict:
-    """A run of seconds: text, and beside it a labelled data set."""
-    config = tiny_config(**{"steps": 4, "passes": 2, **road})
-    settings, kept = config["road"], ["inference"] if mixed else []
-    config["train_batch_size"] = 16
-    settings["tasks"] = {name: settings["tasks"][name] for name in kept} | {"text": {**TEXT, **(task or {})}}
-    settings["datasets"] = {name: settings["datasets"][name] for name in kept}
-    settings["datasets"]["text"] = {"task": "text", "train": str(text), "dev": 0.2}
-    return config
 
 
 class Plain:
@@ -138,7 +113,11 @@ def plain(text, tmp_path_factory, cache):
 def equal(run: Path, plain) -> None:
     loop, losses = plain
     assert [line["loss"] for line in records(run) if "loss" in line] == pytest.approx(losses, rel=2e-6)
-    for folder, model in (("text", loop.discriminator), ("text/generator", loop.generator), ("inference", loop.classifier)):
+    for folder, model in (
+        ("text", loop.discriminator),
+        ("text/generator", loop.generator),
+        ("inference", loop.classifier),
+    ):
         found = load_file(run / "model" / folder / "model.safetensors")
         expected = model.state_dict()
         for name, value in found.items():
@@ -173,7 +152,9 @@ def test_one_process_equals_a_plain_loop_under_every_zero_stage(plain, text, con
 def test_two_processes_equal_a_plain_loop_under_every_zero_stage(plain, text, config_file, tmp_path):
     """Smaller micro-batches too; one start of the processes does for all stages."""
     script = tmp_path / "script.py"
-    script.write_text("import sys\nfrom road_ds import train\nfor path in sys.argv[1:]:\n    assert train.main(['--deepspeed_config', path]) == 0\n")
+    script.write_text(
+        "import sys\nfrom road_ds import train\nfor path in sys.argv[1:]:\n    assert train.main(['--deepspeed_config', path]) == 0\n"
+    )
     result = launch(script, *stages(text, config_file, micro=2), ranks=2, launcher=("--no_local_rank",))
     assert result.returncode == 0, result.stderr[-3000:]
     for stage in range(4):

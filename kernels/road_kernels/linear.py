@@ -117,7 +117,12 @@ def linear_kd_loss(
         reduction=reduction,
     ).dense()
     work = Work(
-        problem, teachers, chunk_rows, choose(impl, [hidden, *teachers.every()]) == "triton", torch.is_grad_enabled(), visit
+        problem,
+        teachers,
+        chunk_rows,
+        choose(impl, [hidden, *teachers.every()]) == "triton",
+        torch.is_grad_enabled(),
+        visit,
     )
     return KDLoss(*Chunked.apply(hidden, head_weight, bias, work))
 

@@ -52,8 +52,8 @@ class Batch:
         """The same batch with every tensor changed."""
         tensors: dict[str, Any] = {f.name: v for f in fields(self) if torch.is_tensor(v := getattr(self, f.name))}
         changed: dict[str, Any] = {name: change(tensor) for name, tensor in tensors.items()}
-        nested = {"packing": self.packing and self.packing.map(change), "masking": self.masking and self.masking.map(change)}
-        return replace(self, **changed, **nested)
+        packing, masking = self.packing and self.packing.map(change), self.masking and self.masking.map(change)
+        return replace(self, **changed, packing=packing, masking=masking)
 
     def to(self, device: torch.device | str) -> "Batch":
         """The same batch on a device."""

@@ -7,7 +7,11 @@ from typing import Any
 import numpy as np
 import torch
 
-SPECIAL, BEGINS, CONTINUES = 0, 1, 2  # what an entry of a vocabulary is: no text, the first piece of a word, another one
+SPECIAL, BEGINS, CONTINUES = (
+    0,
+    1,
+    2,
+)  # what an entry of a vocabulary is: no text, the first piece of a word, another one
 TINY = float(np.finfo(np.float32).tiny)
 
 

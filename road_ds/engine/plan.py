@@ -163,8 +163,8 @@ def parameters(settings: Any, tasks: dict[str, Task]) -> tuple[int, dict[str, in
             shell = fresh_model(settings, task)
             encoder = sum(p.numel() for p in getattr(shell, shell.base_model_prefix).parameters())
             own[name] = sum(p.numel() for p in shell.parameters()) - encoder
-            if generator := generator_config(task.generated_by(), settings):
-                own[name] += own_parameters(generator)
+            if (asked := task.generated_by()) is not None:
+                own[name] += own_parameters(generator_config(asked, settings))
             encoders.append(encoder)
     return max(encoders), own
 

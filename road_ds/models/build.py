@@ -53,7 +53,8 @@ def build_model(
     config = base_config(spec, tokenizer, dropout)
     check_lengths(config, tasks)
     torch.manual_seed(seed)
-    generating = {name: found for name, task in tasks.items() if (found := generator_config(task.generated_by(), config))}
+    asked = {name: own for name, task in tasks.items() if (own := task.generated_by()) is not None}
+    narrower = {name: generator_config(own, config) for name, own in asked.items()}
     shells = {name: fresh_model(config, task) for name, task in tasks.items()}
     # A classification head of BERT or ALBERT needs the pooler, which span heads build their encoder without.
     encoder = max((getattr(s, s.base_model_prefix) for s in shells.values()), key=lambda e: len(list(e.parameters())))
@@ -67,8 +68,8 @@ def build_model(
         for name, shell in shells.items():
             _load_head(shell, of[name], tasks[name])
     generators = {
-        name: build_generator(tasks[name].generated_by(), found, encoder.embeddings, of.get(name), pretrained)
-        for name, found in generating.items()
+        name: build_generator(own, narrower[name], encoder.embeddings, of.get(name), pretrained)
+        for name, own in asked.items()
     }
     model = MultiTaskModel(encoder, shells, tasks, uses_token_types(config, tokenizer), generators)
     _try_out(model)

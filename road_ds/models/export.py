@@ -46,7 +46,9 @@ def export(
         for left in (staged, gone):
             shutil.rmtree(left, ignore_errors=True)
         for head, task in model.tasks.items():
-            _write_head(staged / head, task, model.head_model(head, state), tokenizer, card, model.generator_model(head, state))
+            _write_head(
+                staged / head, task, model.head_model(head, state), tokenizer, card, model.generator_model(head, state)
+            )
         before.mkdir()
         for target in filter(Path.exists, targets):
             os.replace(target, before / target.name)

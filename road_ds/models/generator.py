@@ -20,17 +20,20 @@ from road_ds.models.pretrained import load_weights, read_config, read_tensors
 FOLDER = "generator"  # inside the folder of its head
 
 
-PARTS = ("electra.encoder.", "electra.embeddings_project.", "generator_predictions.", "generator_lm_head.bias")  # its own
+PARTS = (
+    "electra.encoder.",
+    "electra.embeddings_project.",
+    "generator_predictions.",
+    "generator_lm_head.bias",
+)  # its own
 
 
-def generator_config(asked: float | str | None, config: Any) -> Any:
-    """The configuration of the generator that an encoder's rows pass, None where there is none.
+def generator_config(asked: float | str, config: Any) -> Any:
+    """The configuration of the generator that an encoder's rows pass.
 
     asked: its width as a share of the encoder's (as deep, with heads of the same size), or a trained one's name. RoadError for
     one that does not suit the encoder.
     """
-    if asked is None:
-        return None
     if config.model_type != "electra":
         raise RoadError(
             f"road.model: replaced tokens are told apart by an ELECTRA, which has a head for it; got {config.model_type}"
@@ -46,7 +49,7 @@ def generator_config(asked: float | str | None, config: Any) -> Any:
         )
     changed = copy.deepcopy(config)
     changed.hidden_size, changed.num_attention_heads = hidden, heads
-    changed.intermediate_size = round(config.intermediate_size * asked)
+    changed.intermediate_size = round(config.intermediate_size * hidden / config.hidden_size)
     return changed
 
 
@@ -54,7 +57,9 @@ def named(name: str, encoder: Any) -> Any:
     """The configuration of a trained generator, with the encoder's dropout. RoadError where it does not suit the encoder."""
     config = read_config(model_folder(name, weights=False), name)
     if config.model_type != "electra":
-        raise RoadError(f"generator {name}: expected an ELECTRA generator (ElectraForMaskedLM), got {config.model_type}")
+        raise RoadError(
+            f"generator {name}: expected an ELECTRA generator (ElectraForMaskedLM), got {config.model_type}"
+        )
     for key in ("vocab_size", "embedding_size", "max_position_embeddings", "type_vocab_size"):
         if getattr(config, key) != getattr(encoder, key):
             raise RoadError(
@@ -144,13 +149,13 @@ class Generator(nn.Module):
     That is what google-research/electra shares. The state is Hugging Face's, without what is shared but the output matrix.
     """
 
-    def __init__(self, whole: ElectraForMaskedLM, embeddings: nn.Module):
+    def __init__(self, whole: Any, embeddings: Any):
         super().__init__()
         self.config = whole.config
         self.electra = whole.electra
         self.electra.embeddings = Given()
         self.generator_predictions = whole.generator_predictions
-        self.generator_lm_head = Vocabulary(embeddings.word_embeddings.weight, whole.generator_lm_head.bias)  # type: ignore[arg-type]
+        self.generator_lm_head = Vocabulary(embeddings.word_embeddings.weight, whole.generator_lm_head.bias)
 
     def forward(self, embedded: torch.Tensor, batch: Batch, **inputs: Any) -> Batch:
         """The batch with samples in place of its masked tokens.
@@ -176,7 +181,9 @@ def shown(batch: Batch) -> torch.Tensor:
     return batch.input_ids.flatten().index_copy(0, masking.places, masking.shown).view_as(batch.input_ids)
 
 
-def generator_model(config: Any, state: Mapping[str, torch.Tensor], encoder: Mapping[str, torch.Tensor]) -> PreTrainedModel:
+def generator_model(
+    config: Any, state: Mapping[str, torch.Tensor], encoder: Mapping[str, torch.Tensor]
+) -> PreTrainedModel:
     """A generator as Hugging Face's model. state: the Generator's; encoder: the encoder's, which the embeddings are of."""
     whole = ElectraForMaskedLM(copy.deepcopy(config))
     shared = {f"electra.{key}": value for key, value in encoder.items() if key.startswith("embeddings.")}

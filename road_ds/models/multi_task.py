@@ -104,15 +104,15 @@ class MultiTaskModel(nn.Module):
 
     def _generated(self, batch: Batch, head: str) -> tuple[Batch, list[torch.Tensor]]:
         """The batch as its head's generator changes it, if it has one, and in training a value of each other generator."""
-        touched = []
+        touched: list[torch.Tensor] = []
+        embeddings: Any = self.encoder.embeddings
         for name, generator in self.generators.items():
             if name == _key(head) and batch.masking is not None:
                 tokens, where = self._inputs(replace(batch, input_ids=shown(batch)))
-                batch = generator(self.encoder.embeddings(**tokens), batch, **where)
+                batch = generator(embeddings(**tokens), batch, **where)
             elif self.training:
                 first = replace(batch, input_ids=batch.input_ids[:1, :1], masking=Masking.idle(batch.input_ids.device))
-                embedded = self.encoder.embeddings(input_ids=first.input_ids)
-                touched.append(generator(0.0 * embedded, first).generated.loss)
+                touched.append(generator(0.0 * embeddings(input_ids=first.input_ids), first).generated.loss)
         return batch, touched
 
     def encode(self, batch: Batch, hidden_states: bool = False) -> Any:
@@ -195,7 +195,6 @@ class MultiTaskModel(nn.Module):
         dtype = next(iter(own.values())).dtype
         whole.to(dtype)  # type: ignore[arg-type]
         return whole.eval()
-
 
     def generator_model(self, name: str, state: Mapping[str, torch.Tensor]) -> PreTrainedModel | None:
         """The generator of a head as the Hugging Face model it came from; None where the head has none."""

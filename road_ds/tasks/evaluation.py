@@ -18,7 +18,6 @@ from road_ds.data.features import FeatureSet
 from road_ds.data.readers import Example
 from road_ds.tasks.base import Scores, Task
 
-
 SCORED = (3,)  # the key of what is drawn for rows that are scored
 
 

@@ -159,7 +159,9 @@ class ReplacedTokens(Task):
             return stacked([logits, unknown, unknown, unknown], batch)
         if generated.right is not None:
             empty = torch.full_like(logits, UNKNOWN, dtype=torch.float32).flatten()
-            facts = [empty.index_copy(0, masking.places, found.float()) for found in (generated.losses, generated.right)]
+            facts = [
+                empty.index_copy(0, masking.places, found.float()) for found in (generated.losses, generated.right)
+            ]
             return stacked([logits, generated.replaced, *(fact.view_as(logits) for fact in facts)], batch)
         losses = F.binary_cross_entropy_with_logits(logits.float(), generated.replaced.float(), reduction="none")
         mlm = masking.weight * generated.loss
@@ -206,7 +208,11 @@ class ReplacedTokens(Task):
         said = {"looks_replaced": [name for name, flag in zip(names, prediction.flagged, strict=True) if flag]}
         if (prediction.replaced == UNKNOWN).any():
             return said
-        return {**said, "masked": int((prediction.losses != UNKNOWN).sum()), "replaced": int((prediction.replaced > 0).sum())}
+        return {
+            **said,
+            "masked": int((prediction.losses != UNKNOWN).sum()),
+            "replaced": int((prediction.replaced > 0).sum()),
+        }
 
 
 def stacked(facts: Sequence[torch.Tensor], batch: Batch) -> Outputs:
