@@ -22,7 +22,8 @@ ROOMS = {
     "data": [
         {"arrow", "masking", "packing", "passes", "publishers", "tokenizer"},
         {"batch", "formats"},
-        {"batches", "readers"},
+        {"batches", "files"},
+        {"readers"},
         {"negatives"},
         {"sources"},
         {"features"},
@@ -30,7 +31,7 @@ ROOMS = {
     ],
     "tasks": [
         {"metrics", "outputs", "spans"},
-        {"base"},
+        {"base", "sequences"},
         {"evaluation", "labels", "span_qa", "text"},
         {"classification", "regression", "replaced_tokens"},
         {"registry"},

@@ -135,14 +135,6 @@ def test_whole_words_need_marked_pieces(tokenizer):
         task(other, whole_words=True)
 
 
-def test_a_vocabulary_without_a_mask_is_refused(tokenizer, tmp_path):
-    tokenizer.save_pretrained(tmp_path)
-    without = read_tokenizer(tmp_path, "copy")
-    without.mask_token = None
-    with pytest.raises(RoadError, match="no mask token"):
-        task(without)
-
-
 @pytest.mark.parametrize("vocabulary", [60, 64, 70])
 def test_samples_follow_the_softmax(vocabulary):
     """Of 70 classes the first so many may be drawn; 400,000 samples against the shares, by chi-squared."""

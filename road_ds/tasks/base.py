@@ -26,6 +26,7 @@ class Task(Strict):
     rows_per_feature: ClassVar[int] = 1
     continuous: ClassVar[bool] = False
     taught: ClassVar[bool] = True  # a teacher's logits say something
+    truncates: ClassVar[bool] = True  # a row of more than max_length tokens loses its end
 
     def head_settings(self) -> dict[str, Any]:
         """What the head's Hugging Face configuration holds."""

@@ -1,6 +1,6 @@
 """Replaced-token detection, ELECTRA's pretraining: which tokens of a text a small generator has put there."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -11,10 +11,11 @@ from torch.nn import functional as F
 from transformers import AutoModelForPreTraining
 
 from road_ds.common.errors import RoadError
-from road_ds.data.batch import Batch, Feature
+from road_ds.data.batch import Batch
 from road_ds.data.masking import BEGINS, CONTINUES, SPECIAL, Masking, blocks_of, choose, gumbel, masked_count
 from road_ds.tasks.base import Task
 from road_ds.tasks.outputs import Outputs
+from road_ds.tasks.sequences import sequences
 
 WEIGHT = 50.0  # of the discriminator's loss beside the generator's, as published
 KEPT = 0.15  # of the masked tokens stay as they are, as published; the rest become the mask
@@ -31,12 +32,7 @@ class Vocabulary:
 
     @classmethod
     def of(cls, tokenizer: Any, whole_words: bool) -> "Vocabulary":
-        """The vocabulary of a tokenizer. RoadError where it has no mask, or its pieces of words cannot be told."""
-        if tokenizer.mask_token_id is None:
-            raise RoadError(
-                "the tokenizer has no mask token, which replaced tokens are drawn for: take the tokenizer of an encoder, or "
-                "make one: python -m road_ds tokenizer"
-            )
+        """The vocabulary of a tokenizer. RoadError where pieces of words are to be told and cannot be."""
         size = max(tokenizer.get_vocab().values()) + 1
         pieces = [piece or "" for piece in tokenizer.convert_ids_to_tokens(list(range(size)))]
         prefix = getattr(tokenizer.backend_tokenizer.model, "continuing_subword_prefix", None)
@@ -83,6 +79,7 @@ class ReplacedTokens(Task):
     headline: ClassVar[str] = "replaced_f1"
     row_metric: ClassVar[str] = "told_apart"
     taught: ClassVar[bool] = False
+    truncates: ClassVar[bool] = False
     rows_per_feature: ClassVar[int] = 4  # where it is scored: what `Told` holds of each token beside its id
 
     @field_validator("generator")
@@ -107,13 +104,9 @@ class ReplacedTokens(Task):
     def labelled(self, example):
         return True
 
-    def encode(self, examples, tokenizer, first=0) -> Iterator[Feature]:
+    def encode(self, examples, tokenizer, first=0):
         Vocabulary.of(tokenizer, self.whole_words)
-        encoded = tokenizer(
-            [e.text_a for e in examples], truncation=True, max_length=self.max_length, return_token_type_ids=True
-        )
-        for number, (ids, types) in enumerate(zip(encoded["input_ids"], encoded["token_type_ids"], strict=True)):
-            yield Feature(ids, types, np.array([], dtype=np.int32), first + number)
+        return sequences(examples, tokenizer, self.max_length, first)
 
     def reading(self, tokenizer):
         task = self.model_copy()
