@@ -39,6 +39,13 @@ def bits(text: str, prefix: str = "r") -> dict[str, float]:
     return {f"{prefix}{i}": float(bit) for i, bit in enumerate(text)}
 
 
+def test_a_median_over_seeds_beside_the_mean(tmp_path):
+    for seed, rows in ((1, "1100000000"), (2, "1111111100"), (3, "1111111110")):
+        made(tmp_path / f"a-{seed}", bits(rows), seed)
+    found = compare(grouped([str(tmp_path / f"a-{seed}") for seed in (1, 2, 3)]))["data_sets"]["rte"]["groups"]["a"]
+    assert found["median"] == pytest.approx(80) and found["mean"] == pytest.approx(190 / 3)
+
+
 @pytest.fixture
 def four(tmp_path) -> list[str]:
     """Two seeds of a baseline and two of a better one, whose rows stand in another order."""
@@ -62,8 +69,24 @@ def test_means_spreads_and_differences(four):
     by_hand = difference(*(100 * np.array(part) for part in scores))
     assert kd["difference"] == pytest.approx(vars(by_hand)) and by_hand.value == pytest.approx(20)
     said = text(report).splitlines()
-    assert said[0].split() == ["data", "set", "metric", "runs", "n", "mean", "sd", "each", "difference", "95", "%", "p"]
-    assert said[3].split()[:7] == ["rte", "accuracy", "kd", "2", "70.00", "14.14", "80.0"] and "+20.00" in said[3]
+    assert said[0].split() == [
+        "data",
+        "set",
+        "metric",
+        "runs",
+        "n",
+        "mean",
+        "median",
+        "sd",
+        "each",
+        "difference",
+        "95",
+        "%",
+        "p",
+    ]
+    assert (
+        said[3].split()[:8] == ["rte", "accuracy", "kd", "2", "70.00", "70.00", "14.14", "80.0"] and "+20.00" in said[3]
+    )
     assert "against base, on the same rows, matched by id" in said[-1]
 
 

@@ -13,7 +13,8 @@ from transformers import AutoModel, AutoTokenizer, ElectraConfig, ElectraForMask
 
 from road_ds import loop, train
 from road_ds.common.errors import RoadError
-from road_ds.config.road import ModelSpec
+from road_ds.config.file import load_config
+from road_ds.config.road import ModelSpec, models_of
 from road_ds.data.batch import Feature, collate
 from road_ds.data.masking import blocks_of
 from road_ds.distillation.guard import Guarded
@@ -139,6 +140,20 @@ def test_packed_rows_have_the_losses_of_padded_ones(tokenizer):
     assert model.use_packing() == ""
     packed = model(drawn(model, source, packed=True), "text")
     assert packed.loss.item() == pytest.approx(padded.loss.item(), rel=1e-6)
+
+
+def test_half_precision_and_recomputed_layers_train_too(text, config_file, tmp_path):
+    """bf16, layers computed again in the backward pass, and the same losses to the precision."""
+    losses = []
+    for more in ({}, {"precision": "bf16"}, {"activation_checkpointing": True}):
+        name = "-".join(more) or "plain"
+        assert (
+            train.main(["--deepspeed_config", str(config_file(pretraining(text, mixed=False, steps=2, **more), name))])
+            == 0
+        )
+        losses.append([line["loss"] for line in records(tmp_path / name) if "loss" in line])
+    assert losses[1] == pytest.approx(losses[0], rel=0.02) and losses[1] != losses[0]
+    assert losses[2] == pytest.approx(losses[0], rel=1e-5)
 
 
 def test_an_export_has_the_logits_of_the_trained_model(model, exported, tokenizer):
@@ -282,6 +297,8 @@ def test_a_run_is_resumed_with_the_same_bits_and_is_the_model_of_another(
             torch.equal(value, found[key])
             for key, value in load_file(tmp_path / "whole" / "model" / part / "model.safetensors").items()
         )
+    named = load_config(config_file(config, "named"), ["road.tasks.text.generator=elsewhere"])[0]
+    assert models_of(named)[-1] == "elsewhere"
     code, out, _ = command(
         "predict", tmp_path / "whole" / "model" / "text", "--text", "The mayor of the town is Tilda Berg."
     )

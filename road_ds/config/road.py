@@ -270,8 +270,8 @@ class RoadConfig(PlanSettings, RateSettings, SpeedSettings, LoopSettings):
 
 
 def models_of(config: RoadConfig) -> list[str]:
-    """The models and tokenizers that a run reads: its own start and its teachers."""
+    """The models and tokenizers that a run reads: its own start, generators and teachers."""
     taught = (config.distill or {}).get("teachers") or {}
-    return [name for name in (config.model.name, config.model.tokenizer) if name] + [
-        name for names in taught.values() for name in names
-    ]
+    generators = [task.get("generator") for task in config.tasks.values()]
+    own = [config.model.name, config.model.tokenizer, *(name for name in generators if isinstance(name, str))]
+    return [name for name in own if name] + [name for names in taught.values() for name in names]

@@ -42,7 +42,7 @@ class Predictor:
         config, tokenizer = read_config(folder, name), read_tokenizer(folder, name)
         check_vocabulary(tokenizer, config, name)
         model = load_weights(task.model, folder, name)
-        return cls(name, model.eval().to(device), tokenizer, task, device)
+        return cls(name, model.eval().to(device), tokenizer, task.reading(tokenizer), device)
 
     def __call__(self, batch: Batch, head: str, layers: Sequence[int] = ()) -> Outputs:
         """The logits of a batch, and the hidden states of the given layers."""

@@ -113,6 +113,7 @@ def compare_on(dataset: str, groups: Groups, baseline: str | None) -> dict[str, 
         values = [run.score(dataset) for run in runs]
         found[name] = {
             "mean": float(np.mean(values)),
+            "median": float(np.median(values)),
             "sd": float(np.std(values, ddof=1)) if len(values) > 1 else None,
             "runs": [{"folder": str(r.folder), "seed": r.seed, "value": r.score(dataset)} for r in runs],
             "difference": None,
@@ -168,7 +169,7 @@ def _matched(dataset: str, groups: Groups, baseline: str) -> dict[str, np.ndarra
     return {name: np.array([[scores[id] for id in order] for scores in runs]) for name, runs in rows.items()}
 
 
-HEADER = ("data set", "metric", "runs", "n", "mean", "sd", "each", "difference", "95 %", "p")
+HEADER = ("data set", "metric", "runs", "n", "mean", "median", "sd", "each", "difference", "95 %", "p")
 
 
 def lines(report: Mapping[str, Any]) -> list[tuple[str, ...]]:
@@ -184,6 +185,7 @@ def lines(report: Mapping[str, Any]) -> list[tuple[str, ...]]:
                 name,
                 str(len(group["runs"])),
                 f"{group['mean']:.2f}",
+                f"{group['median']:.2f}",
                 "-" if group["sd"] is None else f"{group['sd']:.2f}",
                 " ".join(f"{run['value']:.1f}" for run in group["runs"]),
                 f"{difference['value']:+.2f}{unit}" if difference else "",
