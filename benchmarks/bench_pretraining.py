@@ -195,7 +195,7 @@ class HuggingFace(Provider):
         class Clock(TrainerCallback):
             """From the first step's begin to the last step's end: without what Trainer prepares before."""
 
-            def on_step_begin(self, arguments: Any, state: Any, control: Any, **_: Any) -> None:
+            def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
                 if state.global_step == 0:
                     outer.began = time.process_time()
 
