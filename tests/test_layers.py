@@ -20,7 +20,7 @@ ROOMS = {
         {"file"},
     ],
     "data": [
-        {"arrow", "masking", "packing", "passes", "publishers", "tokenizer"},
+        {"arrow", "masking", "packing", "passes", "publishers", "tokenizer", "wordpiece"},
         {"batch", "formats"},
         {"batches", "files"},
         {"readers"},
@@ -79,7 +79,7 @@ ROOMS = {
     ],
     "commands": [
         {"arguments", "rows"},
-        {"check", "compare", "datasets", "evaluate", "export", "launch", "predict", "score", "teach"},
+        {"check", "compare", "datasets", "evaluate", "export", "launch", "predict", "score", "teach", "tokenizer"},
         {"recipe"},
     ],
     "__main__": [{""}],
