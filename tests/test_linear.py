@@ -80,6 +80,23 @@ class LargestTensor(TorchDispatchMode):
         return out
 
 
+@pytest.mark.parametrize("chunk_rows", [4, 64])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_a_visitor_sees_each_chunk_of_logits_once(chunk_rows, dtype):
+    """In the forward pass, also where the backward pass computes chunks again (float16); without a graph."""
+    hidden, weight, bias = (tensor.requires_grad_() for tensor in head(dtype=dtype))
+    seen = []
+    found = linear_kd_loss(
+        hidden, weight, labels_for(), bias=bias, temperature=1.0, weight=0.0, chunk_rows=chunk_rows, reduction="sum",
+        visit=lambda rows, logits: seen.append((rows, logits.clone())),
+    )  # fmt: skip
+    gradients(found.total, [hidden, weight, bias])
+    assert len(seen) == (3 if chunk_rows == 4 else 1) and not any(logits.requires_grad for _, logits in seen)
+    whole = F.linear(hidden, weight, bias)
+    for rows, logits in seen:
+        torch.testing.assert_close(logits, whole[rows].detach())
+
+
 def test_logits_are_never_stored_whole():
     hidden, weight, bias = (tensor.requires_grad_() for tensor in head(width=2))
     with LargestTensor() as largest:
