@@ -221,6 +221,14 @@ def test_a_named_generator_must_share_the_embeddings_and_be_no_wider(model, expo
         generator_config(str(exported / "generator"), other)
 
 
+@pytest.mark.parametrize("part", ["train", "dev"])
+def test_text_without_a_sequence_is_refused(part, text, config_file, tmp_path, command):
+    (tmp_path / "short.jsonl").write_text('{"text": "a b"}\n{"text": "c"}\n')
+    config = pretraining(text)
+    config["road"]["datasets"]["text"][part] = str(tmp_path / "short.jsonl")
+    assert f"datasets.text.{part}: " in (said := error_of(command("check", config_file(config)))) and "2 rows" in said
+
+
 def test_other_architectures_are_refused(text, config_file, command):
     config = pretraining(text)
     sizes = {key: value for key, value in TINY_ELECTRA.items() if key != "embedding_size"}

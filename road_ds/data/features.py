@@ -237,6 +237,10 @@ def _encode(source: Source, task: Any, tokenizer: Any, folder: Path, key: str, c
                     features.write(feature)
                 rows += len(chunk)
                 bar.update(len(chunk))
+        if not lengths:
+            raise RoadError(
+                f"datasets.{source.name}.{source.part}: {source.source}: none of its {rows:,} rows is long enough to be a sequence"
+            )
         np.save(staged / "lengths.npy", np.asarray(lengths, dtype=np.int32))
         rows_sha256 = digest.hexdigest()
         if content != (rows_sha256 if source.by_rows else _file_content(source)):
