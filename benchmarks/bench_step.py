@@ -14,7 +14,7 @@ import argparse
 import gc
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -82,7 +82,7 @@ def measured(name: str, make: Callable[[], Any], rows: Rows, steps: int) -> dict
     }
 
 
-def bench(preset: Preset, ranks: Ranks, steps: int, only: list[str] | None) -> list[dict[str, Any]]:
+def bench(preset: Preset, ranks: Ranks, steps: int, only: list[str] | None) -> Iterator[dict[str, Any]]:
     """The rows of one preset, of the providers asked for."""
     cuda = ranks.device.type == "cuda"
     with tempfile.TemporaryDirectory() as temporary:
@@ -90,37 +90,35 @@ def bench(preset: Preset, ranks: Ranks, steps: int, only: list[str] | None) -> l
         write_mix(scratch / "mix", 2048, LONGEST, preset.config["vocab_size"])
         case = Case(preset, "bf16" if cuda else "fp32", "wall", ["free"], [int(cuda)], 0, scratch)
         rows = Rows.of(case, ranks)
-        found = []
         made: dict[str, Callable[[], Any]] = {
             "ours": lambda: Ours(rows, "free", case.stages[0], scratch),
             "ours, compiled": lambda: Ours(rows, "free", case.stages[0], scratch, compiled=True),
             "bare loop, our layers": lambda: Bare(rows, own=True),
         }
-        for name in only or made:
-            found.append(measured(name, made[name], rows, steps))
-            print(table(found, COLUMNS), flush=True)
+        for name in only or NAMES:
+            yield measured(name, made[name], rows, steps)
             if cuda:
                 gc.collect()
                 torch.cuda.empty_cache()
-        return found
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--preset", choices=PRESETS, default="electra-large")
     parser.add_argument("--micro", type=int, action="append", help="rows per micro-batch; may be given more than once")
-    parser.add_argument("--steps", type=int, default=10, help="of a turn, whose first waits for its batches")
+    parser.add_argument("--steps", type=int, default=10, help="of a turn")
     parser.add_argument("--only", action="append", choices=NAMES, help="may be given more than once")
     parser.add_argument("--output", type=Path, required=True, metavar="FOLDER")
     options = parser.parse_args()
     quiet_libraries()
     ranks = Ranks.start(1800.0)
+    facts = {"environment": environment(ranks.device), "preset": options.preset, "steps": options.steps}
     found: list[dict[str, Any]] = []
     for micro in options.micro or [PRESETS[options.preset].micro]:
-        found += bench(PRESETS[options.preset]._replace(micro=micro), ranks, options.steps, options.only)
-        facts = {"environment": environment(ranks.device), "preset": options.preset, "steps": options.steps}
-        write_json(options.output / "bench_step.json", facts | {"rows": found})
-    print(table(found, COLUMNS))
+        for row in bench(PRESETS[options.preset]._replace(micro=micro), ranks, options.steps, options.only):
+            found.append(row)
+            print(table(found, COLUMNS), flush=True)  # what comes later may be stopped
+            write_json(options.output / "bench_step.json", facts | {"rows": found})
     ranks.leave()
 
 

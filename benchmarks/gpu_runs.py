@@ -48,6 +48,8 @@ def trials(rehearse: bool, steps: int) -> list[Trial]:
     runs = [Trial(f"{kind}, ZeRO {stage}", [f"road.precision={kind}", f"zero_optimization.stage={stage}",
                                             f"road.steps={steps}"], cpu=rehearse) for kind, stage in kinds]  # fmt: skip
     again = runs[0]
+    if not rehearse:
+        runs.append(Trial(f"{again.name}, compiled", [*again.settings, "road.compile=true"]))
     return [*equal, *runs, Trial(f"{again.name}, killed", [*again.settings, "road.save_every=5"], rehearse, steps // 2)]
 
 

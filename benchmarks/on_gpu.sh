@@ -74,8 +74,8 @@ train() { # NAME SECONDS OPTIONS...
   part "$name" "$limit" "$PYTHON" benchmarks/bench_train.py "$@" "${BESIDE[@]}" --json "$OUTPUT/bench_train.json"
 }
 
-part steps 135 "$PYTHON" benchmarks/bench_step.py "${STEPS[@]}" --output "$OUTPUT"
-train train 100 "${TRAIN[@]}"
+part steps 150 "$PYTHON" benchmarks/bench_step.py "${STEPS[@]}" --output "$OUTPUT"
+train train 95 "${TRAIN[@]}"
 train auto 60 "${AUTO[@]}" --micro auto
 part tests 140 "$PYTHON" -m pytest -q "${TESTS[@]}" &
 part runs 140 "$PYTHON" benchmarks/gpu_runs.py "${RUNS[@]}" --output "$OUTPUT" --scratch "$(mktemp -d)/runs" &
