@@ -56,6 +56,7 @@ part() { # NAME SECONDS COMMAND...
   local name=$1 limit=$2 began=$SECONDS code result=ok
   shift 2
   [ -z "$ONLY" ] || [[ $ONLY == *,$name,* ]] || return 0
+  [ -z "$REHEARSE" ] || limit=$((4 * limit))
   [ $limit -le $((TOTAL - SECONDS)) ] || limit=$((TOTAL - SECONDS))
   if [ $limit -lt 10 ]; then
     printf '| %s | no time left | | |\n' "$name" >> "$SUMMARY" && return

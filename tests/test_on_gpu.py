@@ -45,7 +45,7 @@ def test_a_part_that_fails_or_takes_too_long_does_not_end_the_others(tmp_path):
     run = on_gpu("--rehearse", "--only", "tests,tiles,combine", "--output", tmp_path / "out", PYTHON=str(stand_in))
     assert run.returncode == 1
     results = [line.split(" | ")[:2] for line in (tmp_path / "out/summary.md").read_text().splitlines()[2:]]
-    assert results == [["| tests", "failed, 3"], ["| tiles", "over 90 s"], ["| combine", "ok"]]
+    assert results == [["| tests", "failed, 3"], ["| tiles", "over 360 s"], ["| combine", "ok"]]
 
 
 def test_parts_for_which_no_time_is_left_are_named(tmp_path):
