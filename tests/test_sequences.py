@@ -1,5 +1,6 @@
 """Documents packed into sequences: nothing lost, nothing mixed, and the same whatever they are read with."""
 
+import json
 import random
 from itertools import chain
 from typing import ClassVar, Literal
@@ -36,6 +37,7 @@ class Packed(TextTask):
     headline: ClassVar[str] = "none"
     row_metric: ClassVar[str] = "none"
     truncates: ClassVar[bool] = False
+    supervised: ClassVar[bool] = False
 
     def head_settings(self):
         return {"num_labels": 2}
@@ -214,8 +216,8 @@ def test_lines_are_tokenized_whole_where_spaces_are_no_borders(tokenizer, byte_l
 
 def test_truncation_of_an_earlier_call_cuts_nothing(tokenizer):
     tokenizer(["the old mill is painted red"], truncation=True, max_length=4, padding="max_length")
-    (feature,) = pack([document("the old mill is painted red")], tokenizer)
-    assert len(feature.input_ids) == 8
+    (ids,) = Words(tokenizer)([TEXT])
+    assert np.frombuffer(ids, np.int32).tolist() == tokenizer(TEXT, add_special_tokens=False)["input_ids"]
 
 
 def test_what_cannot_be_packed_is_named(tokenizer):
@@ -257,6 +259,17 @@ def test_text_is_cached_as_other_rows_are(tmp_path, tokenizer, monkeypatch):
     assert [e for e in small.examples()] == list(train.examples())
 
 
+def test_labelled_rows_are_text_too(tmp_path, tokenizer):
+    """Nothing but the text is looked at: neither labels that a file has nor answers."""
+    rows = [{"text": f"{TEXT} {i}", "label": None if i % 2 else "x", "answers": "none"} for i in range(20)]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    spec = DatasetSpec(task="text", train=str(tmp_path / "a.jsonl"), dev=0.2)
+    task = Packed(type="packed", max_length=LENGTH)
+    parts = [load_features("text", part, spec, task, tokenizer, tmp_path / "cache") for part in ("train", "dev")]
+    assert [(p.manifest.examples, len(p)) for p in parts] == [(16, 16), (4, 4)]
+    assert parts[0].example(0).label is None and parts[0].example(0).answers is None
+
+
 @pytest.fixture
 def checked(config_file, command, monkeypatch):
     """What `check` says of a file or folder of text."""
@@ -292,5 +305,5 @@ def test_check_names_what_is_no_text(tmp_path, checked):
     assert "b.txt:1: a line of more than 524,288 characters" in error_of(checked(tmp_path / "b.txt"))
 
 
-def test_tasks_say_whether_they_cut_rows():
-    assert Task.truncates and not registry.SpanQA.truncates
+def test_tasks_say_whether_they_cut_rows_and_read_labels():
+    assert Task.truncates and Task.supervised and not registry.SpanQA.truncates

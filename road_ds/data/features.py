@@ -24,7 +24,7 @@ from road_ds.data.arrow import CHUNK, SIZE, ArrowRows, ArrowWriter
 from road_ds.data.batch import Feature
 from road_ds.data.files import files_of
 from road_ds.data.readers import Answer, Example, Reading, distinct
-from road_ds.data.sources import Part, Source
+from road_ds.data.sources import Part, Source, unlabelled
 from road_ds.data.tokenizer import check_texts, tokenizer_hash
 
 ENCODING = 5  # part of every cache key: raise it when the same rows encode to other features, or are kept otherwise
@@ -96,7 +96,7 @@ def load_features(
     labels. A damaged file of it is named, and the rows are encoded again. Processes that share the cache wait for the first
     to finish; verify: whether this one compares the hashes. RoadError for anything wrong with the rows.
     """
-    source = Source.of(name, part, spec)
+    source = Source.of(name, part, spec if task.supervised else unlabelled(spec))
     if source.spec.negatives and task.rows_per_feature == 1:
         raise RoadError(f"datasets.{name}.negatives: only questions over a context get negative ones, not {task.type}")
     content = _rows_hash(source.examples(Reading())) if source.by_rows else _file_content(source)

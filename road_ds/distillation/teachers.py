@@ -219,7 +219,7 @@ def online(own: Pupil, names: Sequence[str], loaded: dict[str, Predictor]) -> li
 
 def pupil(dataset: str, heads: Heads, rows: FeatureSet, tokenizer: Any) -> Pupil:
     """A data set of a run as its teachers see it. RoadError where its task has nothing to learn from one."""
-    if not (task := heads.task(dataset)).taught:
+    if not (task := heads.task(dataset)).supervised:
         raise RoadError(
             f"road.distill.teachers.{dataset}: {task.type} learns from the text alone: leave its teachers out"
         )

@@ -78,7 +78,7 @@ class ReplacedTokens(Task):
     model: ClassVar[Any] = AutoModelForPreTraining
     headline: ClassVar[str] = "replaced_f1"
     row_metric: ClassVar[str] = "told_apart"
-    taught: ClassVar[bool] = False
+    supervised: ClassVar[bool] = False
     truncates: ClassVar[bool] = False
     rows_per_feature: ClassVar[int] = 4  # where it is scored: what `Told` holds of each token beside its id
 
