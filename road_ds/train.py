@@ -27,7 +27,7 @@ from road_ds.common.strict_json import flat_keys
 from road_ds.config.file import load_config
 from road_ds.config.fit import AUTO, MICRO, fit_batch, micro_sizes
 from road_ds.config.road import RoadConfig
-from road_ds.data.batches import Padding, ahead, assemble
+from road_ds.data.batches import Draw, Padding, ahead, assemble
 from road_ds.data.passes import Passes, plan
 from road_ds.data.rows import Rows
 from road_ds.distillation.guard import Guarded
@@ -171,8 +171,8 @@ def run(
     )  # fmt: skip
     lesson = Lesson(Guarded(parts.settled.objective), parts.teachers, parts.heads.of)
     micro = engine.train_micro_batch_size_per_gpu()
-    draws = {name: task.draw for name, task in parts.heads.by_dataset().items()}
-    batches = ahead(assemble(parts.passes, parts.rows.train, padding, ranks, micro, range(first, parts.steps), draws))
+    steps = range(first, parts.steps)
+    batches = ahead(assemble(parts.passes, parts.rows.train, padding, ranks, micro, steps, draws(parts.heads)))
     meter = Meter(ranks, folder, parts.rows.train, micro, padding)
     step, reason = fit(
         engine, batches, lesson, meter, ranks, preemption, config,
@@ -263,7 +263,9 @@ def sized(
     before = found.manifest.config.get(MICRO) if found else None  # other micro-batches would draw another dropout
     micro = ds[MICRO]
     if micro == AUTO:
-        micro = before if before in sizes else choose(sizes, demand, model, lesson, parts.rows.train, ranks, precision)
+        micro = before if before in sizes else choose(
+            sizes, demand, model, lesson, parts.rows.train, ranks, precision, draws(parts.heads)
+        )  # fmt: skip
     elif ranks.device.type == "cuda":
         refuse_what_cannot_fit(demand, micro, sizes, torch.cuda.get_device_properties(ranks.device).total_memory)
     ds = ds | fit_batch(ds | {MICRO: micro}, config.passes, ranks.world_size)
@@ -271,6 +273,11 @@ def sized(
     return replace(
         parts, settled=replace(parts.settled, ds=ds), resolved=parts.resolved | pieces, saved=parts.saved | pieces
     )
+
+
+def draws(heads: Heads) -> dict[str, Draw]:
+    """What is drawn anew for the rows of each data set."""
+    return {name: task.draw for name, task in heads.by_dataset().items()}
 
 
 def begin(

@@ -112,6 +112,12 @@ def test_the_trial_takes_the_next_smaller_until_it_fits(gpu):
     assert gpu == [("long", 2, torch.bfloat16, 100.0 * MIB), ("long", 1, torch.bfloat16, 100.0 * MIB)]
 
 
+def test_what_a_task_draws_is_part_of_the_trial(gpu):
+    drawn = []
+    choose([1], demand(), None, None, SOURCES, ALONE, "bf16", {"long": lambda batch, *_: drawn.append(batch) or batch})
+    assert [batch.dataset for batch in drawn] == ["long"]
+
+
 def test_no_size_that_fits_is_said_in_one_sentence(gpu):
     with pytest.raises(RoadError, match="ran out of memory on a micro-batch of 2 rows, tried out before the training"):
         choose([2, 4], demand(), None, None, SOURCES, ALONE, "bf16")

@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from runs import launch, pretraining, records
+from forked import run_forked
+from runs import pretraining, records
 from safetensors.torch import load_file
 from torch.nn import functional as F
 from transformers import ElectraForMaskedLM, ElectraForPreTraining, ElectraForSequenceClassification
@@ -155,7 +156,7 @@ def test_two_processes_equal_a_plain_loop_under_every_zero_stage(plain, text, co
     script.write_text(
         "import sys\nfrom road_ds import train\nfor path in sys.argv[1:]:\n    assert train.main(['--deepspeed_config', path]) == 0\n"
     )
-    result = launch(script, *stages(text, config_file, micro=2), ranks=2, launcher=("--no_local_rank",))
+    result = run_forked(script, *stages(text, config_file, micro=2), ranks=2)
     assert result.returncode == 0, result.stderr[-3000:]
     for stage in range(4):
         equal(tmp_path / f"zero{stage}", plain)

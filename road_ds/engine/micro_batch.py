@@ -4,6 +4,7 @@ import copy
 import gc
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from torch import nn
 from road_ds.common.errors import RoadError
 from road_ds.common.ranks import Ranks
 from road_ds.data.batch import Batch, Features
-from road_ds.data.batches import Padding
+from road_ds.data.batches import TRAINED, Draw, Padding
 from road_ds.distillation.lesson import Lesson
 from road_ds.engine.memory import activations, held, readable
 
@@ -91,15 +92,20 @@ def on_cpu(sizes: Sequence[int]) -> int:
 
 def choose(
     sizes: Sequence[int], demand: Demand, model: nn.Module, lesson: Lesson, sources: Mapping[str, Features], ranks: Ranks,
-    precision: str,
+    precision: str, draws: Mapping[str, Draw] = MappingProxyType({}),
 ) -> int:  # fmt: skip
-    """The most rows, of the sizes, that fit on every rank by the model of memory and by a trial. RoadError where none do."""
+    """The most rows, of the sizes, that fit on every rank by the model of memory and by a trial. RoadError where none do.
+
+    draws: as for `assemble`.
+    """
     if ranks.device.type == "cpu":
         return on_cpu(sizes)
     free = min(ranks.gather(torch.cuda.mem_get_info(ranks.device)[0]))
     for rows in demand.fitting(sizes, ROOM * free):
         name, numbers = demand.heaviest(rows)
         batch = demand.padding.collate(sources[name], numbers)
+        if name in draws:
+            batch = draws[name](batch, (TRAINED,), batch.lengths.numpy())
         if not ranks.any(not fits(model, lesson, batch, ranks.device, DTYPES[precision], demand.held)):
             return rows
     raise RoadError(
