@@ -226,7 +226,9 @@ def test_text_without_a_sequence_is_refused(part, text, config_file, tmp_path, c
     (tmp_path / "short.jsonl").write_text('{"text": "a b"}\n{"text": "c"}\n')
     config = pretraining(text)
     config["road"]["datasets"]["text"][part] = str(tmp_path / "short.jsonl")
-    assert f"datasets.text.{part}: " in (said := error_of(command("check", config_file(config)))) and "2 rows" in said
+    assert (
+        f"datasets.text.{part}: " in (said := error_of(command("check", config_file(config)))) and "long enough" in said
+    )
 
 
 def test_other_architectures_are_refused(text, config_file, command):

@@ -16,7 +16,7 @@ from filelock import FileLock
 
 from road_ds.common.digest import file_sha256, text_sha256
 from road_ds.common.errors import RoadError
-from road_ds.common.log import progress, warn
+from road_ds.common.log import counted, progress, warn
 from road_ds.common.sealed import MANIFEST, Damaged, Manifest, fingerprints, verify, write_manifest
 from road_ds.config import catalog
 from road_ds.config.road import DatasetSpec
@@ -239,7 +239,7 @@ def _encode(source: Source, task: Any, tokenizer: Any, folder: Path, key: str, c
                 bar.update(len(chunk))
         if not lengths:
             raise RoadError(
-                f"datasets.{source.name}.{source.part}: {source.source}: none of its {rows:,} rows is long enough to be a sequence"
+                f"datasets.{source.name}.{source.part}: {source.source}: no row of {counted(rows, 'row')} is long enough to be a sequence"
             )
         np.save(staged / "lengths.npy", np.asarray(lengths, dtype=np.int32))
         rows_sha256 = digest.hexdigest()

@@ -113,6 +113,8 @@ def fresh_generator(config: Any) -> ElectraForMaskedLM:
 class Given(nn.Module):
     """Stands for the embeddings of a generator: the encoder's have read the tokens already."""
 
+    word_embeddings = None  # transformers asks for them where layers are computed again in the backward pass
+
     def forward(self, inputs_embeds: torch.Tensor, **kwargs: Any) -> torch.Tensor:
         return inputs_embeds
 
