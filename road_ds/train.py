@@ -31,10 +31,14 @@ from road_ds.data.passes import Passes, plan
 from road_ds.data.rows import Rows
 from road_ds.distillation.guard import Guarded
 from road_ds.distillation.lesson import Lesson
+from road_ds.distillation.minimax import Minimax
+from road_ds.distillation.neighbours import Neighbours
 from road_ds.distillation.objective import Taught
-from road_ds.distillation.teachers import AnyTeachers, OnlineTeachers, open_teachers
+from road_ds.distillation.retrieve import open_neighbours
+from road_ds.distillation.teachers import AnyTeachers, CachedTeachers, OnlineTeachers, open_teachers
 from road_ds.engine import speed, surroundings
 from road_ds.engine.checkpoint import Checkpoint, prune, restore
+from road_ds.engine.forwards import Forwards
 from road_ds.engine.meter import Meter
 from road_ds.engine.milestones import Milestones
 from road_ds.engine.preemption import Preemption, exit_code
@@ -137,6 +141,7 @@ class Parts:
     tokenizer: Any
     rows: Rows
     teachers: AnyTeachers
+    neighbours: dict[str, Neighbours]
     passes: Passes
     steps: int
     resolved: dict[str, Any]  # the settings with every default
@@ -165,10 +170,13 @@ def run(
         engine, parts.rows.dev, parts.heads, ranks, folder, parts.tokenizer.pad_token_id,
         config.evaluate_batch_size, parts.saved, config.keep, best,
     )  # fmt: skip
-    lesson = Lesson(Guarded(parts.settled.objective), parts.teachers, parts.heads.of)
+    of = parts.heads.of
+    minimax = Minimax(parts.neighbours, parts.teachers, of, padding) if parts.neighbours else None
+    lesson = Lesson(Guarded(parts.settled.objective), parts.teachers, of, minimax)
     micro = engine.train_micro_batch_size_per_gpu()
     batches = ahead(assemble(parts.passes, parts.rows.train, padding, ranks, micro, range(begin, parts.steps)))
-    meter = Meter(ranks, folder, parts.rows.train, micro, padding)
+    asked = parts.teachers.models() if isinstance(parts.teachers, OnlineTeachers) else ()
+    meter = Meter(ranks, folder, parts.rows.train, micro, padding, Forwards(model, asked))
     step, reason = fit(
         engine, batches, lesson, meter, ranks, preemption, config,
         start=begin, steps=parts.steps, evaluate=milestones.evaluate, save=milestones.save,
@@ -204,10 +212,14 @@ def gather(config: RoadConfig, ds: dict[str, Any], ranks: Ranks, machine: Machin
     rows = ranks.together(
         lambda: Rows.load(config.datasets, heads.by_dataset(), tokenizer, config.cache, verify=ranks.local_rank == 0)
     )
+    first = ranks.local_rank == 0
+    places = {"cache": config.cache, "config": config.file}
+    neighbours = ranks.together(
+        lambda: open_neighbours(settled.objective, heads, rows.train, tokenizer, verified=first, **places)
+    )
+    texts = {name: found.texts for name, found in neighbours.items()}
     teachers = ranks.together(
-        lambda: open_teachers(
-            settled.objective, heads, rows.train, tokenizer, ranks, cache=config.cache, config=config.file
-        )
+        lambda: open_teachers(settled.objective, heads, rows.train, tokenizer, ranks, neighbours=texts, **places)
     )
     lengths = {name: source.lengths for name, source in rows.train.items()}
     passes, steps = plan(config, settled.ds["train_batch_size"], lengths)
@@ -217,8 +229,12 @@ def gather(config: RoadConfig, ds: dict[str, Any], ranks: Ranks, machine: Machin
     saved = {**resolved, "data": rows.fingerprints()["train"], "pairs": heads.pairs(rows.pairs)}
     if teachers.identity:
         saved["teachers"] = teachers.identity
+    if texts:
+        saved["neighbours"] = {name: found.identity for name, found in neighbours.items()}
     ranks.agree({key: value for key, value in flat_keys(saved).items() if key not in OWN})
-    return Parts(settled, heads.trained_on(rows.pairs), tokenizer, rows, teachers, passes, steps, resolved, saved)
+    return Parts(
+        settled, heads.trained_on(rows.pairs), tokenizer, rows, teachers, neighbours, passes, steps, resolved, saved
+    )
 
 
 def build(
@@ -232,11 +248,12 @@ def build(
         model.project(*teachers.compare_hidden(objective.hidden, model.encoder.config.num_hidden_layers))
     mode, notes = speed.prepare(model, config, ds, machine.device, machine.capability, settled.precision)
     limits = {name: heads.task(name).max_length for name in parts.rows.train}
+    limits |= {found.texts.name: limits[name] for name, found in parts.neighbours.items()}
     ranks.apart(lambda: folder.begin(parts.resolved, anew=anew))
     pieces, micro = ds["gradient_accumulation_steps"], ds["train_micro_batch_size_per_gpu"]
     say(
         f"{config.output}: {parameter_count(model) / 1e6:.1f} M parameters, {counted(len(heads), 'head')}, "
-        f"{counted(len(limits), 'data set')}, {counted(parts.steps, 'step')} of "
+        f"{counted(len(parts.rows.train), 'data set')}, {counted(parts.steps, 'step')} of "
         f"{counted(config.passes, 'pass', 'passes')} x {ds['train_batch_size'] // config.passes} rows "
         f"({counted(pieces, 'micro-batch', 'micro-batches')} of {micro} on "
         f"{counted(ranks.world_size, 'process', 'processes')}), {settled.precision}, {mode} padding, "
@@ -273,6 +290,7 @@ def facts_of(config: RoadConfig, parts: Parts, machine: Machine, padding: Paddin
         "seed": config.seed,
         "data": parts.rows.fingerprints(),
         "teachers": parts.teachers.identity,
+        "rows_of_soft_targets": parts.teachers.rows() if isinstance(parts.teachers, CachedTeachers) else 0,
         "versions": versions(),
     }
 

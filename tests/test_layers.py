@@ -45,11 +45,12 @@ ROOMS = {
         {"ensemble"},
     ],
     "distillation": [
-        {"hidden", "schedule", "soft_targets"},
+        {"hidden", "neighbours", "schedule", "search", "soft_targets"},
         {"objective"},
-        {"annealing", "guard", "kd", "smoothing"},
+        {"annealing", "guard", "kd", "minimax", "smoothing"},
         {"lesson", "registry"},
         {"teachers"},
+        {"retrieve"},
         {"teach"},
     ],
     "engine": [
@@ -58,6 +59,7 @@ ROOMS = {
             "checkpoint",
             "cosines",
             "curves",
+            "forwards",
             "optim",
             "preemption",
             "run_folder",
@@ -78,7 +80,7 @@ ROOMS = {
     ],
     "commands": [
         {"arguments", "rows"},
-        {"check", "compare", "datasets", "evaluate", "export", "launch", "predict", "score", "teach"},
+        {"check", "compare", "datasets", "evaluate", "export", "launch", "neighbours", "predict", "score", "teach"},
         {"recipe"},
     ],
     "__main__": [{""}],

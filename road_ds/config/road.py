@@ -253,9 +253,10 @@ class RoadConfig(PlanSettings, RateSettings, SpeedSettings, LoopSettings):
             if not any(sampling.weights.values()):
                 raise RoadError(f"road.sampling.weights are all zero for the data sets that road.use names: {self.use}")
         distill = self.distill
-        if distill is not None and isinstance(distill.get("teachers"), dict):
-            left_out = self.datasets.keys() - datasets.keys()
-            distill = {**distill, "teachers": {k: v for k, v in distill["teachers"].items() if k not in left_out}}
+        left_out = self.datasets.keys() - datasets.keys()
+        for key in ("teachers", "neighbours"):
+            if distill is not None and isinstance(distill.get(key), dict):
+                distill = {**distill, key: {k: v for k, v in distill[key].items() if k not in left_out}}
         changed = {"datasets": datasets, "tasks": tasks, "sampling": sampling, "distill": distill, "use": None}
         return self.model_copy(update=changed)
 
@@ -269,9 +270,18 @@ class RoadConfig(PlanSettings, RateSettings, SpeedSettings, LoopSettings):
         return dataset if self.heads == "per_dataset" else self.datasets[dataset].task
 
 
+def unlabelled_of(config: RoadConfig) -> list[tuple[str, str]]:
+    """The files of unlabelled texts in which a run has neighbours, each with its data set."""
+    near = (config.distill or {}).get("neighbours") or {}
+    texts = {name: block["text"] for name, block in near.items()}
+    return [(name, file) for name, of in texts.items() for file in (of if isinstance(of, list) else [of])]
+
+
 def models_of(config: RoadConfig) -> list[str]:
-    """The models and tokenizers that a run reads: its own start and its teachers."""
+    """The models and tokenizers that a run reads: its own start, its teachers, the encoders that found neighbours."""
     taught = (config.distill or {}).get("teachers") or {}
+    near = (config.distill or {}).get("neighbours") or {}
     return [name for name in (config.model.name, config.model.tokenizer) if name] + [
-        name for names in taught.values() for name in names
+        *(name for names in taught.values() for name in names),
+        *(block["by"] for block in near.values() if block.get("by", "tfidf") != "tfidf"),
     ]

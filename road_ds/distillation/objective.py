@@ -6,12 +6,13 @@ from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field, model_validator
-from road_kernels import check_against_reference
+from road_kernels import check_against_reference, kd_loss
 from torch.nn import functional as F
 
 from road_ds.config.settings import Strict
 from road_ds.data.batch import IGNORED, Batch
 from road_ds.distillation.hidden import HiddenKD, hidden_loss
+from road_ds.distillation.neighbours import NeighbourKD
 from road_ds.tasks.outputs import Outputs
 
 
@@ -29,12 +30,14 @@ Teachers = Callable[[Batch], Teaching | None]  # None for a data set without a t
 @dataclass(frozen=True)
 class Loss:
     """total: what is differentiated; hard, soft: the loss against labels and against teachers, unweighted, detached;
-    share: the teachers' part of the gradient at the logits, where it was measured."""
+    share: the teachers' part of the gradient at the logits, where it was measured; neighbours: the loss of the neighbours
+    that are learned from, unweighted, detached."""
 
     total: torch.Tensor
     hard: torch.Tensor | None = None
     soft: torch.Tensor | None = None
     share: torch.Tensor | None = None
+    neighbours: torch.Tensor | None = None
 
 
 class Objective(Strict):
@@ -80,6 +83,7 @@ class Taught(Fused):
     dtype: Literal["float16", "float32"] = "float16"
     cache: str | None = None
     hidden: HiddenKD | None = None
+    neighbours: dict[str, NeighbourKD] = {}
 
     @model_validator(mode="after")
     def hidden_states_are_not_cached(self):
@@ -112,8 +116,23 @@ class Taught(Fused):
         share = self.hard_share(progress)
         return Loss(share * hard + (1 - share) * soft, hard.detach(), soft.detach())
 
+    def of_unlabelled(self, outputs: Outputs, teachers: torch.Tensor, progress: float) -> torch.Tensor:
+        """The loss over classes of rows that have no label, against the teachers alone: a scalar, unweighted."""
+        return divergence(self, outputs, teachers).mean()
+
     def fits(self, dataset: str, number: int) -> None:
         """RoadError where the settings do not hold for so many teachers of a data set."""
+
+
+def divergence(
+    objective: Fused, outputs: Outputs, teachers: torch.Tensor, temperature: float = 1.0, kl_scale: Any = 1
+) -> torch.Tensor:
+    """kl_scale KL(mean of the teachers || student) of each row at a temperature, [rows]; with a gradient."""
+    found = kd_loss(
+        outputs.logits, teachers, None, temperature=temperature, weight=1.0, kl_scale=kl_scale,
+        lengths=outputs.lengths, reduction="none", impl=objective.kernels,
+    )  # fmt: skip
+    return found.total
 
 
 def supervised(outputs: Outputs, labels: torch.Tensor) -> Loss:

@@ -8,6 +8,7 @@ from road_ds.config.road import RoadConfig
 from road_ds.config.settings import validated
 from road_ds.distillation.annealing import AnnealingKD, TeacherAnnealing
 from road_ds.distillation.kd import KD, WeightedKD
+from road_ds.distillation.neighbours import NeighbourKD
 from road_ds.distillation.objective import Objective, Taught
 from road_ds.distillation.smoothing import LabelSmoothing, TeacherFree
 
@@ -44,7 +45,18 @@ def objective_from(config: RoadConfig) -> Objective:
             if len(set(names)) < len(names):
                 raise RoadError(f"road.distill.teachers.{dataset}: a teacher is named twice: {', '.join(names)}")
             objective.fits(dataset, len(names))
+        for dataset in objective.neighbours:
+            if dataset not in objective.teachers:
+                raise RoadError(
+                    f"road.distill.neighbours.{dataset}: road.distill.teachers names no teacher of it"
+                    f"{nearest(dataset, objective.teachers)}: neighbours have no label, they are learned from teachers"
+                )
     return objective
+
+
+def neighbours_of(objective: Objective) -> Mapping[str, NeighbourKD]:
+    """The settings of neighbours by data set; empty for an objective without."""
+    return objective.neighbours if isinstance(objective, Taught) else {}
 
 
 def teachers_of(objective: Objective) -> Mapping[str, list[str]]:

@@ -97,6 +97,10 @@ class SoftTargets:
         self._files = [folder / name for name in manifest.files]
         self._shards = [ArrowRows(path) for path in self._files]
         self._order = order_of(made.labels, origin.labels)
+        self._features = origin.features
+
+    def __len__(self) -> int:
+        return self._features
 
     def __getitem__(self, feature: int) -> np.ndarray:
         """The logits of a feature, flat: rows x classes without padding."""

@@ -1,6 +1,7 @@
 """Soft targets for a run: every teacher's logits for every training row, shared out over the processes, kept on disk."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -12,11 +13,13 @@ from road_ds.common.log import is_main, progress, say, table, warn
 from road_ds.common.ranks import Ranks
 from road_ds.common.sealed import MANIFEST
 from road_ds.config.file import load_config
-from road_ds.config.road import DatasetSpec
+from road_ds.config.road import DatasetSpec, RoadConfig
 from road_ds.data.batch import IGNORED
 from road_ds.data.features import FeatureSet, load_features
+from road_ds.distillation.neighbours import open_folder, texts_of
 from road_ds.distillation.objective import Taught
 from road_ds.distillation.registry import objective_from
+from road_ds.distillation.retrieve import encoded, folder_of, origin_of
 from road_ds.distillation.soft_targets import (
     Origin,
     SoftTargets,
@@ -33,7 +36,7 @@ from road_ds.models.predictor import Predictor
 from road_ds.tasks.base import Task
 from road_ds.tasks.evaluation import batch_logits
 from road_ds.tasks.labels import label_names, order_of
-from road_ds.tasks.registry import heads
+from road_ds.tasks.registry import Heads, heads
 
 
 def teach(path: str, overrides: list[str], batch_size: int = 64) -> None:
@@ -54,22 +57,36 @@ def teach(path: str, overrides: list[str], batch_size: int = 64) -> None:
     tokenizer = ranks.together(lambda: load_tokenizer(config.model))
     check_lengths(base_config(config.model, tokenizer, config.dropout), tasks)
     lines, shares = [], []
-    for dataset in objective.teachers:
-        read = partial(read_rows, dataset, config.datasets[dataset], config.cache, tasks.task(dataset), ranks)
-        own = pupil(dataset, tasks, ranks.together(partial(read, tokenizer)), tokenizer)
-        scores = np.stack(
-            [ask(own, name, read, config.cache, objective, ranks, batch_size) for name in objective.teachers[dataset]]
-        )
-        for name, of in zip(objective.teachers[dataset], scores, strict=True):
+    for own, read, names in pupils(config, objective, tasks, tokenizer, ranks):
+        scores = np.stack([ask(own, name, read, config.cache, objective, ranks, batch_size) for name in names])
+        labelled = own.dataset in config.datasets
+        for name, of in zip(names, scores, strict=True):
             value = f"squared error {of.mean():.4g}" if own.task.continuous else f"{of.mean():.1%} right"
-            lines.append((dataset, name, f"{len(of):,}", value))
-        if not own.task.continuous:
-            shares.append((dataset, right_shares(scores)))
+            lines.append((own.dataset, name, f"{len(of):,}", value if labelled else "no labels"))
+        if labelled and not own.task.continuous:
+            shares.append((own.dataset, right_shares(scores)))
     say(table(lines, ("data set", "teacher", "features", "on its rows")), "")
     for dataset, share in shares:
         parts = ", ".join(f"{number}: {value:.1%}" for number, value in enumerate(share))
         say(f"{dataset}: teachers right on a row: {parts}")
     ranks.leave()
+
+
+def pupils(
+    config: RoadConfig, objective: Taught, tasks: Heads, tokenizer: Any, ranks: Ranks
+) -> Iterator[tuple[Pupil, Callable[[Any], FeatureSet], list[str]]]:
+    """What a run's teachers are asked about: each data set, and the texts of its neighbours; its reader; who is asked."""
+    for dataset, names in objective.teachers.items():
+        task = tasks.task(dataset)
+        read = partial(read_rows, dataset, config.datasets[dataset], config.cache, task, ranks)
+        own = pupil(dataset, tasks, ranks.together(partial(read, tokenizer)), tokenizer)
+        yield own, read, names
+        if settings := objective.neighbours.get(dataset):
+            folder = folder_of(objective, config.cache, dataset)
+            origin = ranks.together(partial(origin_of, dataset, settings, own.rows, task))
+            ranks.together(partial(open_folder, folder, origin, dataset, ranks.local_rank == 0, config.file))
+            read = partial(encoded, folder, dataset, task, config.cache, ranks.local_rank == 0)
+            yield replace(own, dataset=texts_of(dataset), rows=ranks.together(partial(read, tokenizer))), read, names
 
 
 def ask(

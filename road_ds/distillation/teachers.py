@@ -1,7 +1,7 @@
 """Teachers: whose logits a batch is trained towards, read from soft targets on disk or computed beside the student."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -123,6 +123,10 @@ class CachedTeachers:
             (tensor.pin_memory() if self.device.type == "cuda" else tensor).to(self.device, non_blocking=True)
         )
 
+    def rows(self) -> int:
+        """How many rows the teachers read when the soft targets were written."""
+        return sum(len(source) for sources in self.targets.values() for source in sources)
+
 
 class OnlineTeachers:
     """Frozen models that read each batch beside the student, for what cannot be cached. They share its tokenizer."""
@@ -146,6 +150,10 @@ class OnlineTeachers:
                 logits.append((outputs.logits if order is None else outputs.logits[:, order]).float())
                 hidden.append(outputs.hidden)
         return Teaching(torch.stack(logits), tuple(hidden) if self.layers else ())
+
+    def models(self) -> list[Any]:
+        """The teachers' models, each once."""
+        return list({id(own.model): own.model for teachers in self.teachers.values() for own in teachers}.values())
 
     def compare_hidden(self, settings: HiddenKD, layers: int) -> tuple[list[int], int]:
         """The student's layers, of so many, whose states are compared, and the teachers' width. Those of the teachers follow."""
@@ -176,16 +184,21 @@ def open_teachers(
     *,
     cache: str,
     config: str,
+    neighbours: Mapping[str, FeatureSet] | None = None,
 ) -> AnyTeachers:
     """The teachers of a run, verified; train: its rows by data set. RoadError for what does not suit.
 
-    cache: the run's; config: its file, for messages that give a command line.
+    cache: the run's; config: its file, for messages that give a command line; neighbours: by data set the texts that its
+    teachers are asked about too.
     """
     names = teachers_of(objective)
     if not names:
         return NoTeachers()
     assert isinstance(objective, Taught)
     pupils = {name: pupil(name, heads, train[name], tokenizer) for name in names}
+    for name, texts in (neighbours or {}).items():
+        pupils[texts.name] = replace(pupils[name], dataset=texts.name, rows=texts)
+        names = {**names, texts.name: names[name]}
     of = {name: own.task for name, own in pupils.items()}
     if objective.source == "online":
         loaded: dict[str, Predictor] = {}

@@ -1,6 +1,7 @@
 """What the steps of a run measured: collected without waiting on the device, written to metrics.jsonl when asked."""
 
 import time
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,9 +15,10 @@ from road_ds.data.batches import Padding
 from road_ds.data.features import FeatureSet
 from road_ds.data.passes import Pass, micro_batches
 from road_ds.distillation.objective import Loss
+from road_ds.engine.forwards import COUNTED, Forwards
 from road_ds.engine.run_folder import RunFolder
 
-PARTS = ("hard", "soft", "soft_share")  # of the loss and its gradient, where there are teachers
+PARTS = ("hard", "soft", "soft_share", "neighbours")  # of the loss and its gradient, where there are teachers
 
 
 @dataclass
@@ -31,11 +33,16 @@ class StepRecord:
     cosines: dict[str, float] = field(default_factory=dict)
     gradient_norm: Any = None
     applied: bool = True
+    forwards: Forwards | None = None
+    rows: Counter[str] = field(default_factory=Counter)  # this rank's, by COUNTED
 
     def add(self, loss: Loss) -> None:
         """Takes in a micro-batch."""
+        if self.forwards:
+            self.rows += self.forwards.take()
         self.losses.append(loss.total.detach())
-        self.parts.append((loss.hard, loss.soft, loss.share) if loss.soft is not None else (None, None, None))
+        parts = (loss.hard, loss.soft, loss.share, loss.neighbours)
+        self.parts.append(parts if loss.soft is not None else (None,) * len(PARTS))
 
 
 class Meter:
@@ -46,10 +53,16 @@ class Meter:
     """
 
     def __init__(
-        self, ranks: Ranks, folder: RunFolder, sources: Mapping[str, FeatureSet], micro: int, padding: Padding
+        self,
+        ranks: Ranks,
+        folder: RunFolder,
+        sources: Mapping[str, FeatureSet],
+        micro: int,
+        padding: Padding,
+        forwards: Forwards | None = None,
     ):
         self.ranks, self.folder, self.sources = ranks, folder, sources
-        self.micro, self.padding = micro, padding
+        self.micro, self.padding, self.forwards = micro, padding, forwards
         self.records: list[StepRecord] = []
         self.since = time.perf_counter()
 
@@ -57,7 +70,9 @@ class Meter:
         """Opens the record of a step."""
         if not self.records:
             self.since = time.perf_counter()
-        self.records.append(StepRecord(step, lr))
+        if self.forwards:
+            self.forwards.take()  # an evaluation's
+        self.records.append(StepRecord(step, lr, forwards=self.forwards))
         return self.records[-1]
 
     def flush(self) -> str:
@@ -106,6 +121,7 @@ class Meter:
             "grad_norm": None if norm is None else float(norm),
             "applied": record.applied,
             "datasets": names,
+            **{name: record.rows[name] * self.ranks.world_size for name in COUNTED if record.rows[name]},
             "examples_per_second": round(rows / seconds, 2),
             "tokens_per_second": round(tokens / seconds, 1),
             "padding": round(1 - tokens / computed, 4),

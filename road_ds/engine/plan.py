@@ -15,7 +15,7 @@ from road_ds.config.road import RoadConfig
 from road_ds.data.features import FeatureSet
 from road_ds.data.passes import plan
 from road_ds.data.rows import Rows
-from road_ds.distillation.registry import teachers_of
+from road_ds.distillation.registry import neighbours_of, teachers_of
 from road_ds.engine.settled import Machine, settle
 from road_ds.models.build import fresh_model
 from road_ds.models.configuration import base_config, check_lengths, load_tokenizer
@@ -78,6 +78,10 @@ def report(config: RoadConfig, ds: dict[str, Any], gpus: int | None = None, faul
         *(
             f"{objective.objective}: {counted(len(names), 'teacher')} of {name}"
             for name, names in teachers_of(objective).items()
+        ),
+        *(
+            f"neighbours of {name}: {settings.k} of each row by {settings.by}, {settings.keep} learned from at each visit"
+            for name, settings in neighbours_of(objective).items()
         ),
         f"{settings.model_type}: {encoder / 1e6:.1f} M parameters in the encoder, "
         + ", ".join(f"{count:,} in the head {name}" for name, count in own.items()),

@@ -13,10 +13,11 @@ import torch
 from road_ds.common.log import say
 from road_ds.data.features import FeatureSet
 from road_ds.engine.curves import plot_curves
+from road_ds.engine.forwards import COUNTED
 from road_ds.engine.run_folder import RunFolder, full_disk_named
 from road_ds.engine.selection import Best
 from road_ds.models.export import export
-from road_ds.models.multi_task import MultiTaskModel
+from road_ds.models.multi_task import MultiTaskModel, parameter_count
 from road_ds.tasks.evaluation import Evaluated, report, write_results
 
 
@@ -53,9 +54,16 @@ def leave(
         best = {name: highest(folder, metric) for name, metric in headlines.items()}
         seconds = round(time.monotonic() - began, 1)
         known = {"step": outcome.step, "exported_step": step, "best": best, "wall_seconds": seconds}
+        known |= {"parameters": parameter_count(model.encoder) + parameter_count(model.heads), **rows_read(folder)}
         write_results(folder.path, scores, {**known, **facts})
         plot_curves(folder.records(), list(headlines.values()), folder.path / "curves.png")
         return exported, card
+
+
+def rows_read(folder: RunFolder) -> dict[str, int]:
+    """The rows that student and teachers read in all steps of a run, by COUNTED."""
+    lines = list(folder.records())
+    return {name: sum(line.get(name, 0) for line in lines) for name in COUNTED}
 
 
 def highest(folder: RunFolder, metric: str) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from typing import IO, Any
 from road_ds.common.errors import RankError, RoadError
 from road_ds.common.hub import local_file
 from road_ds.common.log import is_main, warn, write_json
-from road_ds.config.road import RoadConfig, models_of
+from road_ds.config.road import RoadConfig, models_of, unlabelled_of
 from road_ds.data.sources import Source
 from road_ds.distillation.registry import objective_from
 
@@ -104,6 +104,7 @@ class RunFolder:
         others["road_ds itself"] = Path(__file__).parent
         objective_from(config)  # says what is wrong with the teachers
         others |= {f"the model {name}": local_file(name) for name in models_of(config)}
+        others |= {f"the neighbours of {name}": local_file(file) for name, file in unlabelled_of(config)}
         for name, spec in config.datasets.items():
             for part in ("train", "dev"):
                 if getattr(spec, part) is not None and (source := Source.of(name, part, spec)).spec.format != "hub":

@@ -13,7 +13,7 @@ from road_ds.common.log import counted, table
 from road_ds.config.file import load_config
 from road_ds.config.road import RoadConfig
 from road_ds.distillation.objective import Taught
-from road_ds.distillation.registry import objective_from
+from road_ds.distillation.registry import neighbours_of, objective_from
 from road_ds.engine.checkpoint import committed
 from road_ds.engine.run_folder import RunFolder
 from road_ds.recipes.inputs import FILE, Inputs, Missing, differences, inputs_of, is_finished, keep_inputs, kept_inputs
@@ -49,15 +49,16 @@ class Step:
         return not self.run.models and isinstance(objective, Taught) and objective.source == "cached"
 
     @property
+    def retrieves(self) -> bool:
+        """Whether neighbours are to be found before the teaching."""
+        return not self.run.models and bool(neighbours_of(objective_from(self.config)))
+
+    @property
     def kind(self) -> str:
         """What is launched."""
-        return (
-            f"evaluate {counted(len(self.run.models), 'model')}"
-            if self.run.models
-            else "teach, train"
-            if self.teaches
-            else "train"
-        )
+        if self.run.models:
+            return f"evaluate {counted(len(self.run.models), 'model')}"
+        return ", ".join([*["neighbours"] * self.retrieves, *["teach"] * self.teaches, "train"])
 
 
 def look(runs: Sequence[Run], redo: Sequence[str] = (), *, rows: bool = True) -> list[Step]:
@@ -136,6 +137,8 @@ def commands(step: Step, launcher: Launcher, *more: str) -> Iterator[list[str]]:
         overrides = [f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in run.settings.items()]
         yield launcher.evaluate(run.models, run.config, overrides, run.folder)
         return
+    if step.retrieves:
+        yield launcher.neighbours(run.config, run.overrides)
     if step.teaches:
         yield launcher.teach(run.config, run.overrides)
     yield launcher.train(run.config, run.overrides, *more)
