@@ -29,6 +29,7 @@ from road_ds.config.road import RoadConfig
 from road_ds.data.batches import Padding, ahead, assemble
 from road_ds.data.passes import Passes, plan
 from road_ds.data.rows import Rows
+from road_ds.distillation.average import AverageTeacher
 from road_ds.distillation.guard import Guarded
 from road_ds.distillation.lesson import Lesson
 from road_ds.distillation.minimax import Minimax
@@ -175,7 +176,7 @@ def run(
     lesson = Lesson(Guarded(parts.settled.objective), parts.teachers, of, minimax)
     micro = engine.train_micro_batch_size_per_gpu()
     batches = ahead(assemble(parts.passes, parts.rows.train, padding, ranks, micro, range(begin, parts.steps)))
-    asked = parts.teachers.models() if isinstance(parts.teachers, OnlineTeachers) else ()
+    asked = parts.teachers.models() if isinstance(parts.teachers, OnlineTeachers | AverageTeacher) else ()
     meter = Meter(ranks, folder, parts.rows.train, micro, padding, Forwards(model, asked))
     step, reason = fit(
         engine, batches, lesson, meter, ranks, preemption, config,
@@ -263,6 +264,8 @@ def build(
     )
     seed = config.seed + 1 + ranks.rank  # dropout differs between ranks
     engine = start(model, ds, config, steps=parts.steps, seed=seed)
+    if isinstance(teachers, AverageTeacher):
+        teachers.follow(engine)
     return model, Padding(mode, parts.tokenizer.pad_token_id, limits), engine
 
 

@@ -47,7 +47,7 @@ ROOMS = {
     "distillation": [
         {"hidden", "neighbours", "schedule", "search", "soft_targets"},
         {"objective"},
-        {"annealing", "guard", "kd", "minimax", "smoothing"},
+        {"annealing", "average", "guard", "kd", "minimax", "smoothing"},
         {"lesson", "registry"},
         {"teachers"},
         {"retrieve"},

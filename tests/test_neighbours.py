@@ -18,6 +18,7 @@ from road_ds.__main__ import main
 from road_ds.config.file import load_config
 from road_ds.data.passes import plan
 from road_ds.data.rows import Rows
+from road_ds.distillation.minimax import undisturbed
 from road_ds.models.build import build_model
 from road_ds.models.configuration import load_tokenizer
 from road_ds.models.export import export
@@ -193,6 +194,15 @@ def test_training_equals_a_plain_loop_over_rows_and_neighbours(plain, taught, ca
         rel=1e-5,
     )
     assert "neighbours/inference" not in line
+    drawn = 8 * line["datasets"].count("reviews")
+    assert (line["rows_trained"], line["rows_asked"]) == (
+        16 + drawn * KEEP,
+        drawn * K,
+    ) and "rows_of_teachers" not in line
+    found = json.loads((tmp_path / f"zero-{stage}" / "results.json").read_text())
+    texts = len({*np.load(taught / "targets" / "neighbours" / "reviews" / "neighbours.npy").ravel()})
+    assert found["rows_of_soft_targets"] == 2 * (60 + 60 + texts) and found["rows_of_teachers"] == 0
+    assert found["rows_trained"] == sum(line.get("rows_trained", 0) for line in records(tmp_path / f"zero-{stage}"))
 
 
 def test_two_processes_give_the_same_under_every_stage(plain, taught, cache, tmp_path):
@@ -206,6 +216,8 @@ def test_two_processes_give_the_same_under_every_stage(plain, taught, cache, tmp
 def test_online_teachers_read_the_neighbours_too(plain, taught, config_file, tmp_path):
     assert train.main(["--deepspeed_config", str(config_file(minimax_config(taught, source="online")))]) == 0
     compare(tmp_path / "run", plain)
+    for line in (line for line in records(tmp_path / "run") if "loss" in line):
+        assert line["rows_of_teachers"] == 2 * (line["rows_trained"] + line.get("rows_asked", 0))
 
 
 def test_a_resumed_run_ends_with_the_same_bits(taught, config_file, tmp_path):
@@ -219,6 +231,15 @@ def test_a_resumed_run_ends_with_the_same_bits(taught, config_file, tmp_path):
     assert train.main(["--deepspeed_config", str(path), "--resume"]) == 0
     ends = [load_file(tmp_path / name / "model" / "rating" / "model.safetensors") for name in ("whole", "halves")]
     assert all(torch.equal(ends[0][key], ends[1][key]) for key in ends[0])
+
+
+def test_a_student_that_is_asked_is_not_disturbed():
+    model = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Dropout(0.5))
+    before, rows = torch.get_rng_state(), torch.ones(8, 4)
+    with undisturbed(model):
+        found = model(rows)
+    assert torch.equal(found, model[0](rows)) and not found.requires_grad
+    assert torch.equal(torch.get_rng_state(), before) and model.training
 
 
 # ------------------------------------------------------------------------------------- the command, and what it leaves
@@ -306,7 +327,7 @@ def test_an_encoder_finds_other_neighbours(copy, taught):
     ({"k": 220, "keep": 4}, "220 distinct texts, one of which may be the row's own: too few for k = 220"),
     ({"by": "no/where/such"}, "no/where/such: no such folder"),
     ({"column": "body", "text": "sample:reviews.train.tsv"}, "reviews.train.tsv:2: no column 'body'"),
-    ({"keeps": 4}, "unknown key, did you mean 'keep'"),
+    ({"keeps": 4}, "neighbours.reviews.keeps: unknown key; did you mean 'keep'"),
 ], ids=lambda value: value[:20] if isinstance(value, str) else "")  # fmt: skip
 def test_bad_settings_are_one_error(copy, changes, said):
     assert said in error_of(copy[1]("neighbours", **changes))
@@ -314,7 +335,7 @@ def test_bad_settings_are_one_error(copy, changes, said):
 
 @pytest.mark.parametrize(("dataset", "said"), [
     ("inference", "neighbours.inference: neighbours are of single texts to be classified, its rows are pairs"),
-    ("review", "neighbours.review: road.distill.teachers names no teacher of it, did you mean 'reviews'"),
+    ("review", "neighbours.review: no data set with teachers, which say what a text without a label means; did you mean 'reviews'"),
 ])  # fmt: skip
 def test_only_single_texts_that_have_teachers_get_neighbours(taught, config_file, command, dataset, said):
     config = minimax_config(taught, neighbours={dataset: {"text": str(taught / "more.txt")}})

@@ -78,8 +78,9 @@ class Fused(Objective):
 class Taught(Fused):
     """What objectives with teachers share: where the teachers' logits come from, and the term on hidden states."""
 
-    teachers: dict[str, Annotated[list[str], Field(min_length=1)]]
-    source: Literal["cached", "online"] = "cached"
+    teachers: dict[str, Annotated[list[str], Field(min_length=1)]] = {}
+    source: Literal["cached", "online", "average"] = "cached"
+    decay: Annotated[float, Field(ge=0, lt=1)] = 0.99  # of the average
     dtype: Literal["float16", "float32"] = "float16"
     cache: str | None = None
     hidden: HiddenKD | None = None
@@ -89,6 +90,14 @@ class Taught(Fused):
     def hidden_states_are_not_cached(self):
         if self.hidden is not None and self.source != "online":
             raise ValueError('hidden compares hidden states, which are not cached: set source to "online"')
+        return self
+
+    @model_validator(mode="after")
+    def an_average_is_the_runs_own(self):
+        if self.source == "average" and self.teachers:
+            raise ValueError("the source average is the run's own and teaches all its data sets: leave teachers out")
+        if self.source != "average" and "decay" in self.model_fields_set:
+            raise ValueError(f'decay is of the source "average", got source {self.source}: leave it out')
         return self
 
     def __call__(self, outputs, teaching, batch, progress):

@@ -33,10 +33,9 @@ def objective_from(config: RoadConfig) -> Objective:
         raise RoadError(f"road.distill.objective: {came}; allowed: {', '.join(OBJECTIVES)}")
     objective = validated(OBJECTIVES[kind], block, "road.distill")
     if isinstance(objective, Taught):
-        if not objective.teachers:
-            raise RoadError(
-                f"road.distill.teachers: {kind} needs a teacher for at least one data set of the run (road.use leaves the others out)"
-            )
+        if not objective.teachers and objective.source != "average":
+            needed = f"{kind} needs a teacher for at least one data set of the run (road.use leaves the others out)"
+            raise RoadError(f"road.distill.teachers: {needed if 'teachers' in block else 'is required'}")
         for dataset, names in objective.teachers.items():
             if dataset not in config.datasets:
                 raise RoadError(
@@ -46,10 +45,10 @@ def objective_from(config: RoadConfig) -> Objective:
                 raise RoadError(f"road.distill.teachers.{dataset}: a teacher is named twice: {', '.join(names)}")
             objective.fits(dataset, len(names))
         for dataset in objective.neighbours:
-            if dataset not in objective.teachers:
+            if dataset not in (known := objective.teachers or config.datasets):
                 raise RoadError(
-                    f"road.distill.neighbours.{dataset}: road.distill.teachers names no teacher of it"
-                    f"{nearest(dataset, objective.teachers)}: neighbours have no label, they are learned from teachers"
+                    f"road.distill.neighbours.{dataset}: no data set with teachers, which say what a text without a label "
+                    f"means{nearest(dataset, known)}"
                 )
     return objective
 

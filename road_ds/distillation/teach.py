@@ -48,9 +48,9 @@ def teach(path: str, overrides: list[str], batch_size: int = 64) -> None:
     objective = objective_from(config)
     if not isinstance(objective, Taught):
         raise RoadError(f"{path}: road.distill names no teachers: there is nothing to write")
-    if objective.source == "online":
+    if objective.source != "cached":
         raise RoadError(
-            f"{path}: road.distill.source is online: the teachers run beside the student, nothing is written"
+            f"{path}: road.distill.source is {objective.source}: the teachers run beside the student, nothing is written"
         )
     ranks = Ranks.start(config.step_timeout)
     tasks = heads(config)

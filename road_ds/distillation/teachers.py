@@ -15,6 +15,7 @@ from road_ds.common.ranks import Ranks
 from road_ds.data.batch import Batch
 from road_ds.data.features import FeatureSet
 from road_ds.data.tokenizer import check_vocabulary, read_tokenizer, tokenizer_hash
+from road_ds.distillation.average import AverageTeacher
 from road_ds.distillation.hidden import HiddenKD
 from road_ds.distillation.objective import Objective, Taught, Teaching
 from road_ds.distillation.registry import teachers_of
@@ -172,7 +173,7 @@ class OnlineTeachers:
         return [own for own, _ in pairs], width
 
 
-AnyTeachers = NoTeachers | CachedTeachers | OnlineTeachers
+AnyTeachers = NoTeachers | CachedTeachers | OnlineTeachers | AverageTeacher
 
 
 def open_teachers(
@@ -191,10 +192,13 @@ def open_teachers(
     cache: the run's; config: its file, for messages that give a command line; neighbours: by data set the texts that its
     teachers are asked about too.
     """
-    names = teachers_of(objective)
-    if not names:
+    if not isinstance(objective, Taught):
         return NoTeachers()
-    assert isinstance(objective, Taught)
+    if objective.source == "average":
+        return AverageTeacher(
+            objective.decay, heads.of | {t.name: heads.of[name] for name, t in (neighbours or {}).items()}
+        )
+    names = teachers_of(objective)
     pupils = {name: pupil(name, heads, train[name], tokenizer) for name in names}
     for name, texts in (neighbours or {}).items():
         pupils[texts.name] = replace(pupils[name], dataset=texts.name, rows=texts)

@@ -26,8 +26,8 @@ class Forwards:
         return taken
 
     def _of_student(self, module: nn.Module, arguments: tuple, outputs: Any) -> None:
-        batch = arguments[0]
-        self.counts["rows_trained" if torch.is_grad_enabled() else "rows_asked"] += len(batch.input_ids)
+        self.counts["rows_trained" if torch.is_grad_enabled() else "rows_asked"] += len(arguments[0].input_ids)
 
     def _of_teacher(self, module: nn.Module, arguments: tuple, outputs: Any) -> None:
-        self.counts["rows_of_teachers"] += len(next(iter(outputs.values())))
+        # a model of Hugging Face has named arguments only
+        self.counts["rows_of_teachers"] += len(arguments[0].input_ids if arguments else outputs[0])
