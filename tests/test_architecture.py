@@ -17,6 +17,7 @@ from road_ds.data.publishers import SHAPES
 from road_ds.data.readers import read
 from road_ds.distillation.objective import Loss, Objective, Taught, Teaching, supervised
 from road_ds.distillation.registry import OBJECTIVES
+from road_ds.distillation.teachers import SOURCES
 from road_ds.tasks.registry import TASKS
 from road_ds.tasks.text import TextTask
 
@@ -125,8 +126,8 @@ def test_an_objective_from_outside_decides_what_is_learned(answer, config_file, 
 
 def test_a_teacher_from_outside_is_learned_from(config_file, tmp_path, monkeypatch):
     monkeypatch.setitem(OBJECTIVES, "mimic", Mimic)
-    monkeypatch.setattr(train, "open_teachers", lambda *rows, **places: Oracle())
-    block = {"objective": "mimic", "teachers": {"inference": ["oracle"]}}
+    monkeypatch.setitem(SOURCES, "oracle", lambda objective, pupils, ranks, cache, config: Oracle())
+    block = {"objective": "mimic", "source": "oracle", "teachers": {"inference": ["oracle"]}}
     config = tiny_config(use=["inference"], distill=block, steps=10)
     label = config["road"]["tasks"]["inference"]["labels"][1]
     assert train.main(["--deepspeed_config", str(config_file(config))]) == 0

@@ -13,6 +13,7 @@ from road_ds.config.file import load_config
 from road_ds.data.batch import collate
 from road_ds.data.passes import plan
 from road_ds.data.rows import Rows
+from road_ds.distillation.average import Average
 from road_ds.models.build import build_model
 from road_ds.models.configuration import load_tokenizer
 from road_ds.tasks.registry import heads
@@ -123,14 +124,38 @@ def test_a_resumed_run_goes_on_with_its_average(config_file, tmp_path):
     assert all(torch.equal(ends[0][key], ends[1][key]) for key in ends[0])
 
 
+def test_the_average_reads_without_dropout_and_leaves_the_model_as_it_was(config_file):
+    settings, _ = load_config(config_file(average_config()))
+    tokenizer, tasks = load_tokenizer(settings.model), heads(settings)
+    rows = Rows.load(
+        {"inference": settings.datasets["inference"]}, {"inference": tasks["inference"]}, tokenizer, settings.cache
+    )
+    batch = collate(rows.train["inference"], range(4), tokenizer.pad_token_id)
+    model = build_model(settings.model, tasks, tokenizer, dropout=0.5, seed=0)
+    expected = model.eval()(batch, "inference").logits
+    mean = Average(model.train())
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight += 1
+    before = [(weight.data_ptr(), weight.detach().clone()) for weight in model.parameters()]
+    found = [mean(batch, "inference", model).logits for _ in range(2)]
+    assert torch.equal(found[0], expected) and torch.equal(found[0], found[1]) and not found[0].requires_grad
+    assert model.training
+    assert all(
+        w.data_ptr() == at and torch.equal(w, was) for w, (at, was) in zip(model.parameters(), before, strict=True)
+    )
+
+
 @pytest.mark.parametrize(("stage", "changes", "said"), [
     (3, {}, "road.distill.source: average is not there under ZeRO 3, whose weights are partitioned"),
     (0, {"teachers": {"places": ["x"]}}, "the source average is the run's own and teaches all its data sets"),
     (0, {"source": "cached"}, 'decay is of the source "average", got source cached'),
     (0, {"decay": 1.0}, "road.distill.decay: got 1.0"),
+    (0, {"source": "averag", "decay": None}, "road.distill.source: got 'averag'; did you mean 'average'?; allowed: cached, online, average"),
 ])  # fmt: skip
 def test_bad_settings_are_one_error(config_file, capsys, stage, changes, said):
     config = average_config(stage)
-    config["road"]["distill"] |= changes
+    block = config["road"]["distill"] | changes
+    config["road"]["distill"] = {key: value for key, value in block.items() if value is not None}
     assert train.main(["--deepspeed_config", str(config_file(config))]) == 2
     assert said in capsys.readouterr().err

@@ -22,6 +22,11 @@ from road_ds.distillation.minimax import undisturbed
 from road_ds.models.build import build_model
 from road_ds.models.configuration import load_tokenizer
 from road_ds.models.export import export
+from road_ds.recipes.inputs import content
+from road_ds.recipes.launcher import Launcher
+from road_ds.recipes.recipe import load_recipe
+from road_ds.recipes.recipe import plan as plan_recipe
+from road_ds.recipes.stages import commands, inputs_for, look
 from road_ds.tasks.registry import heads
 
 K, KEEP, FACTOR, TEMPERATURE, WEIGHT = 5, 2, 0.6, 3.0, 0.7
@@ -355,4 +360,28 @@ def test_data_sets_left_out_take_their_neighbours_along(taught, config_file, com
     config["road"]["use"] = ["inference"]
     assert "names no data set: there is nothing to find" in error_of(
         command("neighbours", "--deepspeed_config", config_file(config))
+    )
+
+
+def test_check_says_what_a_visit_costs(taught, config_file, command):
+    code, out, _ = command("check", config_file(minimax_config(taught)))
+    assert code == 0 and "neighbours of reviews: 5 of each row by tfidf, 2 learned from at each visit" in out
+
+
+def test_a_recipe_finds_neighbours_first_and_names_their_text(copy, tmp_path):
+    copy[1]("neighbours")
+    (tmp_path / "r.json").write_text(json.dumps({"stages": {"a": {"config": "run.json"}}}))
+    runs = plan_recipe(load_recipe(tmp_path / "r.json"), tmp_path / "r.json", tmp_path / "out")
+    (step,) = look(runs)
+    assert step.kind == "neighbours, teach, train"
+    assert [next(w for w in ("neighbours", "teach", "train.py") if any(w in part for part in line)) for line in commands(step, Launcher([]))] == [
+        "neighbours", "teach", "train.py",
+    ]  # fmt: skip
+    named = f"neighbours of reviews: {tmp_path / 'more.txt'}"
+    inputs, missing = inputs_for(step.run, step.config, step.ds, {})
+    assert len(inputs[named]) == 64 and not missing
+    (tmp_path / "more.txt").unlink()
+    content.cache_clear()
+    assert any(
+        "more.txt: cannot be read" in fault for fault in inputs_for(step.run, step.config, step.ds, {})[1].values()
     )

@@ -79,7 +79,7 @@ class Taught(Fused):
     """What objectives with teachers share: where the teachers' logits come from, and the term on hidden states."""
 
     teachers: dict[str, Annotated[list[str], Field(min_length=1)]] = {}
-    source: Literal["cached", "online", "average"] = "cached"
+    source: str = "cached"  # a key of SOURCES
     decay: Annotated[float, Field(ge=0, lt=1)] = 0.99  # of the average
     dtype: Literal["float16", "float32"] = "float16"
     cache: str | None = None

@@ -11,6 +11,7 @@ from road_ds.distillation.kd import KD, WeightedKD
 from road_ds.distillation.neighbours import NeighbourKD
 from road_ds.distillation.objective import Objective, Taught
 from road_ds.distillation.smoothing import LabelSmoothing, TeacherFree
+from road_ds.distillation.teachers import SOURCES
 
 OBJECTIVES: dict[str, type[Objective]] = {
     "kd": KD,
@@ -33,6 +34,11 @@ def objective_from(config: RoadConfig) -> Objective:
         raise RoadError(f"road.distill.objective: {came}; allowed: {', '.join(OBJECTIVES)}")
     objective = validated(OBJECTIVES[kind], block, "road.distill")
     if isinstance(objective, Taught):
+        if objective.source not in SOURCES:
+            raise RoadError(
+                f"road.distill.source: got {quote(objective.source)}{nearest(objective.source, SOURCES)}; allowed: "
+                f"{', '.join(SOURCES)}"
+            )
         if not objective.teachers and objective.source != "average":
             needed = f"{kind} needs a teacher for at least one data set of the run (road.use leaves the others out)"
             raise RoadError(f"road.distill.teachers: {needed if 'teachers' in block else 'is required'}")

@@ -57,10 +57,10 @@ def teach(path: str, overrides: list[str], batch_size: int = 64) -> None:
     tokenizer = ranks.together(lambda: load_tokenizer(config.model))
     check_lengths(base_config(config.model, tokenizer, config.dropout), tasks)
     lines, shares = [], []
-    for own, read, names in pupils(config, objective, tasks, tokenizer, ranks):
-        scores = np.stack([ask(own, name, read, config.cache, objective, ranks, batch_size) for name in names])
+    for own, read in pupils(config, objective, tasks, tokenizer, ranks):
+        scores = np.stack([ask(own, name, read, config.cache, objective, ranks, batch_size) for name in own.teachers])
         labelled = own.dataset in config.datasets
-        for name, of in zip(names, scores, strict=True):
+        for name, of in zip(own.teachers, scores, strict=True):
             value = f"squared error {of.mean():.4g}" if own.task.continuous else f"{of.mean():.1%} right"
             lines.append((own.dataset, name, f"{len(of):,}", value if labelled else "no labels"))
         if labelled and not own.task.continuous:
@@ -74,19 +74,19 @@ def teach(path: str, overrides: list[str], batch_size: int = 64) -> None:
 
 def pupils(
     config: RoadConfig, objective: Taught, tasks: Heads, tokenizer: Any, ranks: Ranks
-) -> Iterator[tuple[Pupil, Callable[[Any], FeatureSet], list[str]]]:
-    """What a run's teachers are asked about: each data set, and the texts of its neighbours; its reader; who is asked."""
-    for dataset, names in objective.teachers.items():
+) -> Iterator[tuple[Pupil, Callable[[Any], FeatureSet]]]:
+    """What a run's teachers are asked about, each data set and the texts of its neighbours, and its reader."""
+    for dataset in objective.teachers:
         task = tasks.task(dataset)
         read = partial(read_rows, dataset, config.datasets[dataset], config.cache, task, ranks)
-        own = pupil(dataset, tasks, ranks.together(partial(read, tokenizer)), tokenizer)
-        yield own, read, names
+        own = pupil(dataset, tasks, ranks.together(partial(read, tokenizer)), tokenizer, objective)
+        yield own, read
         if settings := objective.neighbours.get(dataset):
             folder = folder_of(objective, config.cache, dataset)
             origin = ranks.together(partial(origin_of, dataset, settings, own.rows, task))
             ranks.together(partial(open_folder, folder, origin, dataset, ranks.local_rank == 0, config.file))
             read = partial(encoded, folder, dataset, task, config.cache, ranks.local_rank == 0)
-            yield replace(own, dataset=texts_of(dataset), rows=ranks.together(partial(read, tokenizer))), read, names
+            yield replace(own, dataset=texts_of(dataset), rows=ranks.together(partial(read, tokenizer))), read
 
 
 def ask(

@@ -1,6 +1,6 @@
 """Teachers: whose logits a batch is trained towards, read from soft targets on disk or computed beside the student."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,6 @@ from road_ds.data.tokenizer import check_vocabulary, read_tokenizer, tokenizer_h
 from road_ds.distillation.average import AverageTeacher
 from road_ds.distillation.hidden import HiddenKD
 from road_ds.distillation.objective import Objective, Taught, Teaching
-from road_ds.distillation.registry import teachers_of
 from road_ds.distillation.soft_targets import Origin, SoftTargets
 from road_ds.models.configuration import check_lengths
 from road_ds.models.export import read_task
@@ -47,13 +46,14 @@ def targets_folder(objective: Taught, cache: str, dataset: str, name: str) -> Pa
 
 @dataclass(frozen=True)
 class Pupil:
-    """The data set that a teacher is asked about: its rows, its head's task, and the student's tokenizer."""
+    """The data set that teachers are asked about: its rows, its head's task, the student's tokenizer, and who they are."""
 
     dataset: str
     head: str
     task: Task
     rows: FeatureSet
     tokenizer: Any
+    teachers: tuple[str, ...]
 
     def accept(self, name: str) -> Path:
         """A teacher's folder. RoadError where its task, labels, tokenizer or length do not suit the data set."""
@@ -174,6 +174,7 @@ class OnlineTeachers:
 
 
 AnyTeachers = NoTeachers | CachedTeachers | OnlineTeachers | AverageTeacher
+Pupils = Mapping[str, Pupil]  # by data set, those of neighbours too
 
 
 def open_teachers(
@@ -194,33 +195,50 @@ def open_teachers(
     """
     if not isinstance(objective, Taught):
         return NoTeachers()
-    if objective.source == "average":
-        return AverageTeacher(
-            objective.decay, heads.of | {t.name: heads.of[name] for name, t in (neighbours or {}).items()}
-        )
-    names = teachers_of(objective)
-    pupils = {name: pupil(name, heads, train[name], tokenizer) for name in names}
-    for name, texts in (neighbours or {}).items():
-        pupils[texts.name] = replace(pupils[name], dataset=texts.name, rows=texts)
-        names = {**names, texts.name: names[name]}
-    of = {name: own.task for name, own in pupils.items()}
-    if objective.source == "online":
-        loaded: dict[str, Predictor] = {}
-        return OnlineTeachers({name: online(own, names[name], loaded) for name, own in pupils.items()}, of)
+    taught = objective.teachers or train  # an average names nobody and teaches all
+    pupils = {name: pupil(name, heads, train[name], tokenizer, objective) for name in taught}
+    near = {
+        texts.name: replace(pupils[name], dataset=texts.name, rows=texts) for name, texts in (neighbours or {}).items()
+    }
+    return SOURCES[objective.source](objective, pupils | near, ranks, cache, config)
+
+
+def cached(objective: Taught, pupils: Pupils, ranks: Ranks, cache: str, config: str) -> CachedTeachers:
+    """The teachers whose soft targets `teach` has written."""
     targets: dict[str, list[SoftTargets]] = {}
     for dataset, own in pupils.items():
         targets[dataset] = []
-        for name in names[dataset]:
+        for name in own.teachers:
             origin = own.origin(name, own.accept(name), objective.dtype)
             folder = targets_folder(objective, cache, dataset, name)
             targets[dataset].append(SoftTargets(folder, origin, name, verify=ranks.local_rank == 0, config=config))
-    return CachedTeachers(targets, of, ranks.device)
+    return CachedTeachers(targets, {name: own.task for name, own in pupils.items()}, ranks.device)
 
 
-def online(own: Pupil, names: Sequence[str], loaded: dict[str, Predictor]) -> list[Predictor]:
+def online(objective: Taught, pupils: Pupils, ranks: Ranks, cache: str, config: str) -> OnlineTeachers:
+    """The teachers that read the batches beside the student."""
+    loaded: dict[str, Predictor] = {}
+    found = {dataset: beside(own, loaded) for dataset, own in pupils.items()}
+    return OnlineTeachers(found, {name: own.task for name, own in pupils.items()})
+
+
+def average(objective: Taught, pupils: Pupils, ranks: Ranks, cache: str, config: str) -> AverageTeacher:
+    """The student's own average."""
+    return AverageTeacher(objective.decay, {name: own.head for name, own in pupils.items()})
+
+
+# Where teaching comes from, by `road.distill.source`. A new one is a class and a function here or beside this file, and a line.
+SOURCES: dict[str, Callable[[Taught, Pupils, Ranks, str, str], Any]] = {
+    "cached": cached,
+    "online": online,
+    "average": average,
+}
+
+
+def beside(own: Pupil, loaded: dict[str, Predictor]) -> list[Predictor]:
     """The teachers of a data set, ready to read its batches beside the student. loaded: those that are, by folder."""
     found = []
-    for name in names:
+    for name in own.teachers:
         folder = own.accept(name)
         if tokenizer_hash(read_tokenizer(folder, name)) != tokenizer_hash(own.tokenizer):
             raise RoadError(
@@ -234,6 +252,7 @@ def online(own: Pupil, names: Sequence[str], loaded: dict[str, Predictor]) -> li
     return found
 
 
-def pupil(dataset: str, heads: Heads, rows: FeatureSet, tokenizer: Any) -> Pupil:
+def pupil(dataset: str, heads: Heads, rows: FeatureSet, tokenizer: Any, objective: Taught) -> Pupil:
     """A data set of a run as its teachers see it."""
-    return Pupil(dataset, heads.of[dataset], heads.task(dataset), rows, tokenizer)
+    named = tuple(objective.teachers.get(dataset, ()))
+    return Pupil(dataset, heads.of[dataset], heads.task(dataset), rows, tokenizer, named)
