@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from runs import error_of, launch, records, tiny_config
+from forked import run_forked
+from runs import error_of, records, tiny_config
 from safetensors.torch import load_file
 from sklearn.feature_extraction.text import TfidfVectorizer
 from torch.nn import functional as F
@@ -210,12 +211,12 @@ def test_training_equals_a_plain_loop_over_rows_and_neighbours(plain, taught, ca
     assert found["rows_trained"] == sum(line.get("rows_trained", 0) for line in records(tmp_path / f"zero-{stage}"))
 
 
-def test_two_processes_give_the_same_under_every_stage(plain, taught, cache, tmp_path):
-    files = [staged(taught, tmp_path, cache, stage, micro=2) for stage in range(4)]
-    result = launch("tests/several_runs.py", *files, ranks=2, launcher=("--no_local_rank",))
+@pytest.mark.parametrize("stage", range(4))
+def test_two_processes_give_the_same_under_every_stage(plain, taught, cache, tmp_path, stage):
+    path = staged(taught, tmp_path, cache, stage, micro=2)
+    result = run_forked("road_ds/train.py", "--deepspeed_config", path, ranks=2)
     assert result.returncode == 0, result.stderr[-3000:]
-    for stage in range(4):
-        compare(tmp_path / f"zero-{stage}", plain)
+    compare(tmp_path / f"zero-{stage}", plain)
 
 
 def test_online_teachers_read_the_neighbours_too(plain, taught, config_file, tmp_path):
