@@ -95,14 +95,14 @@ def one_step(
     record = meter.begin(step, max(group["lr"] for group in engine.optimizer.param_groups))
     record.drawn, batches = next(plan)
     if cosines:
-        alone = partial(lesson, engine.module, progress=step / steps)
+        alone = partial(lesson, engine.module, step=step, steps=steps)
         record.cosines = gradient_cosines(
             engine, batches, len(record.drawn), lambda batch: alone(batch.to(ranks.device)).total, ranks
         )
     for batch in batches:
         batch = batch.to(ranks.device)
         with out_of_memory_named(batch):
-            loss = lesson(engine, batch, step / steps, measured)
+            loss = lesson(engine, batch, step, steps, measured)
             engine.backward(loss.total)
             record.add(loss)
             record.applied, record.gradient_norm = step_engine(engine)

@@ -32,7 +32,7 @@ from road_ds.data.rows import Rows
 from road_ds.distillation.guard import Guarded
 from road_ds.distillation.lesson import Lesson
 from road_ds.distillation.objective import Taught
-from road_ds.distillation.teachers import AnyTeachers, OnlineTeachers, open_teachers
+from road_ds.distillation.teachers import AnyTeachers, NoTeachers, open_teachers
 from road_ds.engine import speed, surroundings
 from road_ds.engine.checkpoint import Checkpoint, prune, restore
 from road_ds.engine.meter import Meter
@@ -49,6 +49,7 @@ from road_ds.loop import fit
 from road_ds.models.build import build_model
 from road_ds.models.configuration import base_config, check_lengths, load_tokenizer
 from road_ds.models.multi_task import MultiTaskModel, parameter_count
+from road_ds.models.states import Shape
 from road_ds.tasks.registry import Heads
 
 
@@ -228,8 +229,8 @@ def build(
     settled, heads, teachers = parts.settled, parts.heads, parts.teachers
     ds, objective = settled.ds, settled.objective
     model = build_model(config.model, heads, parts.tokenizer, dropout=config.dropout, seed=config.seed)
-    if isinstance(objective, Taught) and objective.hidden and isinstance(teachers, OnlineTeachers):
-        model.project(*teachers.compare_hidden(objective.hidden, model.encoder.config.num_hidden_layers))
+    if isinstance(objective, Taught) and objective.compared and not isinstance(teachers, NoTeachers):
+        model.compare(teachers.compare(objective.compared, Shape.of(model.encoder.config), config.seed))
     mode, notes = speed.prepare(model, config, ds, machine.device, machine.capability, settled.precision)
     limits = {name: heads.task(name).max_length for name in parts.rows.train}
     ranks.apart(lambda: folder.begin(parts.resolved, anew=anew))

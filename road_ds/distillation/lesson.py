@@ -17,10 +17,10 @@ class Lesson:
     teachers: Teachers
     heads: Mapping[str, str]
 
-    def __call__(self, model: Callable[..., Any], batch: Batch, progress: float, measured: bool = False) -> Loss:
-        """The loss of a batch at a progress in [0, 1]; measured: with the teachers' share of its gradient."""
-        outputs = model(batch, self.heads[batch.dataset])
-        teaching = self.teachers(batch)
+    def __call__(self, model: Callable[..., Any], batch: Batch, step: int, steps: int, measured: bool = False) -> Loss:
+        """The loss of a batch in a step (from 0) of so many; measured: with the teachers' share of its gradient."""
+        progress, teaching = step / steps, self.teachers(batch)
+        outputs = model(batch, self.heads[batch.dataset], teaching and teaching.states, step)
         loss = self.objective(outputs, teaching, batch, progress)
         if not measured or teaching is None:
             return loss
