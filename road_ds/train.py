@@ -166,7 +166,7 @@ def run(
         engine, parts.rows.dev, parts.heads, ranks, folder, parts.tokenizer.pad_token_id,
         config.evaluate_batch_size, parts.saved, config.keep, best,
     )  # fmt: skip
-    lesson = Lesson(Guarded(parts.settled.objective), parts.teachers, parts.heads.of)
+    lesson = Lesson(Guarded(parts.settled.objective), parts.teachers, parts.heads.of, parts.steps)
     micro = engine.train_micro_batch_size_per_gpu()
     batches = ahead(assemble(parts.passes, parts.rows.train, padding, ranks, micro, range(begin, parts.steps)))
     meter = Meter(ranks, folder, parts.rows.train, micro, padding)

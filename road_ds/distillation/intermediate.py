@@ -25,9 +25,8 @@ class LayersAlone(Taught):
         return 0.0
 
     def of_classes(self, outputs, teachers, labels, progress):
-        nothing = (
-            0.0 * outputs.logits.float().nan_to_num(0.0, 0.0, 0.0).sum()
-        )  # a head without a part is stale under ZeRO 3
+        # Without a part in the loss a head's gradient would be one of an earlier step under ZeRO 3.
+        nothing = (0.0 * outputs.logits.float().nan_to_num(0.0, 0.0, 0.0)).sum()
         return Loss(nothing, supervised(outputs, labels).total.detach())
 
     def of_values(self, outputs, teachers, labels, progress):

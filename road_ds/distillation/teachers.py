@@ -77,7 +77,8 @@ class Pupil:
 
     def origin(self, name: str, folder: Path, dtype: str, states: bool) -> Origin:
         """What a teacher's soft targets for this data set would be made from; states: with the vectors of its layers."""
-        settings, shape = self.task.model_dump(), Shape.of(read_config(folder, name))
+        settings = self.task.model_dump()
+        shape = Shape.of(read_config(folder, name)) if states else None
         return Origin(
             dataset=self.dataset,
             teacher=weights_hash(model_folder(head_folder(name, self.head))),
@@ -89,7 +90,7 @@ class Pupil:
             },
             labels=label_names(self.task),
             dtype=dtype,
-            vectors=[shape.layers, shape.width] if states else None,
+            vectors=None if shape is None else [shape.layers, shape.width],
         )
 
 
@@ -103,19 +104,22 @@ def weights_hash(folder: Path) -> str:
 
 
 class SomeTeachers:
-    """What teachers of either source share. identity: the hash of each one's weights, by data set; shapes: of their encoders."""
+    """What teachers of either source share. identity: the hash of each one's weights, by data set."""
 
     identity: Mapping[str, list[str]]
-    shapes: set[Shape]
     wanted: Wanted = NOTHING
+
+    def shapes(self) -> set[Shape]:
+        """The different shapes of their encoders."""
+        raise NotImplementedError
 
     def compare(self, method: LayerMethod, student: Shape, seed: int) -> Comparison:
         """How the layers of a student of this shape are compared with theirs, of which they give the states from now on."""
-        if len(self.shapes) > 1:
-            sizes = ", ".join(f"{s.layers} layers of width {s.width}" for s in sorted(self.shapes))
+        first, *others = sorted(self.shapes())
+        if others:
+            sizes = ", ".join(f"{s.layers} layers of width {s.width}" for s in (first, *others))
             raise RoadError(f"{WHERE}: the teachers must have one depth and width (and number of heads), got {sizes}")
-        (shape,) = self.shapes
-        comparison = method.compare(student, shape, seed)
+        comparison = method.compare(student, first, seed)
         self.wanted = comparison.theirs
         return comparison
 
@@ -126,8 +130,10 @@ class CachedTeachers(SomeTeachers):
     def __init__(self, targets: Mapping[str, list[SoftTargets]], tasks: Mapping[str, Task], device: torch.device):
         self.targets, self.tasks, self.device = targets, tasks, device
         self.identity = {name: [source.teacher for source in sources] for name, sources in targets.items()}
-        kept = [source.shape for sources in targets.values() for source in sources]
-        self.shapes = {Shape(shape[0], shape[1], heads=0) for shape in kept if shape is not None}
+
+    def shapes(self):
+        kept = [source.shape for sources in self.targets.values() for source in sources]
+        return {Shape(shape[0], shape[1], heads=0) for shape in kept if shape is not None}
 
     def __call__(self, batch: Batch) -> Teaching | None:
         """What the teachers say of a batch, as wide as the student's; None where the data set has no teacher."""
@@ -163,7 +169,9 @@ class OnlineTeachers(SomeTeachers):
         self.teachers, self.tasks = teachers, tasks
         hashes = {name: weights_hash(model_folder(name)) for name in {t.name for own in teachers.values() for t in own}}
         self.identity = {name: [hashes[teacher.name] for teacher in own] for name, own in teachers.items()}
-        self.shapes = {Shape.of(teacher.model.config) for own in teachers.values() for teacher in own}
+
+    def shapes(self):
+        return {Shape.of(teacher.model.config) for own in self.teachers.values() for teacher in own}
 
     def __call__(self, batch: Batch) -> Teaching | None:
         """What the teachers say of a batch; None where the data set has no teacher."""

@@ -23,14 +23,7 @@ class Hidden(LayerMethod):
     first: ClassVar[bool] = False
 
     def compare(self, student, teacher, seed):
-        pairs = mapped(self.map, student, teacher)
-        return HiddenStates(pairs, student, teacher)
-
-
-def mapped(how: str | list[list[int]], student: Shape, teacher: Shape) -> list[Pair]:
-    """The pairs of layers that a setting stands for."""
-    find = MAPS[how] if isinstance(how, str) else lambda *depths: maps.given(how, *depths)
-    return find(student.layers, teacher.layers)
+        return HiddenStates(maps.chosen(self.map, MAPS, student.layers, teacher.layers), student, teacher)
 
 
 class HiddenStates(Comparison):

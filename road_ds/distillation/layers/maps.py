@@ -1,5 +1,6 @@
 """Which layers of a student stand beside which of a teacher, counted from 1."""
 
+from collections.abc import Callable, Mapping
 from itertools import pairwise
 from typing import Annotated
 
@@ -35,6 +36,13 @@ def last(student: int, teacher: int) -> list[Pair]:
     """The highest without the last: 1 to 5 with 7, 8, 9, 10, 11 of 12 (PKD-Last)."""
     below_the_last(student, teacher, student - 1)
     return [(layer, teacher - student + layer) for layer in range(1, student)]
+
+
+def chosen(
+    how: str | list[list[int]], named: Mapping[str, Callable[[int, int], list[Pair]]], student: int, teacher: int
+) -> list[Pair]:
+    """The pairs that a setting stands for: by one of the names, or given one by one."""
+    return named[how](student, teacher) if isinstance(how, str) else given(how, student, teacher)
 
 
 def given(pairs: list[list[int]], student: int, teacher: int) -> list[Pair]:

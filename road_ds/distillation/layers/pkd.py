@@ -21,9 +21,7 @@ class PKD(LayerMethod):
     map: Literal["skip", "last"] | Pairs = "skip"
 
     def compare(self, student, teacher, seed):
-        how = self.map
-        find = MAPS[how] if isinstance(how, str) else lambda *depths: maps.given(how, *depths)
-        return Patient(find(student.layers, teacher.layers), student, teacher)
+        return Patient(maps.chosen(self.map, MAPS, student.layers, teacher.layers), student, teacher)
 
 
 class RKD(LayerMethod):

@@ -6,8 +6,8 @@ from torch import nn
 
 from road_ds.common.errors import RoadError
 from road_ds.distillation.layers.base import Comparison, LayerMethod, mean_over_layers, score_error, token_error
-from road_ds.distillation.layers.hidden import mapped
-from road_ds.distillation.layers.maps import WHERE, Pair, Pairs
+from road_ds.distillation.layers.hidden import MAPS
+from road_ds.distillation.layers.maps import WHERE, Pair, Pairs, chosen
 from road_ds.models.states import Shape, Wanted
 
 
@@ -25,7 +25,7 @@ class TinyBERT(LayerMethod):
                 f"{WHERE}: tinybert compares attention head by head, which nothing can project: the student has "
                 f"{student.heads} heads, the teacher {teacher.heads}; take a student with as many, or another method"
             )
-        return Transformers(mapped(self.map, student, teacher), student, teacher)
+        return Transformers(chosen(self.map, MAPS, student.layers, teacher.layers), student, teacher)
 
 
 class Transformers(Comparison):
