@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from runs import TINY_ELECTRA, launch, records, tiny_config
+from forked import run_forked
+from runs import TINY_ELECTRA, records, tiny_config
 from safetensors.torch import load_file
 from torch.nn import functional as F
 from transformers import AutoModelForQuestionAnswering, AutoModelForSequenceClassification
@@ -199,7 +200,7 @@ def test_layers_compared_inside_mtl_equal_a_plain_loop(
     if ranks == 1:
         assert train.main(["--deepspeed_config", str(path)]) == 0
     else:
-        result = launch("road_ds/train.py", "--deepspeed_config", path, ranks=ranks)
+        result = run_forked("road_ds/train.py", "--deepspeed_config", path, ranks=ranks)
         assert result.returncode == 0, result.stderr[-3000:]
     compare(tmp_path / "run", plain(layers))
     line = next(line for line in records(tmp_path / "run") if "layers/places" in line)
@@ -318,3 +319,10 @@ def test_layers_that_do_not_suit_are_one_error(teachers, layers, teacher, said, 
     assert train.main(["--deepspeed_config", str(config_file(config))]) == 2
     error = capsys.readouterr().err
     assert said in error and error.count("\n") == 1 and not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+def test_scores_of_a_compiled_encoder_are_refused(teachers, config_file, capsys):
+    config = layers_config(teachers, {"method": "tinybert"})
+    config["road"] |= {"compile": True, "use": ["inference"]}
+    assert train.main(["--deepspeed_config", str(config_file(config))]) == 2
+    assert "does not show the attention scores that road.distill.layers compares" in capsys.readouterr().err

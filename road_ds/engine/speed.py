@@ -56,8 +56,8 @@ def choose_padding(
         obstacle = obstacle or "this GPU has no attention for packed rows (compute capability 8.0)"
     elif device == "cuda" and precision == "fp32":
         obstacle = obstacle or "a GPU's attention for packed rows takes bf16 or fp16, not fp32"
-    elif compiled:
-        obstacle = obstacle or "road.compile is built for padded batches"
+    elif device == "cpu" and compiled:
+        obstacle = obstacle or "on a CPU road.compile is built for padded batches"
     if obstacle:
         return "grouped", f"road.padding is grouped, not free: {obstacle}"
     return "free", ""
@@ -100,5 +100,5 @@ def prepare(
                 "road.compile: a compiled encoder does not show the attention scores that road.distill.layers compares: leave "
                 "road.compile out, or take another method"
             )
-        model.encoder.compile(dynamic=True)  # one graph for batches of every width
+        model.encoder.compile(dynamic=True)  # one graph for batches of every size
     return mode, [text for text in (note, remark) if text]
