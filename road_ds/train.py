@@ -13,7 +13,7 @@ import argparse
 import contextlib
 import time
 import traceback
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -25,6 +25,7 @@ from road_ds.common.log import counted, is_main, print_anywhere, quiet_libraries
 from road_ds.common.ranks import Ranks
 from road_ds.common.strict_json import flat_keys
 from road_ds.config.file import load_config
+from road_ds.config.fit import AUTO, MICRO, fit_batch, micro_sizes
 from road_ds.config.road import RoadConfig
 from road_ds.data.batches import Padding, ahead, assemble
 from road_ds.data.passes import Passes, plan
@@ -36,11 +37,12 @@ from road_ds.distillation.minimax import Minimax
 from road_ds.distillation.neighbours import Neighbours
 from road_ds.distillation.objective import Taught
 from road_ds.distillation.retrieve import open_neighbours
-from road_ds.distillation.teachers import AnyTeachers, CachedTeachers, OnlineTeachers, open_teachers
+from road_ds.distillation.teachers import AnyTeachers, CachedTeachers, OnlineTeachers, SomeTeachers, open_teachers
 from road_ds.engine import speed, surroundings
 from road_ds.engine.checkpoint import Checkpoint, prune, restore
 from road_ds.engine.forwards import Forwards
 from road_ds.engine.meter import Meter
+from road_ds.engine.micro_batch import Demand, choose, refuse_what_cannot_fit
 from road_ds.engine.milestones import Milestones
 from road_ds.engine.preemption import Preemption, exit_code
 from road_ds.engine.results import Outcome, closing, leave
@@ -54,6 +56,7 @@ from road_ds.loop import fit
 from road_ds.models.build import build_model
 from road_ds.models.configuration import base_config, check_lengths, load_tokenizer
 from road_ds.models.multi_task import MultiTaskModel, parameter_count
+from road_ds.models.states import Shape
 from road_ds.tasks.registry import Heads
 
 
@@ -148,6 +151,12 @@ class Parts:
     resolved: dict[str, Any]  # the settings with every default
     saved: dict[str, Any]
 
+    def lesson(self, padding: Padding) -> Lesson:
+        """What a batch teaches; padding: how those of neighbours are made."""
+        objective, heads = Guarded(self.settled.objective), self.heads.of
+        minimax = Minimax(self.neighbours, self.teachers, heads, padding) if self.neighbours else None
+        return Lesson(objective, self.teachers, heads, self.steps, minimax)
+
 
 def run(
     config: RoadConfig, ds: dict[str, Any], ranks: Ranks, folder: RunFolder, preemption: Preemption, *, resume: bool
@@ -163,24 +172,24 @@ def run(
     found = ranks.together(lambda: resumable(folder, parts.saved)) if resume else None
     for remark in parts.rows.remarks():
         warn(remark)
-    model, padding, engine = build(config, parts, ranks, machine, folder, anew=found is None)
-    begin = 0 if found is None else go_on(engine, ranks, folder, found, parts.steps, config.keep)
+    model, padding, notes = shape(config, parts, machine)
+    parts = sized(config, parts, ranks, model, padding, found)
+    engine = begin(config, parts, ranks, folder, model, padding, notes, anew=found is None)
+    first = 0 if found is None else go_on(engine, ranks, folder, found, parts.steps, config.keep)
 
     best = Best(folder.path / "best", folder.run) if config.select == "best" else None
     milestones = Milestones(
         engine, parts.rows.dev, parts.heads, ranks, folder, parts.tokenizer.pad_token_id,
         config.evaluate_batch_size, parts.saved, config.keep, best,
     )  # fmt: skip
-    of = parts.heads.of
-    minimax = Minimax(parts.neighbours, parts.teachers, of, padding) if parts.neighbours else None
-    lesson = Lesson(Guarded(parts.settled.objective), parts.teachers, of, minimax)
+    lesson = parts.lesson(padding)
     micro = engine.train_micro_batch_size_per_gpu()
-    batches = ahead(assemble(parts.passes, parts.rows.train, padding, ranks, micro, range(begin, parts.steps)))
+    batches = ahead(assemble(parts.passes, parts.rows.train, padding, ranks, micro, range(first, parts.steps)))
     asked = parts.teachers.models() if isinstance(parts.teachers, OnlineTeachers | AverageTeacher) else ()
     meter = Meter(ranks, folder, parts.rows.train, micro, padding, Forwards(model, asked))
     step, reason = fit(
         engine, batches, lesson, meter, ranks, preemption, config,
-        start=begin, steps=parts.steps, evaluate=milestones.evaluate, save=milestones.save,
+        start=first, steps=parts.steps, evaluate=milestones.evaluate, save=milestones.save,
     )  # fmt: skip
     if reason:
         say(f"{reason} after step {step}; go on with --resume")
@@ -238,35 +247,69 @@ def gather(config: RoadConfig, ds: dict[str, Any], ranks: Ranks, machine: Machin
     )
 
 
-def build(
-    config: RoadConfig, parts: Parts, ranks: Ranks, machine: Machine, folder: RunFolder, *, anew: bool
-) -> tuple[MultiTaskModel, Padding, Any]:
-    """The model, how its batches are padded, and its engine; the run folder is the run's from here on."""
+def shape(config: RoadConfig, parts: Parts, machine: Machine) -> tuple[MultiTaskModel, Padding, list[str]]:
+    """The model, how its batches are padded, and what is to say of both."""
     settled, heads, teachers = parts.settled, parts.heads, parts.teachers
     ds, objective = settled.ds, settled.objective
     model = build_model(config.model, heads, parts.tokenizer, dropout=config.dropout, seed=config.seed)
-    if isinstance(objective, Taught) and objective.hidden and isinstance(teachers, OnlineTeachers):
-        model.project(*teachers.compare_hidden(objective.hidden, model.encoder.config.num_hidden_layers))
+    if isinstance(objective, Taught) and objective.compared and isinstance(teachers, SomeTeachers):
+        model.compare(teachers.compare(objective.compared, Shape.of(model.encoder.config), config.seed))
     mode, notes = speed.prepare(model, config, ds, machine.device, machine.capability, settled.precision)
     limits = {name: heads.task(name).max_length for name in parts.rows.train}
     limits |= {found.texts.name: limits[name] for name, found in parts.neighbours.items()}
+    if isinstance(teachers, AverageTeacher):
+        teachers.follow(model)
+    return model, Padding(mode, parts.tokenizer.pad_token_id, limits), notes
+
+
+def sized(
+    config: RoadConfig, parts: Parts, ranks: Ranks, model: MultiTaskModel, padding: Padding, found: Checkpoint | None
+) -> Parts:
+    """The same with the rows of a micro-batch: those given, else those of the resumed run, else as many as fit."""
+    ds, precision = parts.settled.ds, parts.settled.precision
+    lengths = {name: source.lengths for name, source in parts.rows.train.items()}
+    demand = Demand.of(
+        parameter_count(model), model.encoder.config, ds, ranks.world_size, precision, config.activation_checkpointing,
+        lengths, padding,
+    )  # fmt: skip
+    lesson = parts.lesson(padding)
+    sizes = micro_sizes(ds["train_batch_size"], config.passes, ranks.world_size)
+    before = found.manifest.config.get(MICRO) if found else None  # other micro-batches would draw another dropout
+    micro = ds[MICRO]
+    if micro == AUTO:
+        micro = before if before in sizes else choose(sizes, demand, model, lesson, parts.rows.train, ranks, precision)
+    elif ranks.device.type == "cuda":
+        refuse_what_cannot_fit(demand, micro, sizes, torch.cuda.get_device_properties(ranks.device).total_memory)
+    ds = ds | fit_batch(ds | {MICRO: micro}, config.passes, ranks.world_size)
+    pieces = {key: ds[key] for key in (MICRO, "gradient_accumulation_steps")}
+    return replace(
+        parts, settled=replace(parts.settled, ds=ds), resolved=parts.resolved | pieces, saved=parts.saved | pieces
+    )
+
+
+def begin(
+    config: RoadConfig, parts: Parts, ranks: Ranks, folder: RunFolder, model: MultiTaskModel, padding: Padding,
+    notes: list[str], *, anew: bool,
+) -> Any:  # fmt: skip
+    """The engine of a run; the run folder is the run's from here on."""
+    settled, ds = parts.settled, parts.settled.ds
     ranks.apart(lambda: folder.begin(parts.resolved, anew=anew))
-    pieces, micro = ds["gradient_accumulation_steps"], ds["train_micro_batch_size_per_gpu"]
+    pieces, micro = ds["gradient_accumulation_steps"], ds[MICRO]
     say(
-        f"{config.output}: {parameter_count(model) / 1e6:.1f} M parameters, {counted(len(heads), 'head')}, "
+        f"{config.output}: {parameter_count(model) / 1e6:.1f} M parameters, {counted(len(parts.heads), 'head')}, "
         f"{counted(len(parts.rows.train), 'data set')}, {counted(parts.steps, 'step')} of "
         f"{counted(config.passes, 'pass', 'passes')} x {ds['train_batch_size'] // config.passes} rows "
         f"({counted(pieces, 'micro-batch', 'micro-batches')} of {micro} on "
-        f"{counted(ranks.world_size, 'process', 'processes')}), {settled.precision}, {mode} padding, "
+        f"{counted(ranks.world_size, 'process', 'processes')}), {settled.precision}, {padding.mode} padding, "
         f"ZeRO {ds['zero_optimization']['stage']}",
         *(f"filled in: {note}" for note in settled.filled),
         *notes,
     )
     seed = config.seed + 1 + ranks.rank  # dropout differs between ranks
     engine = start(model, ds, config, steps=parts.steps, seed=seed)
-    if isinstance(teachers, AverageTeacher):
-        teachers.follow(engine)
-    return model, Padding(mode, parts.tokenizer.pad_token_id, limits), engine
+    if isinstance(parts.teachers, AverageTeacher):
+        parts.teachers.follow(model, engine)
+    return engine
 
 
 def go_on(engine: Any, ranks: Ranks, folder: RunFolder, found: Checkpoint, steps: int, keep: int) -> int:

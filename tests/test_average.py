@@ -148,6 +148,7 @@ def test_the_average_reads_without_dropout_and_leaves_the_model_as_it_was(config
     (0, {"teachers": {"places": ["x"]}}, "the source average is the run's own and teaches all its data sets"),
     (0, {"source": "cached"}, 'decay is of the source "average", got source cached'),
     (0, {"decay": 1.0}, "road.distill.decay: got 1.0"),
+    (0, {"layers": {"method": "alp"}}, "the source average gives no states of layers: leave layers out, or name teachers"),
     (0, {"source": "averag", "decay": None}, "road.distill.source: got 'averag'; did you mean 'average'?; allowed: cached, online, average"),
 ])  # fmt: skip
 def test_bad_settings_are_one_error(config_file, capsys, stage, changes, said):

@@ -6,6 +6,7 @@ from road_ds.common.exports import exports
 
 __getattr__, __all__ = exports(
     __name__,
+    **{"layers.base": "Comparison LayerMethod", "layers.registry": "METHODS"},
     objective="Fused Loss Objective Taught Teaching supervised",
     registry="OBJECTIVES",
     teachers="SOURCES",

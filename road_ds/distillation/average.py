@@ -61,19 +61,22 @@ class AverageTeacher:
     def __init__(self, decay: float, heads: Mapping[str, str]):
         self.decay, self.heads, self.step = decay, heads, 0
 
-    def follow(self, engine: Any) -> None:
-        """Begins with the weights that an engine has now; a checkpoint that it loads later brings its own average."""
-        self.engine = engine
-        engine.module.average = Average(engine.module)
+    def follow(self, model: nn.Module, engine: Any = None) -> None:
+        """Begins with the weights that a model has now; a checkpoint that its engine loads later brings its own average.
+
+        engine: what counts the steps; before there is one (an engine casts the model's buffers) the average stands still.
+        """
+        self.model, self.engine, self.average = model, engine, Average(model)
+        model.average = self.average
 
     def models(self) -> list[nn.Module]:
         """What reads the batches."""
-        return [self.engine.module.average]
+        return [self.average]
 
     def __call__(self, batch: Batch) -> Teaching:
         """The average's logits of a batch."""
-        model, steps = self.engine.module, self.engine.global_steps
+        steps = self.engine.global_steps if self.engine else 0
         if steps != self.step:
-            model.average.take_in(max(1 - self.decay, 1 / (steps + 1)))
+            self.average.take_in(max(1 - self.decay, 1 / (steps + 1)))
             self.step = steps
-        return Teaching(model.average(batch, self.heads[batch.dataset], model).logits.float()[None])
+        return Teaching(self.average(batch, self.heads[batch.dataset], self.model).logits.float()[None])

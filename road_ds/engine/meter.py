@@ -18,7 +18,7 @@ from road_ds.distillation.objective import Loss
 from road_ds.engine.forwards import COUNTED, Forwards
 from road_ds.engine.run_folder import RunFolder
 
-PARTS = ("hard", "soft", "soft_share", "neighbours")  # of the loss and its gradient, where there are teachers
+PARTS = ("hard", "soft", "soft_share", "layers", "neighbours")  # of the loss and its gradient, where there are teachers
 
 
 @dataclass
@@ -41,8 +41,9 @@ class StepRecord:
         if self.forwards:
             self.rows += self.forwards.take()
         self.losses.append(loss.total.detach())
-        parts = (loss.hard, loss.soft, loss.share, loss.neighbours)
-        self.parts.append(parts if loss.soft is not None else (None,) * len(PARTS))
+        parts = (loss.hard, loss.soft, loss.share, loss.layers, loss.neighbours)
+        taught = loss.soft is not None or loss.layers is not None
+        self.parts.append(parts if taught else (None,) * len(PARTS))
 
 
 class Meter:
