@@ -5,7 +5,6 @@ import gc
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
 from typing import Any
 
 import torch
@@ -16,10 +15,13 @@ from road_ds.common.ranks import Ranks
 from road_ds.config.road import LoopSettings
 from road_ds.data.batch import Batch
 from road_ds.data.passes import Pass
+from road_ds.distillation.freelb import once
 from road_ds.distillation.lesson import Lesson
 from road_ds.engine.cosines import gradient_cosines
 from road_ds.engine.meter import Meter, StepRecord
 from road_ds.engine.preemption import Preemption
+
+Views = Callable[[Batch, int], Iterator[Batch]]
 
 
 def fit(
@@ -35,10 +37,12 @@ def fit(
     steps: int,
     evaluate: Callable[[int], Any],
     save: Callable[[int], bool],
+    views: Views = once,
 ) -> tuple[int, str]:
     """The number of steps done, and why it stopped early ("" when it did not). The last step is saved, where any is.
 
-    plan: for each step from `start` on its passes, and this rank's micro-batches of them.
+    plan: for each step from `start` on its passes, and this rank's micro-batches of them; views: what a micro-batch is read
+    as, as often as the engine was told.
     """
     bar = progress(steps, "training", "step", initial=start, leave=True)
     skipped = 0
@@ -47,8 +51,8 @@ def fit(
             logging = done == steps or due(done, settings.log_every)
             with watchdog(settings.step_timeout):
                 record = one_step(
-                    engine, plan, lesson, meter, ranks,
-                    step=done - 1, steps=steps, measured=logging, cosines=due(done, settings.gradient_cosine_every),
+                    engine, plan, lesson, views, meter, ranks,
+                    step=done - 1, measured=logging, cosines=due(done, settings.gradient_cosine_every),
                 )  # fmt: skip
             if logging:
                 bar.set_postfix_str(meter.flush())
@@ -79,33 +83,37 @@ def one_step(
     engine: Any,
     plan: Iterator[tuple[list[Pass], list[Batch]]],
     lesson: Lesson,
+    views: Views,
     meter: Meter,
     ranks: Ranks,
     *,
     step: int,
-    steps: int,
     measured: bool,
     cosines: bool,
 ) -> StepRecord:
     """The record of one step of Algorithm 1: the gradient averaged over its passes, then one update.
 
-    The loss of a micro-batch is the mean over its rows; DeepSpeed takes the mean over a step's micro-batches, which
-    are equally large: the mean over rows, then over passes.
+    The loss of a micro-batch is the mean over its rows; DeepSpeed takes the mean over a step's micro-batches and their
+    views, which are equally large: the mean over rows, then over passes.
     """
     record = meter.begin(step, max(group["lr"] for group in engine.optimizer.param_groups))
     record.drawn, batches = next(plan)
     if cosines:
-        alone = partial(lesson, engine.module, progress=step / steps)
-        record.cosines = gradient_cosines(
-            engine, batches, len(record.drawn), lambda batch: alone(batch.to(ranks.device)).total, ranks
-        )
+
+        def alone(batch: Batch) -> torch.Tensor:
+            batch = batch.to(ranks.device)
+            return lesson(engine.module, batch, lesson.teachers(batch), step).total
+
+        record.cosines = gradient_cosines(engine, batches, len(record.drawn), alone, ranks)
     for batch in batches:
         batch = batch.to(ranks.device)
         with out_of_memory_named(batch):
-            loss = lesson(engine, batch, step / steps, measured)
-            engine.backward(loss.total)
-            record.add(loss)
-            record.applied, record.gradient_norm = step_engine(engine)
+            teaching = lesson.teachers(batch)
+            for view in views(batch, step):
+                loss = lesson(engine, view, teaching, step, measured)
+                engine.backward(loss.total)
+                record.add(loss)
+                record.applied, record.gradient_norm = step_engine(engine)
     return record
 
 

@@ -29,6 +29,7 @@ from road_ds.config.road import RoadConfig
 from road_ds.data.batches import Padding, ahead, assemble
 from road_ds.data.passes import Passes, plan
 from road_ds.data.rows import Rows
+from road_ds.distillation.freelb import FreeLB, once
 from road_ds.distillation.guard import Guarded
 from road_ds.distillation.lesson import Lesson
 from road_ds.distillation.objective import Taught
@@ -165,13 +166,14 @@ def run(
         engine, parts.rows.dev, parts.heads, ranks, folder, parts.tokenizer.pad_token_id,
         config.evaluate_batch_size, parts.saved, config.keep, best,
     )  # fmt: skip
-    lesson = Lesson(Guarded(parts.settled.objective), parts.teachers, parts.heads.of)
+    lesson = Lesson(Guarded(parts.settled.objective), parts.teachers, parts.heads.of, parts.steps)
+    views = FreeLB(config.freelb, model.words.embedding_dim, config.seed) if config.freelb else once
     micro = engine.train_micro_batch_size_per_gpu()
     batches = ahead(assemble(parts.passes, parts.rows.train, padding, ranks, micro, range(begin, parts.steps)))
     meter = Meter(ranks, folder, parts.rows.train, micro, padding)
     step, reason = fit(
         engine, batches, lesson, meter, ranks, preemption, config,
-        start=begin, steps=parts.steps, evaluate=milestones.evaluate, save=milestones.save,
+        start=begin, steps=parts.steps, evaluate=milestones.evaluate, save=milestones.save, views=views,
     )  # fmt: skip
     if reason:
         say(f"{reason} after step {step}; go on with --resume")
@@ -245,7 +247,8 @@ def build(
         *notes,
     )
     seed = config.seed + 1 + ranks.rank  # dropout differs between ranks
-    engine = start(model, ds, config, steps=parts.steps, seed=seed)
+    views = config.freelb.steps if config.freelb else 1
+    engine = start(model, ds, config, steps=parts.steps, seed=seed, views=views)
     return model, Padding(mode, parts.tokenizer.pad_token_id, limits), engine
 
 

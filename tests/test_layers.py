@@ -9,7 +9,7 @@ ROOT = Path(__file__).resolve().parent.parent / "road_ds"
 ROOMS = {
     "common": [
         {"digest", "errors", "heartbeat", "processes"},
-        {"log", "ranks", "strict_json"},
+        {"log", "noise", "ranks", "strict_json"},
         {"sealed"},
         {"hub"},
     ],
@@ -45,7 +45,7 @@ ROOMS = {
         {"ensemble"},
     ],
     "distillation": [
-        {"hidden", "schedule", "soft_targets"},
+        {"freelb", "hidden", "schedule", "soft_targets"},
         {"objective"},
         {"annealing", "guard", "kd", "smoothing"},
         {"lesson", "registry"},

@@ -44,6 +44,8 @@ class Batch:
     labels: torch.Tensor  # [rows]
     full: bool = False  # no row is padded: known to the host, which need not ask the device
     packing: Packing | None = None  # where the rows lie when the encoder runs them as one sequence
+    tokens: tuple[int, ...] = ()  # [features] the lengths once more, known to the host
+    added: torch.Tensor | None = None  # [features, tokens, width] what the student's word embeddings are moved by
 
     def map(self, change: Callable[[torch.Tensor], torch.Tensor]) -> "Batch":
         """The same batch with every tensor changed."""
@@ -100,6 +102,7 @@ def collate(
         labels=torch.from_numpy(labels.astype(np.float32 if labels.dtype.kind == "f" else np.int64)),
         full=bool((lengths == width).all()),
         packing=Packing.of(lengths, width) if packed else None,
+        tokens=tuple(lengths.tolist()),
     )
 
 

@@ -54,8 +54,8 @@ class Packing:
         return replace(self, **{name: change(tensor) for name, tensor in tensors.items()})
 
     def pack(self, padded: torch.Tensor) -> torch.Tensor:
-        """[rows, width] -> [1, tokens]."""
-        return padded.flatten().index_select(0, self.index)[None]
+        """[rows, width, ...] -> [1, tokens, ...]."""
+        return padded.flatten(0, 1).index_select(0, self.index)[None]
 
     def unpack(self, packed: torch.Tensor) -> torch.Tensor:
         """[1, tokens, hidden] -> [rows, width, hidden], zero where there is no token."""

@@ -6,21 +6,24 @@ from typing import Any
 
 from road_ds.data.batch import Batch
 from road_ds.distillation.guard import Guarded
-from road_ds.distillation.objective import Loss, Teachers, gradient_share
+from road_ds.distillation.objective import Loss, Teachers, Teaching, gradient_share
 
 
 @dataclass(frozen=True)
 class Lesson:
-    """An objective with its teachers. heads: the head that each data set trains."""
+    """An objective with its teachers. heads: the head that each data set trains; steps: the length of the run."""
 
     objective: Guarded
     teachers: Teachers
     heads: Mapping[str, str]
+    steps: int
 
-    def __call__(self, model: Callable[..., Any], batch: Batch, progress: float, measured: bool = False) -> Loss:
-        """The loss of a batch at a progress in [0, 1]; measured: with the teachers' share of its gradient."""
+    def __call__(
+        self, model: Callable[..., Any], batch: Batch, teaching: Teaching | None, step: int, measured: bool = False
+    ) -> Loss:
+        """The loss of a batch in a step (from 0); measured: with the teachers' share of its gradient."""
+        progress = step / self.steps
         outputs = model(batch, self.heads[batch.dataset])
-        teaching = self.teachers(batch)
         loss = self.objective(outputs, teaching, batch, progress)
         if not measured or teaching is None:
             return loss

@@ -137,7 +137,7 @@ class Meter:
                 for taken in record.drawn
                 for rows in micro_batches(taken.rows, self.micro, self.ranks.rank, self.ranks.world_size)
             ]
-            for (name, rows), loss in zip(pieces, losses, strict=True):
+            for (name, rows), loss in zip(pieces, losses.view(len(pieces), -1).sum(1), strict=True):
                 if not loss.isfinite():
                     source = self.sources[name]
                     ids = sorted({source.example(source[row].example).id for row in rows})

@@ -79,6 +79,11 @@ def report(config: RoadConfig, ds: dict[str, Any], gpus: int | None = None, faul
             f"{objective.objective}: {counted(len(names), 'teacher')} of {name}"
             for name, names in teachers_of(objective).items()
         ),
+        *(
+            [f"freelb: {config.freelb.steps} forward and backward passes over each row instead of 1"]
+            if config.freelb
+            else ()
+        ),
         f"{settings.model_type}: {encoder / 1e6:.1f} M parameters in the encoder, "
         + ", ".join(f"{count:,} in the head {name}" for name, count in own.items()),
         "",

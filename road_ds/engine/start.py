@@ -14,8 +14,10 @@ from road_ds.models.multi_task import MultiTaskModel, parameter_count
 ADAMW = ("lr", "betas", "eps", "weight_decay")  # the settings of AdamW that decide on the update
 
 
-def start(model: MultiTaskModel, ds: dict[str, Any], rates: RateSettings, *, steps: int, seed: int) -> Any:
-    """The engine of a run of so many steps. seed: of this process' dropout.
+def start(
+    model: MultiTaskModel, ds: dict[str, Any], rates: RateSettings, *, steps: int, seed: int, views: int = 1
+) -> Any:
+    """The engine of a run of so many steps. seed: of this process' dropout; views: how often it reads a micro-batch in a step.
 
     ds: DeepSpeed's settings, as `fit_batch`, `fit_precision` and `fit_optimizer` have completed them.
     """
@@ -24,6 +26,7 @@ def start(model: MultiTaskModel, ds: dict[str, Any], rates: RateSettings, *, ste
     settings = ds["optimizer"]["params"]
     rate = {"lr": settings["lr"], "weight_decay": settings.get("weight_decay", 0.0)}
     ds = fit_buckets(ds, parameter_count(model))
+    ds = {**ds, **{key: ds[key] * views for key in ("train_batch_size", "gradient_accumulation_steps") if key in ds}}
     torch.manual_seed(seed)
     client = None
     if takes_pieces(ds):
