@@ -20,8 +20,15 @@ from road_ds.distillation.lesson import Lesson
 from road_ds.engine.cosines import gradient_cosines
 from road_ds.engine.meter import Meter, StepRecord
 from road_ds.engine.preemption import Preemption
+from road_ds.engine.update import step_engine
 
 Views = Callable[[Batch, int], Iterator[Batch]]
+Prepare = Callable[[int], dict[str, torch.Tensor]]
+
+
+def nothing(step: int) -> dict[str, torch.Tensor]:
+    """What is done before a step where the student alone learns."""
+    return {}
 
 
 def fit(
@@ -38,11 +45,12 @@ def fit(
     evaluate: Callable[[int], Any],
     save: Callable[[int], bool],
     views: Views = once,
+    prepare: Prepare = nothing,
 ) -> tuple[int, str]:
     """The number of steps done, and why it stopped early ("" when it did not). The last step is saved, where any is.
 
     plan: for each step from `start` on its passes, and this rank's micro-batches of them; views: what a micro-batch is read
-    as, as often as the engine was told.
+    as, as often as the engine was told; prepare: what is done before a step (from 0), and has measured.
     """
     bar = progress(steps, "training", "step", initial=start, leave=True)
     skipped = 0
@@ -51,7 +59,7 @@ def fit(
             logging = done == steps or due(done, settings.log_every)
             with watchdog(settings.step_timeout):
                 record = one_step(
-                    engine, plan, lesson, views, meter, ranks,
+                    engine, plan, lesson, views, prepare, meter, ranks,
                     step=done - 1, measured=logging, cosines=due(done, settings.gradient_cosine_every),
                 )  # fmt: skip
             if logging:
@@ -84,6 +92,7 @@ def one_step(
     plan: Iterator[tuple[list[Pass], list[Batch]]],
     lesson: Lesson,
     views: Views,
+    prepare: Prepare,
     meter: Meter,
     ranks: Ranks,
     *,
@@ -97,18 +106,18 @@ def one_step(
     views, which are equally large: the mean over rows, then over passes.
     """
     record = meter.begin(step, max(group["lr"] for group in engine.optimizer.param_groups))
+    record.beside = prepare(step)
     record.drawn, batches = next(plan)
     if cosines:
 
         def alone(batch: Batch) -> torch.Tensor:
-            batch = batch.to(ranks.device)
-            return lesson(engine.module, batch, lesson.teachers(batch), step).total
+            return lesson(engine.module, *lesson.read(batch.to(ranks.device), step), step).total
 
         record.cosines = gradient_cosines(engine, batches, len(record.drawn), alone, ranks)
     for batch in batches:
         batch = batch.to(ranks.device)
         with out_of_memory_named(batch):
-            teaching = lesson.teachers(batch)
+            batch, teaching = lesson.read(batch, step)
             for view in views(batch, step):
                 loss = lesson(engine, view, teaching, step, measured)
                 engine.backward(loss.total)
@@ -158,37 +167,3 @@ def out_of_memory_named(batch: Batch) -> Iterator[None]:
 def due(step: int, every: int) -> bool:
     """Whether something done every so many steps (0: never) is due after this one."""
     return every > 0 and step % every == 0
-
-
-def step_engine(engine: Any) -> tuple[bool, Any]:
-    """Steps the engine; whether the update was applied, and the gradient's norm before clipping (None inside a step).
-
-    DeepSpeed skips updates whose gradient is not finite, except without ZeRO in fp32, where the weights would silently
-    become NaN: there the gradients are clipped here, or dropped before they reach the optimizer.
-    """
-    plain = engine.zero_optimization_stage() == 0 and not engine.fp16_enabled() and not engine.bfloat16_enabled()
-    if not (plain and engine.is_gradient_accumulation_boundary()):
-        try:
-            engine.step()
-        except Exception as error:
-            if "loss scale" not in str(error):
-                raise
-            raise RoadError(
-                "fp16 overflowed at the smallest loss scale: the training diverged; lower the learning rate, or use "
-                "road.precision bf16 or fp32"
-            ) from None
-        return engine.was_step_applied(), engine.get_global_grad_norm()
-    trained = [p for p in engine.module.parameters() if p.requires_grad]
-    for parameter in trained:
-        if parameter.grad is None:  # one process reduces nothing; with more DeepSpeed fills these in, and weights decay
-            parameter.grad = torch.zeros_like(parameter)
-    norm = torch.nn.utils.get_total_norm([p.grad for p in trained])
-    finite, clipping = bool(norm.isfinite()), engine.gradient_clipping()
-    if not finite:
-        for parameter in engine.module.parameters():
-            parameter.grad = None
-    elif clipping:
-        torch.nn.utils.clip_grads_with_norm_(trained, clipping, norm)
-    engine.clip_fp32_gradients = lambda: None  # done, by the same rule; the engine's own fails where all are dropped
-    engine.step()
-    return finite, norm

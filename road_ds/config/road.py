@@ -282,7 +282,8 @@ class RoadConfig(PlanSettings, RateSettings, SpeedSettings, LoopSettings):
 
 def models_of(config: RoadConfig) -> list[str]:
     """The models and tokenizers that a run reads: its own start and its teachers."""
-    taught = (config.distill or {}).get("teachers") or {}
-    return [name for name in (config.model.name, config.model.tokenizer) if name] + [
+    distill = config.distill or {}
+    taught, generator = distill.get("teachers") or {}, (distill.get("adversarial") or {}).get("generator")
+    return [name for name in (config.model.name, config.model.tokenizer, generator) if name] + [
         name for names in taught.values() for name in names
     ]

@@ -43,6 +43,18 @@ class Packing:
             runs=tuple(runs),
         )
 
+    def joined(self, other: "Packing") -> "Packing":
+        """The packing of these rows and, behind them, those of another of the same width."""
+        rows, width = self.shape
+        return Packing(
+            index=torch.cat([self.index, other.index + rows * width]),
+            positions=torch.cat([self.positions, other.positions], dim=1),
+            bounds=torch.cat([self.bounds, self.bounds[-1] + other.bounds[1:]]),
+            shape=(rows + other.shape[0], width),
+            longest=max(self.longest, other.longest),
+            runs=self.runs + other.runs,
+        )
+
     @property
     def sizes(self) -> list[int]:
         """Tokens in each run."""

@@ -1,16 +1,17 @@
 """What an objective is: a batch's logits, labels and teachers as one number to go down."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field, model_validator
-from road_kernels import check_against_reference
+from road_kernels import check_against_reference, kd_loss
 from torch.nn import functional as F
 
 from road_ds.config.settings import Strict
 from road_ds.data.batch import IGNORED, Batch
+from road_ds.distillation.adversarial import Adversarial
 from road_ds.distillation.hidden import HiddenKD, hidden_loss
 from road_ds.tasks.outputs import Outputs
 
@@ -22,6 +23,12 @@ class Teaching:
     logits: torch.Tensor
     hidden: tuple[tuple[torch.Tensor, ...], ...] = ()
 
+    def halves(self) -> tuple["Teaching", "Teaching"]:
+        """What they say of the first half of the rows, and of the second."""
+        first, second = self.logits.chunk(2, dim=1)
+        hidden = [tuple(tuple(s.chunk(2)[half] for s in states) for states in self.hidden) for half in (0, 1)]
+        return Teaching(first, hidden[0]), Teaching(second, hidden[1])
+
 
 Teachers = Callable[[Batch], Teaching | None]  # None for a data set without a teacher
 
@@ -29,12 +36,14 @@ Teachers = Callable[[Batch], Teaching | None]  # None for a data set without a t
 @dataclass(frozen=True)
 class Loss:
     """total: what is differentiated; hard, soft: the loss against labels and against teachers, unweighted, detached;
-    share: the teachers' part of the gradient at the logits, where it was measured."""
+    share: the teachers' part of the gradient at the logits, where it was measured; generated: the loss against teachers on
+    generated text, unweighted, detached."""
 
     total: torch.Tensor
     hard: torch.Tensor | None = None
     soft: torch.Tensor | None = None
     share: torch.Tensor | None = None
+    generated: torch.Tensor | None = None
 
 
 class Objective(Strict):
@@ -80,11 +89,20 @@ class Taught(Fused):
     dtype: Literal["float16", "float32"] = "float16"
     cache: str | None = None
     hidden: HiddenKD | None = None
+    adversarial: Adversarial | None = None
 
     @model_validator(mode="after")
     def hidden_states_are_not_cached(self):
         if self.hidden is not None and self.source != "online":
             raise ValueError('hidden compares hidden states, which are not cached: set source to "online"')
+        return self
+
+    @model_validator(mode="after")
+    def generated_text_is_not_cached(self):
+        if self.adversarial is not None and self.source != "online":
+            raise ValueError(
+                'adversarial has the teachers read generated text, which is not cached: set source to "online"'
+            )
         return self
 
     def __call__(self, outputs, teaching, batch, progress):
@@ -112,8 +130,36 @@ class Taught(Fused):
         share = self.hard_share(progress)
         return Loss(share * hard + (1 - share) * soft, hard.detach(), soft.detach())
 
+    def of_unlabelled(self, outputs: Outputs, teachers: torch.Tensor, progress: float) -> torch.Tensor:
+        """The loss over classes of rows that have no label, against the teachers alone: a scalar, unweighted."""
+        return divergence(self, outputs, teachers).mean()
+
+    def with_generated(
+        self, loss: Loss, outputs: Outputs, teachers: torch.Tensor, batch: Batch, progress: float
+    ) -> Loss:
+        """The loss of a batch together with that of the rows generated from it, which have no label: against the teachers alone."""
+        assert self.adversarial is not None
+        if batch.labels.is_floating_point():
+            value = teachers.float().mean(0).squeeze(-1)  # stands for the gold one, too
+            generated = self.of_values(outputs, teachers, value, progress).total
+        else:
+            generated = self.of_unlabelled(outputs, teachers, progress)
+        weight = self.adversarial.weight
+        return replace(loss, total=(1 - weight) * loss.total + weight * generated, generated=generated.detach())
+
     def fits(self, dataset: str, number: int) -> None:
         """RoadError where the settings do not hold for so many teachers of a data set."""
+
+
+def divergence(
+    objective: Fused, outputs: Outputs, teachers: torch.Tensor, temperature: float = 1.0, kl_scale: Any = 1
+) -> torch.Tensor:
+    """kl_scale KL(mean of the teachers || student) of each row at a temperature, [rows]; with a gradient."""
+    found = kd_loss(
+        outputs.logits, teachers, None, temperature=temperature, weight=1.0, kl_scale=kl_scale,
+        lengths=outputs.lengths, reduction="none", impl=objective.kernels,
+    )  # fmt: skip
+    return found.total
 
 
 def supervised(outputs: Outputs, labels: torch.Tensor) -> Loss:

@@ -138,14 +138,17 @@ class OnlineTeachers:
         if batch.dataset not in self.teachers:
             return None
         logits, hidden = [], []
-        labels = label_names(self.tasks[batch.dataset])
         with torch.no_grad():
             for teacher in self.teachers[batch.dataset]:
                 outputs = teacher(batch, "", self.layers)
-                order = order_of(label_names(teacher.task), labels)
-                logits.append((outputs.logits if order is None else outputs.logits[:, order]).float())
+                logits.append(self.ordered(outputs.logits, teacher, batch.dataset))
                 hidden.append(outputs.hidden)
         return Teaching(torch.stack(logits), tuple(hidden) if self.layers else ())
+
+    def ordered(self, logits: torch.Tensor, teacher: Predictor, dataset: str) -> torch.Tensor:
+        """A teacher's logits in float32, their classes in the order of the data set's task."""
+        order = order_of(label_names(teacher.task), label_names(self.tasks[dataset]))
+        return (logits if order is None else logits[:, order]).float()
 
     def compare_hidden(self, settings: HiddenKD, layers: int) -> tuple[list[int], int]:
         """The student's layers, of so many, whose states are compared, and the teachers' width. Those of the teachers follow."""
