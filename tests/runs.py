@@ -64,19 +64,11 @@ def environment(**more: str) -> dict[str, str]:
     return {**kept, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", **more}
 
 
-def launch(
-    script: str | Path, *arguments: str, ranks: int = 1, launcher: tuple[str, ...] = (), timeout: float = 240
-) -> subprocess.CompletedProcess:
+def launch(script: str | Path, *arguments: str, ranks: int = 1, timeout: float = 240) -> subprocess.CompletedProcess:
     """Runs a script through the `deepspeed` launcher."""
-    command = [
-        str(Path(sys.executable).parent / "deepspeed"),
-        "--num_gpus",
-        str(ranks),
-        "--master_port",
-        str(free_port()),
-    ]
+    deepspeed = str(Path(sys.executable).parent / "deepspeed")
     return subprocess.run(
-        [*command, *launcher, str(script), *map(str, arguments)],
+        [deepspeed, "--num_gpus", str(ranks), "--master_port", str(free_port()), str(script), *map(str, arguments)],
         cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=timeout,
     )  # fmt: skip
 

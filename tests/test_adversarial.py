@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from runs import ROOT, TINY_ELECTRA, launch, records, tiny_config
+from forked import run_forked
+from runs import TINY_ELECTRA, records, tiny_config
 from safetensors.torch import load_file
 from test_freelb import stage
 from test_objectives import batch_of as rows
@@ -348,9 +349,7 @@ def compare(run: Path, plain) -> None:
         assert error < 1e-6, f"generator {name}: off by {error:.2g}"
 
 
-@pytest.mark.parametrize(
-    ("zero", "micro", "padding"), [(0, 4, "fixed"), (1, 8, "free"), (2, 2, "grouped"), (3, 4, "free")]
-)
+@pytest.mark.parametrize(("zero", "micro", "padding"), [(1, 8, "grouped"), (3, 4, "fixed")])
 def test_a_run_equals_a_plain_loop(plain, config_file, tmp_path, zero, micro, padding):
     config = run_config(plain[0], padding=padding, save_every=STEPS, log_every=1)
     config |= {"zero_optimization": stage(zero), "train_micro_batch_size_per_gpu": micro}
@@ -358,15 +357,12 @@ def test_a_run_equals_a_plain_loop(plain, config_file, tmp_path, zero, micro, pa
     compare(tmp_path / "run", plain)
 
 
-def test_two_ranks_equal_a_plain_loop_under_every_stage(plain, config_file, tmp_path):
-    paths = []
-    for number in range(4):
-        config = run_config(plain[0], output=str(tmp_path / f"zero-{number}"), save_every=STEPS, log_every=1)
-        paths.append(config_file(config | {"zero_optimization": stage(number)}, f"zero-{number}"))
-    result = launch(ROOT / "tests" / "several_runs.py", *paths, ranks=2, launcher=("--no_local_rank",))
+@pytest.mark.parametrize("zero", range(4))
+def test_two_ranks_equal_a_plain_loop(plain, config_file, tmp_path, zero):
+    config = run_config(plain[0], save_every=STEPS, log_every=1) | {"zero_optimization": stage(zero)}
+    result = run_forked("road_ds/train.py", "--deepspeed_config", config_file(config), ranks=2)
     assert result.returncode == 0, result.stderr[-3000:]
-    for number in range(4):
-        compare(tmp_path / f"zero-{number}", plain)
+    compare(tmp_path / "run", plain)
 
 
 @pytest.mark.parametrize("student_steps", [2, 3])

@@ -11,14 +11,12 @@ from torch.nn import functional as F
 
 from road_ds import __main__, train
 from road_ds.commands import arguments
-from road_ds.config.road import DatasetSpec
+from road_ds.config import DatasetSpec
 from road_ds.data.formats import FORMATS
 from road_ds.data.publishers import SHAPES
 from road_ds.data.readers import read
-from road_ds.distillation.objective import Loss, Objective, Taught, Teaching, supervised
-from road_ds.distillation.registry import OBJECTIVES
-from road_ds.tasks.registry import TASKS
-from road_ds.tasks.text import TextTask
+from road_ds.distillation import OBJECTIVES, Loss, Objective, Taught, Teaching, supervised
+from road_ds.tasks import TASKS, TextTask
 
 
 class Says(TextTask):

@@ -7,7 +7,8 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from runs import ROOT, run_python
+from forked import run_forked
+from runs import ROOT
 from test_bench import load as load
 
 from road_ds.common.ranks import Ranks
@@ -125,9 +126,9 @@ def test_a_run_tells_and_writes_every_provider(tmp_path):
     pytest.importorskip("accelerate")
     file = tmp_path / "found.json"
     settings = ("--preset", "tiny", "--turns", "2", "--steps", "1", "--json", file)
-    half = run_python(ROOT / "benchmarks" / "bench_train.py", *settings, "--precision", "bf16", "--only", "bare loop")
+    half = run_forked(ROOT / "benchmarks" / "bench_train.py", *settings, "--precision", "bf16", "--only", "bare loop")
     assert half.returncode == 0, half.stderr[-3000:]
-    done = run_python(ROOT / "benchmarks" / "bench_train.py", *settings)
+    done = run_forked(ROOT / "benchmarks" / "bench_train.py", *settings)
     assert done.returncode == 0, done.stderr[-3000:]
     both = json.loads(file.read_text())
     assert {name: one["precision"] for name, one in both.items()} == {"tiny": "fp32", "tiny bf16": "bf16"}
@@ -156,7 +157,7 @@ def test_a_run_tells_and_writes_every_provider(tmp_path):
 )
 def test_rows_that_do_not_divide_and_results_that_are_not_a_presets_are_refused(options, message):
     pytest.importorskip("accelerate")
-    done = run_python(ROOT / "benchmarks" / "bench_train.py", "--preset", "tiny", *options)
+    done = run_forked(ROOT / "benchmarks" / "bench_train.py", "--preset", "tiny", *options)
     assert done.returncode != 0 and message in done.stderr
 
 
@@ -169,7 +170,7 @@ def test_a_provider_that_dies_is_named(load, bench, tmp_path):
 
 def test_an_unknown_provider_is_named_beside_the_known(tmp_path):
     pytest.importorskip("accelerate")
-    done = run_python(
+    done = run_forked(
         ROOT / "benchmarks" / "bench_train.py",
         "--preset",
         "tiny",

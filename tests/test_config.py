@@ -6,7 +6,8 @@ from dataclasses import fields
 
 import pytest
 import torch
-from runs import run_python, tiny_config
+from forked import run_forked
+from runs import tiny_config
 
 from road_ds.common.errors import RoadError
 from road_ds.config.deepspeed_keys import Engine
@@ -379,7 +380,7 @@ def test_the_resolved_file_of_a_run_is_a_run(config_file, tmp_path):
     del config["optimizer"], config["zero_optimization"]
     config["road"]["datasets"]["places"]["dev"] = None
     file = config_file(config)
-    done = run_python("road_ds/train.py", "--deepspeed_config", file)
+    done = run_forked("road_ds/train.py", "--deepspeed_config", file)
     assert done.returncode == 0, done.stderr
     assert "filled in: optimizer = " in done.stdout and "warning: places: no dev part" in done.stderr
     written = tmp_path / "run" / "config.json"

@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from runs import launch, records, run_python, tiny_config
+from forked import run_forked
+from runs import launch, records, tiny_config
 from safetensors.torch import load_file
 from torch.nn import functional as F
 from transformers import AutoModelForQuestionAnswering, AutoModelForSequenceClassification
@@ -162,7 +163,7 @@ def test_kd_inside_mtl_equals_a_plain_loop(plain, taught, teachers, config_file,
     if ranks == 1 and stage < 3:  # in this process: the engine is the same, the start of another is saved
         assert train.main(["--deepspeed_config", str(path)]) == 0
     else:
-        result = launch("road_ds/train.py", "--deepspeed_config", path, ranks=ranks)
+        result = run_forked("road_ds/train.py", "--deepspeed_config", path, ranks=ranks)
         assert result.returncode == 0, result.stderr[-3000:]
     compare(tmp_path / "run", plain)
     line = next(line for line in records(tmp_path / "run") if "soft/places" in line)
@@ -180,7 +181,7 @@ def test_online_and_half_precision_teachers_give_the_same_trajectory(
     config = distill_config(teachers, tmp_path, **distill)
     path = config_file(config)
     if "dtype" in distill:
-        assert run_python("-m", "road_ds", "teach", "--deepspeed_config", path).returncode == 0
+        assert run_forked("-m", "road_ds", "teach", "--deepspeed_config", path).returncode == 0
     assert train.main(["--deepspeed_config", str(path)]) == 0
     compare(tmp_path / "run", plain, tolerance)
 
@@ -193,7 +194,7 @@ def test_the_projection_of_hidden_states_is_trained_and_stays_at_home(teachers, 
         config["zero_optimization"] |= {"stage3_param_persistence_threshold": 0}
     config["road"]["save_every"] = 5
     path = config_file(config)
-    result = launch("road_ds/train.py", "--deepspeed_config", path, ranks=ranks)
+    result = run_forked("road_ds/train.py", "--deepspeed_config", path, ranks=ranks)
     assert result.returncode == 0, result.stderr[-3000:]
     exported = load_file(tmp_path / "run" / "model" / "qa" / "model.safetensors")
     assert not any("projection" in name for name in exported)
@@ -217,7 +218,7 @@ def test_measuring_cosines_changes_nothing(config_file, tmp_path):
     for every in (0, 2):
         config = tiny_config(dropout=0.1, gradient_cosine_every=every, output=str(tmp_path / f"every-{every}"))
         config["zero_optimization"] = {"stage": 2}
-        result = launch("road_ds/train.py", "--deepspeed_config", config_file(config), ranks=2)
+        result = run_forked("road_ds/train.py", "--deepspeed_config", config_file(config), ranks=2)
         assert result.returncode == 0, result.stderr[-3000:]
     off, on = (records(tmp_path / f"every-{every}") for every in (0, 2))
     assert [line.get("loss") for line in off] == [line.get("loss") for line in on]
@@ -318,11 +319,11 @@ def test_a_teacher_that_changed_is_refused(copy, teachers, tmp_path, capsys):
     names = {"inference": [str(teacher)]}
     assert "are not there" in run(distill__teachers=names)
     path = tmp_path / "run.json"
-    assert run_python("-m", "road_ds", "teach", "--deepspeed_config", path).returncode == 0
+    assert run_forked("-m", "road_ds", "teach", "--deepspeed_config", path).returncode == 0
     assert "error" not in run(distill__teachers=names, save_every=3)
     shutil.copy(teachers[2] + "/model/inference/model.safetensors", teacher / "model.safetensors")
     assert "another teacher (its weights" in run(distill__teachers=names)
-    result = run_python("-m", "road_ds", "teach", "--deepspeed_config", path)
+    result = run_forked("-m", "road_ds", "teach", "--deepspeed_config", path)
     assert result.returncode == 0 and "made anew, it was from another teacher" in result.stdout
     assert train.main(["--deepspeed_config", str(path), "--resume"]) == 2
     assert "teachers.inference" in capsys.readouterr().err, "half a run with one teacher, half with another"
@@ -386,14 +387,14 @@ def test_unfinished_soft_targets_are_refused_and_go_on(copy, tmp_path):
     assert "are not finished" in run()
     shard = place / "00000.arrow"
     before = shard.stat().st_mtime_ns
-    assert run_python("-m", "road_ds", "teach", "--deepspeed_config", tmp_path / "run.json").returncode == 0
+    assert run_forked("-m", "road_ds", "teach", "--deepspeed_config", tmp_path / "run.json").returncode == 0
     assert shard.stat().st_mtime_ns == before and "error" not in run()
     flip(shard)
     (place / "manifest.json").unlink()
-    assert run_python("-m", "road_ds", "teach", "--deepspeed_config", tmp_path / "run.json").returncode == 0
+    assert run_forked("-m", "road_ds", "teach", "--deepspeed_config", tmp_path / "run.json").returncode == 0
     assert shard.stat().st_mtime_ns != before and "error" not in run()
     os.truncate(shard, 100)
-    result = run_python("-m", "road_ds", "teach", "--deepspeed_config", tmp_path / "run.json")
+    result = run_forked("-m", "road_ds", "teach", "--deepspeed_config", tmp_path / "run.json")
     assert result.returncode == 0 and "00000.arrow: has 100 bytes, expected" in result.stderr
     assert "error" not in run(), "what is damaged under a manifest is made again too"
 
@@ -404,7 +405,7 @@ def test_a_manifest_that_lacks_a_shard_is_damaged(copy, tmp_path):
     manifest = json.loads((place / "manifest.json").read_text())
     (place / "manifest.json").write_text(json.dumps(manifest | {"files": {}}, indent=2) + "\n")
     assert "manifest.json: has changed since it was saved (sha256 differs); run `python -m road_ds teach" in run()
-    result = run_python("-m", "road_ds", "teach", "--deepspeed_config", tmp_path / "run.json")
+    result = run_forked("-m", "road_ds", "teach", "--deepspeed_config", tmp_path / "run.json")
     assert (
         result.returncode == 0
         and "manifest.json: has changed since it was saved (sha256 differs): made again" in result.stderr
@@ -416,7 +417,7 @@ def test_a_place_that_cannot_be_written_is_named(copy, tmp_path):
     _place, run = copy
     (tmp_path / "file").touch()
     run(distill__cache=str(tmp_path / "file"))
-    result = run_python("-m", "road_ds", "teach", "--deepspeed_config", tmp_path / "run.json")
+    result = run_forked("-m", "road_ds", "teach", "--deepspeed_config", tmp_path / "run.json")
     assert result.returncode == 2 and "cannot be written: Not a directory: free space, or set road" in result.stderr
 
 
@@ -433,7 +434,7 @@ def test_a_run_that_lacks_the_head_is_refused(copy, teachers, tmp_path):
 
 
 def test_teach_without_teachers(config_file):
-    result = run_python("-m", "road_ds", "teach", "--deepspeed_config", config_file(tiny_config()))
+    result = run_forked("-m", "road_ds", "teach", "--deepspeed_config", config_file(tiny_config()))
     assert result.returncode == 2 and "names no teachers" in result.stderr
 
 
@@ -507,7 +508,7 @@ def test_a_teacher_with_another_tokenizer_teaches_classes(teachers, config_file,
     names = {"inference": [str(teacher)]}
     settings = {"objective": "kd", "dtype": "float32", "cache": str(tmp_path / "targets"), "teachers": names}
     path = config_file(tiny_config(distill=settings))
-    result = run_python("-m", "road_ds", "teach", "--deepspeed_config", path)
+    result = run_forked("-m", "road_ds", "teach", "--deepspeed_config", path)
     assert result.returncode == 0, result.stderr
     config, _ = load_config(path)
     examples = read_part("inference", "train", config.datasets["inference"]).examples

@@ -2,6 +2,7 @@
 
 import ast
 import re
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -28,8 +29,8 @@ def test_files_are_there(document):
     files = all_files()
     for name in set(re.findall(r"(?<![\w./-])[\w/]+\.(?:py|sh)\b", text)) - OTHERS:
         assert any(f"/{file}".endswith(f"/{name}") for file in files), name
-    for module in re.findall(r"\bfrom road_ds\.([\w.]+) import", text):
-        assert f"road_ds/{module.replace('.', '/')}.py" in files, module
+    for module, names in re.findall(r"\bfrom (road_ds[\w.]*) import ([\w, ]+)", text):
+        assert all(hasattr(import_module(module), name) for name in names.split(", ")), (module, names)
     for link in re.findall(r"\]\(([\w./-]+)\)", text):
         assert (document.parent / link).exists(), link
 

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from runs import environment, free_port, launch, records, tiny_config
+from forked import run_forked
+from runs import environment, free_port, records, tiny_config
 from safetensors.torch import load_file
 from torch.nn import functional as F
 from transformers import AutoModelForQuestionAnswering, AutoModelForSequenceClassification
@@ -144,7 +145,7 @@ def test_parameters_equal_a_plain_loop(plain, config_file, tmp_path, stage, rank
     if stage == 3:  # by default parameters this small are never let go
         config["zero_optimization"] |= {"stage3_param_persistence_threshold": 0}
     config["train_micro_batch_size_per_gpu"] = micro
-    result = launch("road_ds/train.py", "--deepspeed_config", config_file(config), ranks=ranks)
+    result = run_forked("road_ds/train.py", "--deepspeed_config", config_file(config), ranks=ranks)
     assert result.returncode == 0, result.stderr[-3000:]
     compare(tmp_path / "run", plain)
 
@@ -157,7 +158,7 @@ def test_layer_wise_adamw_equals_a_plain_group_for_each_tensor(plain_adamw, conf
     if ranks == 1:
         assert train.main(["--deepspeed_config", str(path)]) == 0
     else:
-        result = launch("road_ds/train.py", "--deepspeed_config", path, ranks=ranks)
+        result = run_forked("road_ds/train.py", "--deepspeed_config", path, ranks=ranks)
         assert result.returncode == 0, result.stderr[-3000:]
     compare(tmp_path / "run", plain_adamw)
 

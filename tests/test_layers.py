@@ -1,14 +1,17 @@
 """The layout is the architecture: a room imports only from the rooms before it, a file only from the rows above its own."""
 
 import ast
+from importlib import import_module
 from pathlib import Path
+
+import pytest
 
 ROOT = Path(__file__).resolve().parent.parent / "road_ds"
 
 # A room may import what stands before it; inside a room a file imports only from rows above its own.
 ROOMS = {
     "common": [
-        {"digest", "errors", "heartbeat", "processes"},
+        {"digest", "errors", "exports", "heartbeat", "processes"},
         {"log", "noise", "ranks", "strict_json"},
         {"sealed"},
         {"hub"},
@@ -133,6 +136,15 @@ def test_every_room_says_what_lives_there():
         if (ROOT / room).is_dir():
             text = ast.get_docstring(ast.parse((ROOT / room / "__init__.py").read_text(encoding="utf-8"))) or ""
             assert "imports" in text, f"{room}/__init__.py: says what lives there and what it imports"
+
+
+def test_every_public_name_of_a_room_is_there():
+    for room in ROOMS:
+        if (ROOT / room).is_dir() and room != "commands":  # nothing is made of these
+            package = import_module(f"road_ds.{room}")
+            assert package.__all__ and all(getattr(package, name) is not None for name in package.__all__)
+            with pytest.raises(AttributeError, match="has no attribute 'other'"):
+                _ = package.other
 
 
 def length(function: ast.FunctionDef) -> int:

@@ -13,7 +13,8 @@ from types import SimpleNamespace
 import psutil
 import pytest
 import torch
-from runs import ROOT, environment, free_port, launch, records, run_python, tiny_config
+from forked import run_forked
+from runs import ROOT, environment, free_port, records, tiny_config
 from safetensors.torch import load_file
 
 from road_ds.common.errors import RoadError
@@ -76,10 +77,7 @@ def unbroken(request, tmp_path_factory, cache):
 
 def start(point: str, step: int, rank: int, config: Path, ranks: int, *arguments: str) -> subprocess.CompletedProcess:
     script = [ROOT / "tests" / "broken_run.py", point, str(step), str(rank), "--deepspeed_config", config, *arguments]
-    if ranks == 1:
-        return run_python(*script)
-    # the launcher puts --local_rank before a script's own arguments
-    return launch(*script, ranks=ranks, launcher=("--no_local_rank",))
+    return run_forked(*script, ranks=ranks)
 
 
 @runs(ONE, TWO)
@@ -134,7 +132,7 @@ def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_used(unbroken, 
     data = bytearray(shard.read_bytes())
     data[len(data) // 2] ^= 1
     shard.write_bytes(data)
-    result = run_python("road_ds/train.py", "--deepspeed_config", config, "--set", f"road.output={run}", "--resume")
+    result = run_forked("road_ds/train.py", "--deepspeed_config", config, "--set", f"road.output={run}", "--resume")
     assert result.returncode == 0, result.stderr[-3000:]
     assert "step-00000008 is damaged" in result.stderr and "mp_rank_00_model_states.pt" in result.stderr
     assert "resumed from step-00000006" in result.stdout
@@ -180,7 +178,7 @@ def test_a_finished_run_that_is_resumed_tells_its_end_once(unbroken, tmp_path):
     _, config, expected = unbroken
     run = shutil.copytree(expected, tmp_path / "run")
     before = (run / "checkpoints" / "step-00000008" / "manifest.json").stat().st_mtime_ns
-    result = run_python("road_ds/train.py", "--deepspeed_config", config, "--set", f"road.output={run}", "--resume")
+    result = run_forked("road_ds/train.py", "--deepspeed_config", config, "--set", f"road.output={run}", "--resume")
     assert result.returncode == 0, result.stderr[-3000:]
     assert records(run) == records(expected)
     assert (run / "checkpoints" / "step-00000008" / "manifest.json").stat().st_mtime_ns == before
@@ -198,7 +196,7 @@ def test_other_world_size_and_stage_say_what_to_do(unbroken, tmp_path):
     run = copied(expected, tmp_path / "run", 6)
     stage = 2 if ranks == 2 else 1
     arguments = ["--set", f"road.output={run}", "--set", f"zero_optimization.stage={stage}", "--resume"]
-    result = run_python("road_ds/train.py", "--deepspeed_config", config, *arguments)
+    result = run_forked("road_ds/train.py", "--deepspeed_config", config, *arguments)
     assert result.returncode == 2 and "Traceback" not in result.stderr
     if ranks == 2:
         assert "ZeRO 2 splits the optimizer over 2 processes, this run has 1: resume on 2, or start" in result.stderr

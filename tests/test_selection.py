@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from runs import launch, records, run_python, tiny_config
+from forked import run_forked
+from runs import launch, records, tiny_config
 from safetensors.torch import load_file
 
 from road_ds.common.errors import RoadError
@@ -68,13 +69,13 @@ def test_the_best_evaluation_is_exported(tmp_path, cache, stage, ranks):
 def test_a_killed_and_resumed_run_exports_the_same(tmp_path, cache):
     """Killed inside step 6: the resumed run begins again after step 4, evaluations done before included."""
     config = choosing(tmp_path, cache)
-    whole = run_python("road_ds/train.py", "--deepspeed_config", written(tmp_path, config))
+    whole = run_forked("road_ds/train.py", "--deepspeed_config", written(tmp_path, config))
     assert whole.returncode == 0, whole.stderr[-3000:]
     config["road"]["output"] = str(tmp_path / "killed")
     path = written(tmp_path, config, "killed")
-    killed = run_python("tests/broken_run.py", "backward", 6, 0, "--deepspeed_config", path)
+    killed = run_forked("tests/broken_run.py", "backward", 6, 0, "--deepspeed_config", path)
     assert killed.returncode != 0 and not (tmp_path / "killed" / "results.json").exists()
-    resumed = run_python("road_ds/train.py", "--deepspeed_config", path, "--resume")
+    resumed = run_forked("road_ds/train.py", "--deepspeed_config", path, "--resume")
     assert resumed.returncode == 0 and "resumed from step-00000004" in resumed.stdout, resumed.stderr[-3000:]
     one, two = (json.loads((tmp_path / name / "results.json").read_text()) for name in ("run", "killed"))
     assert one["exported_step"] == two["exported_step"] and one["scores"] == two["scores"]
@@ -224,7 +225,7 @@ def test_a_run_leaves_a_line_per_dev_row(tmp_path, cache):
     columns = {"text_a": "text", "label": "stars"}
     files = {"train": "sample:reviews.train.tsv", "dev": "sample:reviews.dev.tsv"}
     config["road"]["datasets"]["reviews"] = {"task": "rating", "columns": columns, "max_rows": 60, **files}
-    done = run_python("road_ds/train.py", "--deepspeed_config", written(tmp_path, config))
+    done = run_forked("road_ds/train.py", "--deepspeed_config", written(tmp_path, config))
     assert done.returncode == 0, done.stderr[-3000:]
     run = tmp_path / "run"
     scores = json.loads((run / "results.json").read_text())["scores"]

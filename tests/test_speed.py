@@ -5,6 +5,7 @@ import os
 import numpy as np
 import pytest
 import torch
+from forked import run_forked
 from runs import TINY_ELECTRA, records, run_python, tiny_config
 from test_export import TASKS
 from test_packing import LONGEST, loss_and_gradients, rows, without_dropout
@@ -56,7 +57,7 @@ def test_activation_checkpointing_changes_no_gradient(architecture, mode):
 def test_activation_checkpointing_says_where_there_is_none(config_file):
     model = {"architecture": "albert", "tokenizer": "sample:tokenizer", "config": TINY_ELECTRA}
     path = config_file(tiny_config(model=model, activation_checkpointing=True))
-    done = run_python("road_ds/train.py", "--deepspeed_config", path)
+    done = run_forked("road_ds/train.py", "--deepspeed_config", path)
     assert done.returncode == 2 and "transformers has none for albert" in done.stderr
 
 
@@ -100,7 +101,7 @@ def run(config_file, name, **road):
     """The step lines of a tiny run with dropout off."""
     ds = {key: road.pop(key) for key in ("zero_optimization",) if key in road}
     path = config_file(tiny_config(steps=4, log_every=2, **road) | ds, name)
-    done = run_python("road_ds/train.py", "--deepspeed_config", path)
+    done = run_forked("road_ds/train.py", "--deepspeed_config", path)
     assert done.returncode == 0, done.stderr[-3000:]
     return [line for line in records(path.parent / name) if "loss" in line], done.stdout
 
@@ -153,7 +154,7 @@ def test_a_compiled_encoder_trains_alike(config_file):
 
 def test_compile_is_refused_under_zero_3(config_file):
     path = config_file(tiny_config(compile=True) | {"zero_optimization": {"stage": 3}})
-    done = run_python("road_ds/train.py", "--deepspeed_config", path)
+    done = run_forked("road_ds/train.py", "--deepspeed_config", path)
     assert done.returncode == 2 and "road.compile: ZeRO 3 gathers weights" in done.stderr
 
 

@@ -14,6 +14,7 @@ from trials.outcome import Outcome, Trial, judged
 
 def disks(bench: Bench, number: int, generator: np.random.Generator) -> list[Trial]:
     """One run on one process whose folder, and at times its cache, lie on a file system that is too small for it."""
+    bench.restore()  # what it reads may be damaged by the trial before
     place, kind = bench.root / "disk", "full disk"
     with_cache, inodes = bool(generator.integers(2)), bool(generator.integers(4) == 0)
     room = generator.uniform(0.02, 1.1)

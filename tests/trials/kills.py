@@ -17,6 +17,7 @@ NOTHING = ("no checkpoint to resume from", "nothing to resume")
 
 def kills(bench: Bench, ranks: int, number: int, generator: np.random.Generator) -> list[Trial]:
     """One run, killed up to KILLS times; a trial for each kill that struck. What became of the run is the last one's outcome."""
+    bench.restore()  # what it reads may be damaged by the trial before
     kind = f"kill, {ranks} rank" + "s" * (ranks > 1)
     run, cache = bench.scratch / "run", bench.scratch / "cache"
     for folder in (run, cache):

@@ -1,19 +1,17 @@
 """Runs as processes: forked from one that has imported everything, or through the launcher; and what they leave behind."""
 
 import contextlib
-import multiprocessing
 import os
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from multiprocessing.forkserver import ensure_running
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import psutil
+from forked import forkserver
 from runs import ROOT, environment, free_port
 
 from trials.interrupted import MARK
@@ -28,18 +26,6 @@ class Ended:
 
     code: int | None
     errors: str
-
-
-def forkserver() -> Any:
-    """Where processes come from that need not import anything."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["deepspeed", "trials.interrupted", "trials.flips"])
-    # PYTHONPATH is the only way to the server's sys.path; killed processes leave semaphores, which it would warn of.
-    quiet = "ignore::UserWarning:multiprocessing.resource_tracker"
-    surroundings = environment(PYTHONPATH=f"{ROOT}{os.pathsep}{ROOT / 'tests'}", PYTHONWARNINGS=quiet)
-    with patch.dict(os.environ, surroundings, clear=True):
-        ensure_running()
-    return context
 
 
 def forked(work: Callable[..., int], *arguments: Any, log: Path, limit: float = LIMIT) -> Ended:

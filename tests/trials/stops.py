@@ -17,6 +17,7 @@ PHASES = ("encoding", "steps", "evaluation", "saving", "export")  # before these
 
 def stops(bench: Bench, number: int, generator: np.random.Generator) -> list[Trial]:
     """One run of two processes of which one is stopped."""
+    bench.restore()  # what it reads may be damaged by the trial before
     kind, run, cache = "stop, 2 ranks", bench.scratch / "run", bench.root / "cache-2"
     shutil.rmtree(run, ignore_errors=True)
     phase = str(generator.choice([phase for phase in bench.phases(2) if phase in PHASES]))
