@@ -38,7 +38,7 @@ from road_ds.distillation.registry import adversarial_of
 from road_ds.distillation.teachers import AnyTeachers, OnlineTeachers, open_teachers
 from road_ds.engine import speed, surroundings
 from road_ds.engine.checkpoint import Checkpoint, Engines, prune, restore
-from road_ds.engine.generator import Generator, open_generator, rows_of_generator, start_generator, steps_of_generator
+from road_ds.engine.generator import Generator, open_generator, rows_of_generator, start_generator
 from road_ds.engine.meter import Meter
 from road_ds.engine.milestones import Milestones
 from road_ds.engine.preemption import Preemption, exit_code
@@ -283,7 +283,7 @@ def build_generator(
     micro = student.train_micro_batch_size_per_gpu()
     vocabulary = Vocabulary.of(parts.tokenizer, ranks.device)
     passes = rows_of_generator(config, ds["train_batch_size"], train, parts.teachers.teachers)
-    steps = steps_of_generator(settings, begin, parts.steps)
+    steps = settings.steps(begin, parts.steps)
     batches = ahead(assemble(passes, train, padding, ranks, micro, steps))
     engine = start_generator(parts.generator, ds, settings, config.seed + 1 + ranks.rank)
     say(

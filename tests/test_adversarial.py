@@ -438,6 +438,7 @@ def test_each_learns_in_its_own_phase_alone(plain, config_file, tmp_path, monkey
 def test_combined_with_annealing_and_hidden_states(plain, config_file, tmp_path):
     """Combined KD: phase 1 on both texts, phase 2 on labels from what it exports."""
     first = run_config(plain[0], output=str(tmp_path / "first"), steps=2, select="best", evaluate_every=1)
+    first["road"]["freelb"] = {"steps": 2}  # both texts are moved
     first["road"]["distill"] |= {"objective": "annealing_kd", "max_temperature": 2, "hidden": {"weight": 0.5}}
     for key in ("temperature", "weight"):
         del first["road"]["distill"][key]
@@ -459,7 +460,8 @@ def refused(plain, config_file, capsys):
     def refused(adversarial=(), **distill) -> str:
         config = run_config(plain[0])
         config["road"]["distill"] |= distill
-        config["road"]["distill"]["adversarial"] |= dict(adversarial)
+        block = config["road"]["distill"]
+        block["adversarial"] = adversarial if isinstance(adversarial, int) else block["adversarial"] | dict(adversarial)
         capsys.readouterr()
         assert train.main(["--deepspeed_config", str(config_file(config)), "--overwrite"]) == 2
         said = capsys.readouterr().err
@@ -469,10 +471,21 @@ def refused(plain, config_file, capsys):
     return refused
 
 
+def test_check_counts_the_passes(plain, config_file, command):
+    code, out, _ = command("check", config_file(run_config(plain[0])))
+    assert code == 0
+    assert "adversarial: student and teachers read each row of a data set with teachers twice" in out
+    assert "and has 4 steps of its own" in out
+
+
 def test_cached_teachers_cannot_read_generated_text(refused):
     assert 'adversarial has the teachers read generated text, which is not cached: set source to "online"' in refused(
         source="cached"
     )
+
+
+def test_a_block_is_asked_for(refused):
+    assert "road.distill.adversarial: got 3; expected a block { }" in refused(3)
 
 
 def test_a_generator_with_another_vocabulary_is_refused(refused, plain, tmp_path):

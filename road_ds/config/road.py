@@ -283,7 +283,8 @@ class RoadConfig(PlanSettings, RateSettings, SpeedSettings, LoopSettings):
 def models_of(config: RoadConfig) -> list[str]:
     """The models and tokenizers that a run reads: its own start and its teachers."""
     distill = config.distill or {}
-    taught, generator = distill.get("teachers") or {}, (distill.get("adversarial") or {}).get("generator")
-    return [name for name in (config.model.name, config.model.tokenizer, generator) if name] + [
-        name for names in taught.values() for name in names
-    ]
+    taught, adversarial = distill.get("teachers") or {}, distill.get("adversarial")
+    generator = adversarial.get("generator") if isinstance(adversarial, dict) else None
+    return [
+        name for name in (config.model.name, config.model.tokenizer, generator) if isinstance(name, str) and name
+    ] + [name for names in taught.values() for name in names]

@@ -29,6 +29,11 @@ class Adversarial(Strict):
     learning_rate: Annotated[float, Field(gt=0)] = 5e-7
     clip: Annotated[float, Field(ge=0)] = 5.0
 
+    def steps(self, begin: int, end: int) -> range:
+        """The generator's steps before those of the student from `begin` up to `end`."""
+        first, last = (-(-step // self.student_steps) * self.generator_steps for step in (begin, end))
+        return range(first, last)
+
 
 @dataclass(frozen=True)
 class Vocabulary:

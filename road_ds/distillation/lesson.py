@@ -39,7 +39,6 @@ class Lesson:
         outputs = model(batch, self.heads[batch.dataset])
         if batch.original is None:
             return self._loss(outputs, teaching, batch, progress, measured)
-        assert teaching is not None
         objective, batch = self.objective.objective, batch.original
         assert teaching is not None and isinstance(objective, Taught)
         (outputs, generated), (teaching, answers) = outputs.halves(), teaching.halves()

@@ -179,9 +179,3 @@ def rows_of_generator(
     """Which rows a generator learns from: those of data sets with teachers, in draws of its own."""
     lengths = {name: source.lengths for name, source in train.items() if name in taught}
     return plan(config.model_copy(update={"seed": config.seed + APART}), batch_size, lengths)[0]
-
-
-def steps_of_generator(settings: Adversarial, begin: int, end: int) -> range:
-    """The generator's steps before the student's from `begin` up to `end`."""
-    first, last = (-(-step // settings.student_steps) * settings.generator_steps for step in (begin, end))
-    return range(first, last)
