@@ -5,6 +5,7 @@ import itertools
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,18 +20,22 @@ from torch.nn import functional as F
 from transformers import AutoModelForMaskedLM, AutoModelForQuestionAnswering, AutoModelForSequenceClassification
 
 from road_ds import train
+from road_ds.common.ranks import Ranks
 from road_ds.config.file import load_config
 from road_ds.config.road import ModelSpec
 from road_ds.data.batch import Batch
+from road_ds.data.batches import Padding
 from road_ds.data.passes import plan
 from road_ds.data.rows import Rows
-from road_ds.distillation.adversarial import Gaps, Vocabulary
+from road_ds.distillation.adversarial import Adversarial, Gaps, Vocabulary
 from road_ds.distillation.disagreement import disagreement
 from road_ds.distillation.objective import Teaching
+from road_ds.distillation.teachers import OnlineTeachers
 from road_ds.engine.generator import Generator
 from road_ds.models.build import build_model
 from road_ds.models.configuration import base_config, load_tokenizer
 from road_ds.models.export import export
+from road_ds.models.predictor import Predictor
 from road_ds.tasks.outputs import Outputs
 from road_ds.tasks.registry import heads
 
@@ -407,6 +412,19 @@ def test_each_learns_in_its_own_phase_alone(plain, config_file, tmp_path, monkey
         assert all(p.grad is None or not p.grad.any() for p in self.student.module.parameters())
         return found
 
+    def dropping(name):
+        """Which of the two are in training, and so drop, in each call of a method."""
+        method, found = getattr(Generator, name), set()
+
+        def noted(self, *arguments):
+            result = method(self, *arguments)
+            found.add((self.student.module.training, self.engine.module.training))
+            return result
+
+        monkeypatch.setattr(Generator, name, noted)
+        return found
+
+    learning, writing = dropping("learn"), dropping("text")
     monkeypatch.setattr(Generator, "prepare", watched)
     config = run_config(plain[0], log_every=1) | {"zero_optimization": {"stage": 0}}
     assert train.main(["--deepspeed_config", str(config_file(config))]) == 0
@@ -415,6 +433,7 @@ def test_each_learns_in_its_own_phase_alone(plain, config_file, tmp_path, monkey
         return all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
 
     assert [due for _, _, due in seen] == [True, False, True, False]
+    assert learning == {(False, True)} and (True, True) not in writing and (True, False) in writing
     for before, after, due in seen:
         assert same(before[0], after[0]), "the student rests in the generator's phase"
         assert same(before[1], after[1]) != due
@@ -448,6 +467,41 @@ def test_combined_with_annealing_and_hidden_states(plain, config_file, tmp_path)
     assert lines and all(line["hard/inference"] > 0 for line in lines)
     second = run_config(plain[0], output=str(tmp_path / "second"), steps=1, distill=None, model=str(tmp_path / "first"))
     assert train.main(["--deepspeed_config", str(config_file(second, "second"))]) == 0
+
+
+@pytest.mark.parametrize(("mode", "loss_scale"), [("free", 1.0), ("grouped", 1024.0)])
+def test_the_slope_is_that_of_the_one_hot_rows(plain, mode, loss_scale):
+    """Two teachers and a student that read one-hot rows times their own embeddings, with autograd all the way."""
+    config, _ = load_config(plain[0] / "plain.json")
+    tokenizer, tasks = load_tokenizer(config.model), heads(config)
+    student = build_model(config.model, tasks, tokenizer, dropout=0.1, seed=3).eval()
+    assert student.use_packing() == ""
+    rows = Rows.load(config.datasets, tasks.by_dataset(), tokenizer, config.cache).train["places"]
+    batch = Padding(mode, tokenizer.pad_token_id, {"places": 128}).collate(rows, np.array([3, 8, 5]))
+    asked = [Predictor.load(str(plain[0] / name / "qa")) for name in ("teacher", "initial")]
+    teachers = OnlineTeachers({"places": asked}, {"places": tasks["qa"]})
+    engine = SimpleNamespace(
+        module=student, optimizer=SimpleNamespace(loss_scale=loss_scale), zero_optimization_stage=lambda: 0
+    )
+    alone = Ranks(rank=0, world_size=1, local_rank=0, device=CPU, control=None)
+    vocabulary = Vocabulary.of(tokenizer, CPU)
+    own = Generator(None, Adversarial(), vocabulary, iter(()), engine, teachers, {"places": "qa"}, alone, 0)
+    at = torch.tensor([1, 4, batch.input_ids.shape[1] + 2])
+    value, slope = own.slope(batch, at)
+    assert all(p.grad is None for p in (*student.parameters(), *asked[0].model.parameters()))
+
+    written = F.one_hot(batch.input_ids, len(tokenizer)).float().requires_grad_()
+    models = [student.head_model("qa", student.state_dict()).eval(), *(one.model for one in asked)]
+    more = {"attention_mask": batch.attention_mask, "token_type_ids": batch.token_type_ids}
+    read = [m(inputs_embeds=written @ m.get_input_embeddings().weight, **more) for m in models]
+    shares, expected = [torch.stack([r.start_logits, r.end_logits], 1) for r in read], []
+    for row, length in enumerate(batch.tokens):
+        theirs, mine = (shares[1] + shares[2])[row, :, :length] / 2, shares[0][row, :, :length]
+        expected.append(F.kl_div(mine.log_softmax(1), theirs.softmax(1), reduction="sum") / 2)
+    total = torch.stack(expected).mean()
+    (wanted,) = torch.autograd.grad(total, written)
+    assert value.item() == pytest.approx(total.item(), abs=1e-6)
+    assert torch.allclose(slope, wanted.flatten(0, 1)[at], atol=1e-7) and slope.abs().max() > 1e-4
 
 
 # Settings that do not suit.
