@@ -354,27 +354,25 @@ def compare(run: Path, plain) -> None:
         assert error < 1e-6, f"generator {name}: off by {error:.2g}"
 
 
-@pytest.mark.parametrize(("zero", "micro", "padding"), [(1, 8, "grouped"), (3, 4, "fixed")])
-def test_a_run_equals_a_plain_loop(plain, config_file, tmp_path, zero, micro, padding):
-    config = run_config(plain[0], padding=padding, save_every=STEPS, log_every=1)
-    config |= {"zero_optimization": stage(zero), "train_micro_batch_size_per_gpu": micro}
+def test_a_run_of_padded_rows_equals_a_plain_loop(plain, config_file, tmp_path):
+    config = run_config(plain[0], padding="fixed", save_every=STEPS, log_every=1)
+    config |= {"zero_optimization": stage(1), "train_micro_batch_size_per_gpu": 8}
     assert train.main(["--deepspeed_config", str(config_file(config))]) == 0
     compare(tmp_path / "run", plain)
 
 
 @pytest.mark.parametrize("zero", range(4))
-def test_two_ranks_equal_a_plain_loop(plain, config_file, tmp_path, zero):
+def test_packed_rows_on_two_ranks_equal_a_plain_loop(plain, config_file, tmp_path, zero):
     config = run_config(plain[0], save_every=STEPS, log_every=1) | {"zero_optimization": stage(zero)}
     result = run_forked("road_ds/train.py", "--deepspeed_config", config_file(config), ranks=2)
     assert result.returncode == 0, result.stderr[-3000:]
     compare(tmp_path / "run", plain)
 
 
-@pytest.mark.parametrize("student_steps", [2, 3])
-def test_a_resumed_run_ends_with_the_same_bits(student_steps, plain, config_file, tmp_path):
-    """Before a round of the generator, and inside one; with dropout, and in bf16, whose ZeRO 1 has weights of its own."""
+def test_a_resumed_run_ends_with_the_same_bits(plain, config_file, tmp_path):
+    """Inside a round, before another; with dropout, and in bf16, whose ZeRO 1 has weights of its own."""
     config = run_config(plain[0], save_every=2, dropout=0.1, precision="bf16", output=str(tmp_path / "whole"))
-    config["road"]["distill"]["adversarial"]["student_steps"] = student_steps
+    config["road"]["distill"]["adversarial"]["student_steps"] = 3
     path = config_file(config | {"zero_optimization": {"stage": 1}})
     assert train.main(["--deepspeed_config", str(path)]) == 0
     resumed = shutil.copytree(tmp_path / "whole", tmp_path / "resumed")
