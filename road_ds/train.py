@@ -30,17 +30,21 @@ from road_ds.config.road import RoadConfig
 from road_ds.data.batches import Padding, ahead, assemble
 from road_ds.data.passes import Passes, plan
 from road_ds.data.rows import Rows
+from road_ds.distillation.adversarial import Vocabulary
 from road_ds.distillation.average import AverageTeacher
+from road_ds.distillation.freelb import FreeLB, once
 from road_ds.distillation.guard import Guarded
 from road_ds.distillation.lesson import Lesson
 from road_ds.distillation.minimax import Minimax
 from road_ds.distillation.neighbours import Neighbours
 from road_ds.distillation.objective import Taught
+from road_ds.distillation.registry import adversarial_of
 from road_ds.distillation.retrieve import open_neighbours
 from road_ds.distillation.teachers import AnyTeachers, CachedTeachers, OnlineTeachers, SomeTeachers, open_teachers
 from road_ds.engine import speed, surroundings
-from road_ds.engine.checkpoint import Checkpoint, prune, restore
+from road_ds.engine.checkpoint import Checkpoint, Engines, prune, restore
 from road_ds.engine.forwards import Forwards
+from road_ds.engine.generator import Generator, open_generator, rows_of_generator, start_generator
 from road_ds.engine.meter import Meter
 from road_ds.engine.micro_batch import Demand, choose, refuse_what_cannot_fit
 from road_ds.engine.milestones import Milestones
@@ -55,6 +59,7 @@ from road_ds.engine.weights import full_state
 from road_ds.loop import fit
 from road_ds.models.build import build_model
 from road_ds.models.configuration import base_config, check_lengths, load_tokenizer
+from road_ds.models.masked_lm import MaskedLM
 from road_ds.models.multi_task import MultiTaskModel, parameter_count
 from road_ds.models.states import Shape
 from road_ds.tasks.registry import Heads
@@ -146,6 +151,7 @@ class Parts:
     rows: Rows
     teachers: AnyTeachers
     neighbours: dict[str, Neighbours]
+    generator: MaskedLM | None
     passes: Passes
     steps: int
     resolved: dict[str, Any]  # the settings with every default
@@ -155,7 +161,7 @@ class Parts:
         """What a batch teaches; padding: how those of neighbours are made."""
         objective, heads = Guarded(self.settled.objective), self.heads.of
         minimax = Minimax(self.neighbours, self.teachers, heads, padding) if self.neighbours else None
-        return Lesson(objective, self.teachers, heads, self.steps, minimax)
+        return Lesson(objective, self.teachers, heads, self.steps, minimax=minimax)
 
 
 def run(
@@ -175,21 +181,29 @@ def run(
     model, padding, notes = shape(config, parts, machine)
     parts = sized(config, parts, ranks, model, padding, found)
     engine = begin(config, parts, ranks, folder, model, padding, notes, anew=found is None)
-    first = 0 if found is None else go_on(engine, ranks, folder, found, parts.steps, config.keep)
+    first = 0 if found is None else found.step
+    generator = build_generator(config, parts, ranks, padding, engine, first)
+    beside = {} if generator is None else {"generator": generator.engine}
+    if found is not None:
+        go_on(engine, beside, ranks, folder, found, parts.steps, config.keep)
 
     best = Best(folder.path / "best", folder.run) if config.select == "best" else None
     milestones = Milestones(
         engine, parts.rows.dev, parts.heads, ranks, folder, parts.tokenizer.pad_token_id,
-        config.evaluate_batch_size, parts.saved, config.keep, best,
+        config.evaluate_batch_size, parts.saved, config.keep, best, beside,
     )  # fmt: skip
     lesson = parts.lesson(padding)
+    more: dict[str, Any] = {}
+    if generator is not None:
+        lesson, more = replace(lesson, text=generator.text), {"prepare": generator.prepare}
+    views = FreeLB(config.freelb, model.words.embedding_dim, config.seed) if config.freelb else once
     micro = engine.train_micro_batch_size_per_gpu()
     batches = ahead(assemble(parts.passes, parts.rows.train, padding, ranks, micro, range(first, parts.steps)))
-    asked = parts.teachers.models() if isinstance(parts.teachers, OnlineTeachers | AverageTeacher) else ()
-    meter = Meter(ranks, folder, parts.rows.train, micro, padding, Forwards(model, asked))
+    seconds = generator.watch.seconds if generator else None
+    meter = Meter(ranks, folder, parts.rows.train, micro, padding, Forwards(model, parts.teachers), seconds)
     step, reason = fit(
         engine, batches, lesson, meter, ranks, preemption, config,
-        start=first, steps=parts.steps, evaluate=milestones.evaluate, save=milestones.save,
+        start=first, steps=parts.steps, evaluate=milestones.evaluate, save=milestones.save, views=views, **more,
     )  # fmt: skip
     if reason:
         say(f"{reason} after step {step}; go on with --resume")
@@ -222,15 +236,19 @@ def gather(config: RoadConfig, ds: dict[str, Any], ranks: Ranks, machine: Machin
     rows = ranks.together(
         lambda: Rows.load(config.datasets, heads.by_dataset(), tokenizer, config.cache, verify=ranks.local_rank == 0)
     )
-    first = ranks.local_rank == 0
     places = {"cache": config.cache, "config": config.file}
     neighbours = ranks.together(
-        lambda: open_neighbours(settled.objective, heads, rows.train, tokenizer, verified=first, **places)
+        lambda: open_neighbours(settled.objective, heads, rows.train, tokenizer, ranks, **places)
     )
     texts = {name: found.texts for name, found in neighbours.items()}
     teachers = ranks.together(
         lambda: open_teachers(settled.objective, heads, rows.train, tokenizer, ranks, neighbours=texts, **places)
     )
+    generator, adversarial = None, adversarial_of(settled.objective)
+    if adversarial is not None:
+        generator, written_by = ranks.together(
+            lambda: open_generator(adversarial, config.model, tokenizer, heads, config.dropout)
+        )
     lengths = {name: source.lengths for name, source in rows.train.items()}
     passes, steps = plan(config, settled.ds["train_batch_size"], lengths)
     block = "auto" if settled.precision in settled.ds else settled.precision  # DeepSpeed's block says it already
@@ -239,11 +257,23 @@ def gather(config: RoadConfig, ds: dict[str, Any], ranks: Ranks, machine: Machin
     saved = {**resolved, "data": rows.fingerprints()["train"], "pairs": heads.pairs(rows.pairs)}
     if teachers.identity:
         saved["teachers"] = teachers.identity
+    if generator is not None:
+        saved["generator"] = written_by
     if texts:
         saved["neighbours"] = {name: found.identity for name, found in neighbours.items()}
     ranks.agree({key: value for key, value in flat_keys(saved).items() if key not in OWN})
     return Parts(
-        settled, heads.trained_on(rows.pairs), tokenizer, rows, teachers, neighbours, passes, steps, resolved, saved
+        settled,
+        heads.trained_on(rows.pairs),
+        tokenizer,
+        rows,
+        teachers,
+        neighbours,
+        generator,
+        passes,
+        steps,
+        resolved,
+        saved,
     )
 
 
@@ -257,8 +287,6 @@ def shape(config: RoadConfig, parts: Parts, machine: Machine) -> tuple[MultiTask
     mode, notes = speed.prepare(model, config, ds, machine.device, machine.capability, settled.precision)
     limits = {name: heads.task(name).max_length for name in parts.rows.train}
     limits |= {found.texts.name: limits[name] for name, found in parts.neighbours.items()}
-    if isinstance(teachers, AverageTeacher):
-        teachers.follow(model)
     return model, Padding(mode, parts.tokenizer.pad_token_id, limits), notes
 
 
@@ -306,15 +334,38 @@ def begin(
         *notes,
     )
     seed = config.seed + 1 + ranks.rank  # dropout differs between ranks
-    engine = start(model, ds, config, steps=parts.steps, seed=seed)
+    views = config.freelb.steps if config.freelb else 1
+    engine = start(model, ds, config, steps=parts.steps, seed=seed, views=views)
     if isinstance(parts.teachers, AverageTeacher):
-        parts.teachers.follow(model, engine)
+        parts.teachers.follow(engine)
     return engine
 
 
-def go_on(engine: Any, ranks: Ranks, folder: RunFolder, found: Checkpoint, steps: int, keep: int) -> int:
-    """The step that a resumed run begins with, its engine and folder as they were then; `keep` checkpoints stay."""
-    restore(engine, ranks, found)
+def build_generator(
+    config: RoadConfig, parts: Parts, ranks: Ranks, padding: Padding, student: Any, begin: int
+) -> Generator | None:
+    """The generator of a run from step `begin` on, under its engine; None where there is none."""
+    settings, train, ds = adversarial_of(parts.settled.objective), parts.rows.train, parts.settled.ds
+    if settings is None or parts.generator is None:
+        return None
+    assert isinstance(parts.teachers, OnlineTeachers)
+    micro = student.train_micro_batch_size_per_gpu()
+    vocabulary = Vocabulary.of(parts.tokenizer, ranks.device)
+    passes = rows_of_generator(config, ds["train_batch_size"], train, parts.teachers.teachers)
+    steps = settings.steps(begin, parts.steps)
+    batches = ahead(assemble(passes, train, padding, ranks, micro, steps))
+    engine = start_generator(parts.generator, ds, settings, config.seed + 1 + ranks.rank)
+    say(
+        f"generator: {parameter_count(parts.generator) / 1e6:.1f} M parameters, {counted(len(steps), 'step')} of its own"
+    )
+    return Generator(engine, settings, vocabulary, batches, student, parts.teachers, parts.heads.of, ranks, config.seed)
+
+
+def go_on(
+    engine: Any, beside: Engines, ranks: Ranks, folder: RunFolder, found: Checkpoint, steps: int, keep: int
+) -> None:
+    """Makes engines and folder of a resumed run what they were then; `keep` checkpoints stay."""
+    restore(engine, ranks, found, beside)
     step = found.step
     if is_main():  # a run killed after its last save has not got to it
         prune(found.folder.parent, keep)
@@ -323,7 +374,6 @@ def go_on(engine: Any, ranks: Ranks, folder: RunFolder, found: Checkpoint, steps
         lambda: folder.forget(lambda line: line["step"] > step or (line["step"] == steps and "loss" not in line))
     )
     say(f"resumed from {found.folder.name}")
-    return step
 
 
 def facts_of(config: RoadConfig, parts: Parts, machine: Machine, padding: Padding) -> dict[str, Any]:
@@ -337,6 +387,7 @@ def facts_of(config: RoadConfig, parts: Parts, machine: Machine, padding: Paddin
         "data": parts.rows.fingerprints(),
         "teachers": parts.teachers.identity,
         "rows_of_soft_targets": parts.teachers.rows() if isinstance(parts.teachers, CachedTeachers) else 0,
+        "generator": parts.saved.get("generator"),
         "versions": versions(),
     }
 

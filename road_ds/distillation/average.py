@@ -60,23 +60,23 @@ class AverageTeacher:
 
     def __init__(self, decay: float, heads: Mapping[str, str]):
         self.decay, self.heads, self.step = decay, heads, 0
+        self.engine: Any = None
 
-    def follow(self, model: nn.Module, engine: Any = None) -> None:
-        """Begins with the weights that a model has now; a checkpoint that its engine loads later brings its own average.
-
-        engine: what counts the steps; before there is one (an engine casts the model's buffers) the average stands still.
-        """
-        self.model, self.engine, self.average = model, engine, Average(model)
-        model.average = self.average
+    def follow(self, engine: Any) -> None:
+        """Begins with the weights that an engine has now; a checkpoint that it loads later brings its own average."""
+        self.engine, self.average = engine, Average(engine.module)
+        engine.module.average = self.average
 
     def models(self) -> list[nn.Module]:
         """What reads the batches."""
         return [self.average]
 
-    def __call__(self, batch: Batch) -> Teaching:
-        """The average's logits of a batch."""
-        steps = self.engine.global_steps if self.engine else 0
+    def __call__(self, batch: Batch) -> Teaching | None:
+        """The average's logits of a batch; None before there is an engine, when micro-batches are tried out."""
+        if self.engine is None:
+            return None
+        steps = self.engine.global_steps
         if steps != self.step:
             self.average.take_in(max(1 - self.decay, 1 / (steps + 1)))
             self.step = steps
-        return Teaching(self.average(batch, self.heads[batch.dataset], self.model).logits.float()[None])
+        return Teaching(self.average(batch, self.heads[batch.dataset], self.engine.module).logits.float()[None])

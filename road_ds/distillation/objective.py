@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from road_ds.config.settings import Strict
 from road_ds.data.batch import IGNORED, Batch
+from road_ds.distillation.adversarial import Adversarial
 from road_ds.distillation.layers.base import LayerMethod
 from road_ds.distillation.layers.hidden import HiddenKD
 from road_ds.distillation.layers.registry import method_from
@@ -26,15 +27,20 @@ class Teaching:
     logits: torch.Tensor
     states: States | None = None
 
+    def halves(self) -> tuple["Teaching", "Teaching"]:
+        """What they say of the first half of the rows, and of the second."""
+        first, second = self.logits.chunk(2, dim=1)
+        return Teaching(first), Teaching(second)
+
 
 Teachers = Callable[[Batch], Teaching | None]  # None for a data set without a teacher
 
 
 @dataclass(frozen=True)
 class Loss:
-    """total: what is differentiated; hard, soft, layers, neighbours: the loss against labels, against teachers, between their
-    layers and the student's, and of the neighbours that are learned from, unweighted, detached; share: the teachers' part of
-    the gradient at the logits, where it was measured."""
+    """total: what is differentiated; hard, soft, layers, neighbours, generated: the loss against labels, against teachers,
+    between their layers and the student's, of the neighbours that are learned from, and against teachers on generated text,
+    unweighted, detached; share: the teachers' part of the gradient at the logits, where it was measured."""
 
     total: torch.Tensor
     hard: torch.Tensor | None = None
@@ -42,6 +48,7 @@ class Loss:
     share: torch.Tensor | None = None
     layers: torch.Tensor | None = None
     neighbours: torch.Tensor | None = None
+    generated: torch.Tensor | None = None
 
 
 class Objective(Strict):
@@ -89,6 +96,7 @@ class Taught(Fused):
     cache: str | None = None
     layers: LayerMethod | None = None
     hidden: HiddenKD | None = None  # the older words for one of the methods
+    adversarial: Adversarial | None = None
     neighbours: dict[str, NeighbourKD] = {}
 
     @field_validator("layers", mode="before")
@@ -107,13 +115,19 @@ class Taught(Fused):
         return self
 
     @model_validator(mode="after")
+    def generated_text_is_not_cached(self):
+        if self.adversarial is not None and self.source != "online":
+            raise ValueError(
+                'adversarial has the teachers read generated text, which is not cached: set source to "online"'
+            )
+        return self
+
+    @model_validator(mode="after")
     def an_average_is_the_runs_own(self):
         if self.source == "average" and self.teachers:
             raise ValueError("the source average is the run's own and teaches all its data sets: leave teachers out")
         if self.source != "average" and "decay" in self.model_fields_set:
             raise ValueError(f'decay is of the source "average", got source {self.source}: leave it out')
-        if self.source == "average" and self.compared is not None:
-            raise ValueError("the source average gives no states of layers: leave layers out, or name teachers")
         if self.source == "average" and self.compared is not None:
             raise ValueError("the source average gives no states of layers: leave layers out, or name teachers")
         return self
@@ -150,6 +164,19 @@ class Taught(Fused):
     def of_unlabelled(self, outputs: Outputs, teachers: torch.Tensor, progress: float) -> torch.Tensor:
         """The loss over classes of rows that have no label, against the teachers alone: a scalar, unweighted."""
         return divergence(self, outputs, teachers).mean()
+
+    def with_generated(
+        self, loss: Loss, outputs: Outputs, teachers: torch.Tensor, batch: Batch, progress: float
+    ) -> Loss:
+        """The loss of a batch together with that of the rows generated from it, which have no label: against the teachers alone."""
+        assert self.adversarial is not None
+        if batch.labels.is_floating_point():
+            value = teachers.float().mean(0).squeeze(-1)  # stands for the gold one, too
+            generated = self.of_values(outputs, teachers, value, progress).total
+        else:
+            generated = self.of_unlabelled(outputs, teachers, progress)
+        weight = self.adversarial.weight
+        return replace(loss, total=(1 - weight) * loss.total + weight * generated, generated=generated.detach())
 
     def fits(self, dataset: str, number: int) -> None:
         """RoadError where the settings do not hold for so many teachers of a data set."""

@@ -12,6 +12,7 @@ from road_ds.common.digest import file_sha256, text_sha256
 from road_ds.common.errors import RoadError
 from road_ds.common.hub import head_folder, local_file, model_folder
 from road_ds.common.log import counted, progress, say, table, warn
+from road_ds.common.ranks import Ranks
 from road_ds.common.sealed import commit, seal
 from road_ds.config.file import load_config
 from road_ds.config.road import Columns, DatasetSpec
@@ -180,13 +181,13 @@ def open_neighbours(
     heads: Heads,
     train: Mapping[str, FeatureSet],
     tokenizer: Any,
+    ranks: Ranks,
     *,
     cache: str,
     config: str,
-    verified: bool = True,
 ) -> dict[str, Neighbours]:
     """The neighbours of a run by data set; train: its rows. RoadError for those that are not there or do not hold."""
-    found = {}
+    found, verified = {}, ranks.local_rank == 0
     for dataset, settings in neighbours_of(objective).items():
         task = heads.task(dataset)
         folder = folder_of(objective, cache, dataset)

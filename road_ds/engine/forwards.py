@@ -1,7 +1,6 @@
 """Rows that models read in a step, whatever the method: what a run costs beside its scores."""
 
 from collections import Counter
-from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -14,10 +13,10 @@ class Forwards:
     """Counts the rows of each forward pass on this process, by COUNTED: of the student with a gradient and without one, and
     of the teachers beside it."""
 
-    def __init__(self, student: nn.Module, teachers: Iterable[nn.Module] = ()):
+    def __init__(self, student: nn.Module, teachers: Any = None):
         self.counts: Counter[str] = Counter()
         student.register_forward_hook(self._of_student)
-        for teacher in teachers:
+        for teacher in getattr(teachers, "models", list)():  # soft targets have none
             teacher.register_forward_hook(self._of_teacher)
 
     def take(self) -> Counter[str]:

@@ -2,7 +2,7 @@
 
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,7 +18,14 @@ from road_ds.distillation.objective import Loss
 from road_ds.engine.forwards import COUNTED, Forwards
 from road_ds.engine.run_folder import RunFolder
 
-PARTS = ("hard", "soft", "soft_share", "layers", "neighbours")  # of the loss and its gradient, where there are teachers
+PARTS = (
+    "hard",
+    "soft",
+    "soft_share",
+    "layers",
+    "neighbours",
+    "generated",
+)  # of the loss and its gradient, where there are teachers
 
 
 @dataclass
@@ -31,6 +38,7 @@ class StepRecord:
     losses: list[torch.Tensor] = field(default_factory=list)
     parts: list[tuple[torch.Tensor | None, ...]] = field(default_factory=list)  # what PARTS names
     cosines: dict[str, float] = field(default_factory=dict)
+    beside: dict[str, torch.Tensor] = field(default_factory=dict)  # measured before it
     gradient_norm: Any = None
     applied: bool = True
     forwards: Forwards | None = None
@@ -41,7 +49,7 @@ class StepRecord:
         if self.forwards:
             self.rows += self.forwards.take()
         self.losses.append(loss.total.detach())
-        parts = (loss.hard, loss.soft, loss.share, loss.layers, loss.neighbours)
+        parts = (loss.hard, loss.soft, loss.share, loss.layers, loss.neighbours, loss.generated)
         taught = loss.soft is not None or loss.layers is not None
         self.parts.append(parts if taught else (None,) * len(PARTS))
 
@@ -50,7 +58,8 @@ class Meter:
     """Turns step records into lines of metrics.jsonl (rank 0).
 
     A loss is the mean over all ranks' rows. Rates are over the steps since the last line was written; `padding` is the
-    share of the tokens that the encoder computes and that are padding.
+    share of the tokens that the encoder computes and that are padding. generator: the seconds that one took since it was
+    last asked; `generator_share` is their share of the steps' time.
     """
 
     def __init__(
@@ -61,9 +70,10 @@ class Meter:
         micro: int,
         padding: Padding,
         forwards: Forwards | None = None,
+        generator: Callable[[], float] | None = None,
     ):
         self.ranks, self.folder, self.sources = ranks, folder, sources
-        self.micro, self.padding, self.forwards = micro, padding, forwards
+        self.micro, self.padding, self.forwards, self.generator = micro, padding, forwards, generator
         self.records: list[StepRecord] = []
         self.since = time.perf_counter()
 
@@ -90,9 +100,14 @@ class Meter:
         lines = [
             self._line(record, row, part, seconds) for record, row, part in zip(records, losses, parts, strict=True)
         ]
+        said = ""
+        if self.generator is not None:
+            share = self.generator() / (seconds * len(records))
+            lines = [{**line, "generator_share": round(share, 4)} for line in lines]
+            said = f", generator {share:.0%} of the time"
         self.folder.record(*lines)
         last = lines[-1]
-        return f"loss {last['loss']:.3f}, {last['examples_per_second']:.0f} examples/s, padding {last['padding']:.0%}"
+        return f"loss {last['loss']:.3f}, {last['examples_per_second']:.0f} examples/s, padding {last['padding']:.0%}{said}"
 
     def _parts(self, records: list[StepRecord]) -> np.ndarray:
         """The parts of each micro-batch's loss over all ranks, NaN where there are none, [steps, micro-batches, parts]."""
@@ -134,6 +149,7 @@ class Meter:
                 if not np.isnan(value := mean(parts_by_pass[:, i], name))
             },
             **record.cosines,
+            **{name: float(value) for name, value in record.beside.items()},
         }
 
     def _tokens(self, drawn: list[Pass]) -> tuple[int, int]:
@@ -154,7 +170,7 @@ class Meter:
                 for taken in record.drawn
                 for rows in micro_batches(taken.rows, self.micro, self.ranks.rank, self.ranks.world_size)
             ]
-            for (name, rows), loss in zip(pieces, losses, strict=True):
+            for (name, rows), loss in zip(pieces, losses.view(len(pieces), -1).sum(1), strict=True):
                 if not loss.isfinite():
                     source = self.sources[name]
                     ids = sorted({source.example(source[row].example).id for row in rows})

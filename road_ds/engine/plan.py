@@ -16,7 +16,8 @@ from road_ds.data.batches import Padding
 from road_ds.data.features import FeatureSet
 from road_ds.data.passes import plan
 from road_ds.data.rows import Rows
-from road_ds.distillation.registry import neighbours_of, teachers_of
+from road_ds.distillation.objective import Objective
+from road_ds.distillation.registry import adversarial_of, neighbours_of, teachers_of
 from road_ds.engine.memory import bucket, memory, readable
 from road_ds.engine.micro_batch import ROOM, Demand, on_cpu, refuse_what_cannot_fit
 from road_ds.engine.settled import Machine, settle
@@ -92,10 +93,7 @@ def report(config: RoadConfig, ds: dict[str, Any], gpus: int | None = None, faul
             f"{objective.objective}: {counted(len(names), 'teacher')} of {name}"
             for name, names in teachers_of(objective).items()
         ),
-        *(
-            f"neighbours of {name}: {settings.k} of each row by {settings.by}, {settings.keep} learned from at each visit"
-            for name, settings in neighbours_of(objective).items()
-        ),
+        *more_passes(config, objective, steps),
         f"{settings.model_type}: {encoder / 1e6:.1f} M parameters in the encoder, "
         + ", ".join(f"{count:,} in the head {name}" for name, count in own.items()),
         "",
@@ -129,6 +127,22 @@ def micro_batch_table(demand: Demand, sizes: Sequence[int], machine: str, ds: di
     rows = [(str(size), f"{demand.tokens(size):,}", readable(demand.bytes(size))) for size in sizes[-8:]]
     stage = ds["zero_optimization"]["stage"]
     return table(rows, ("rows of a micro-batch", "tokens at most", f"memory on each of {machine} under ZeRO {stage}"))
+
+
+def more_passes(config: RoadConfig, objective: Objective, steps: int) -> list[str]:
+    """What a run computes beside one forward and one backward pass over each row, a line each."""
+    lines, settings = [], adversarial_of(objective)
+    if config.freelb is not None:
+        lines.append(f"freelb: {config.freelb.steps} forward and backward passes over each row instead of 1")
+    if settings is not None:
+        own = counted(len(settings.steps(0, steps)), "step")
+        lines.append(
+            "adversarial: student and teachers read each row of a data set with teachers twice, as it is and generated; the "
+            f"generator reads it once, and has {own} of its own, in which all three read its text"
+        )
+    for name, near in neighbours_of(objective).items():
+        lines.append(f"neighbours of {name}: {near.k} of each row by {near.by}, {near.keep} learned from at each visit")
+    return lines
 
 
 def dataset_table(plans: Sequence[DatasetPlan], weights: np.ndarray) -> str:
