@@ -39,7 +39,7 @@ ROOMS = {
         {"registry"},
     ],
     "models": [
-        {"exchange", "pretrained"},
+        {"exchange", "pretrained", "states"},
         {"apex", "configuration", "dropout", "linear"},
         {"attention"},
         {"multi_task"},
@@ -48,9 +48,12 @@ ROOMS = {
         {"ensemble"},
     ],
     "distillation": [
-        {"hidden", "schedule", "soft_targets"},
+        {"layers.base", "layers.maps", "schedule", "soft_targets"},
+        {"layers.alp", "layers.ckd", "layers.hidden", "layers.pkd"},
+        {"layers.tinybert"},
+        {"layers.registry"},
         {"objective"},
-        {"annealing", "guard", "kd", "smoothing"},
+        {"annealing", "guard", "intermediate", "kd", "smoothing"},
         {"lesson", "registry"},
         {"teachers"},
         {"teach"},

@@ -145,7 +145,7 @@ def lesson(config_file):
     model = build_model(config.model, found, load_tokenizer(config.model), dropout=0.1, seed=0)
     rows = [Feature(np.arange(5, 30), np.zeros(25), [1], i) for i in range(4)]
     batch = Padding("grouped", 0, {}).collate(MemorySet("inference", rows), np.arange(4))
-    return model, Lesson(Guarded(Objective()), NoTeachers(), found.of), batch
+    return model, Lesson(Guarded(Objective()), NoTeachers(), found.of, 1), batch
 
 
 def test_a_trial_leaves_weights_gradients_and_random_numbers_as_they_are(lesson):
