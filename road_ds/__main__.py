@@ -17,13 +17,16 @@ from road_ds.commands import (
     recipe,
     score,
     teach,
+    tokenizer,
 )
 from road_ds.common.errors import RoadError, Terminated, readable
 from road_ds.common.log import is_main, print_anywhere, quiet_libraries
 from road_ds.common.strict_json import half_character, quote
 from road_ds.engine.surroundings import working_folder
 
-COMMANDS = (check, neighbours, teach, evaluate, predict, datasets, export, recipe, compare, score, launch)
+COMMANDS = (
+    check, neighbours, teach, evaluate, predict, datasets, tokenizer, export, recipe, compare, score, launch,
+)  # fmt: skip
 
 
 def parser() -> argparse.ArgumentParser:
