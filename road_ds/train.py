@@ -40,7 +40,7 @@ from road_ds.distillation.neighbours import Neighbours
 from road_ds.distillation.objective import Taught
 from road_ds.distillation.registry import adversarial_of
 from road_ds.distillation.retrieve import open_neighbours
-from road_ds.distillation.teachers import AnyTeachers, CachedTeachers, OnlineTeachers, SomeTeachers, open_teachers
+from road_ds.distillation.teachers import AnyTeachers, CachedTeachers, NoTeachers, OnlineTeachers, open_teachers
 from road_ds.engine import speed, surroundings
 from road_ds.engine.checkpoint import Checkpoint, Engines, prune, restore
 from road_ds.engine.forwards import Forwards
@@ -282,7 +282,7 @@ def shape(config: RoadConfig, parts: Parts, machine: Machine) -> tuple[MultiTask
     settled, heads, teachers = parts.settled, parts.heads, parts.teachers
     ds, objective = settled.ds, settled.objective
     model = build_model(config.model, heads, parts.tokenizer, dropout=config.dropout, seed=config.seed)
-    if isinstance(objective, Taught) and objective.compared and isinstance(teachers, SomeTeachers):
+    if isinstance(objective, Taught) and objective.compared and not isinstance(teachers, NoTeachers | AverageTeacher):
         model.compare(teachers.compare(objective.compared, Shape.of(model.encoder.config), config.seed))
     mode, notes = speed.prepare(model, config, ds, machine.device, machine.capability, settled.precision)
     limits = {name: heads.task(name).max_length for name in parts.rows.train}
