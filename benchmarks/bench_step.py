@@ -1,18 +1,20 @@
-"""Where a step goes: its rate, its parts and how long the device is busy, ours beside the bare loop, by micro-batch.
+"""Where a step goes: its rate, its parts and how long the device is busy, ours (compiled, too) beside the bare loop.
 
     python benchmarks/bench_step.py --preset electra-large --micro 32 --micro 128 --output FOLDER
     python benchmarks/bench_step.py --preset tiny --micro 16 --steps 2 --output FOLDER       # a rehearsal on a CPU
 
-The bare loop runs over our layers on our batches, which lie ready (see bench_train.py). "device busy" is the time that the
-device's kernels took in one step, by the profiler; "step" is the engine's update, waited for.
+The bare loop runs over our layers on our batches, which lie ready (see bench_train.py). "compiled" is road.compile. "device busy"
+is the time that the device's kernels took in one step, by the profiler; "step" is the engine's update, waited for; "projected"
+the peak by the memory model of `check`, "warm s" what it took to build and to train two steps.
 """
 
 from __future__ import annotations
 
 import argparse
+import gc
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +22,16 @@ import torch
 from length_mix import write_mix
 from measure import environment, table
 from presets import LONGEST, PRESETS, Preset
-from providers import Bare, Case, Ours, Rows, wait
+from providers import Bare, Case, Ours, Rows, demand_of, wait
 
 from road_ds.common.log import quiet_libraries, write_json
 from road_ds.common.ranks import Ranks
 
 COLUMNS = ["provider", "micro-batch", "examples/s", "ms a step", "device busy ms", "busy", "forward ms", "backward ms",
-           "step ms", "peak GB"]  # fmt: skip
+           "step ms", "peak GB", "projected GB", "warm s"]  # fmt: skip
+
+
+NAMES = ("ours", "ours, compiled", "bare loop, our layers")
 
 
 def busy(work: Callable[[], Any], device: torch.device) -> tuple[float, float]:
@@ -43,10 +48,19 @@ def busy(work: Callable[[], Any], device: torch.device) -> tuple[float, float]:
     return seconds, sum(event.self_device_time_total for event in profile.key_averages()) / 1e6
 
 
-def measured(name: str, provider: Any, rows: Rows, steps: int) -> dict[str, Any]:
+def projected(rows: Rows, stage: int) -> float:
+    """GB of a run with these micro-batches, by the memory model, of the heaviest that its steps can have."""
+    demand = demand_of(rows, stage, "free")
+    return demand.bytes(rows.preset.micro) / 1e9
+
+
+def measured(name: str, make: Callable[[], Any], rows: Rows, steps: int) -> dict[str, Any]:
     """A row of the table: a turn of `steps` steps after two of warm-up, then one step in parts and one profiled."""
     device = rows.ranks.device
+    began = time.perf_counter()
+    provider = make()
     provider.turn(range(1, 3))
+    warm = time.perf_counter() - began
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
     work = provider.turn(range(3, 3 + steps))
@@ -62,11 +76,13 @@ def measured(name: str, provider: Any, rows: Rows, steps: int) -> dict[str, Any]
         "busy": kernels / (work.seconds / steps) or None,
         **{f"{part} ms": value for part, value in parts.items()},
         "peak GB": peak,
+        "projected GB": projected(rows, int(device.type == "cuda")) if name.startswith("ours") else None,
+        "warm s": warm,
         "seconds while profiled": seconds,
     }
 
 
-def bench(preset: Preset, ranks: Ranks, steps: int, only: list[str] | None) -> list[dict[str, Any]]:
+def bench(preset: Preset, ranks: Ranks, steps: int, only: list[str] | None) -> Iterator[dict[str, Any]]:
     """The rows of one preset, of the providers asked for."""
     cuda = ranks.device.type == "cuda"
     with tempfile.TemporaryDirectory() as temporary:
@@ -74,38 +90,35 @@ def bench(preset: Preset, ranks: Ranks, steps: int, only: list[str] | None) -> l
         write_mix(scratch / "mix", 2048, LONGEST, preset.config["vocab_size"])
         case = Case(preset, "bf16" if cuda else "fp32", "wall", ["free"], [int(cuda)], 0, scratch)
         rows = Rows.of(case, ranks)
-        found = []
-        for name, make in (
-            ("ours free", lambda: Ours(rows, "free", case.stages[0], scratch)),
-            ("bare loop, our layers", lambda: Bare(rows, own=True)),
-        ):
-            if only and name not in only:
-                continue
-            provider: Any = make()
-            found.append(measured(name, provider, rows, steps))
-            print(table(found, COLUMNS), flush=True)
-            del provider
+        made: dict[str, Callable[[], Any]] = {
+            "ours": lambda: Ours(rows, "free", case.stages[0], scratch),
+            "ours, compiled": lambda: Ours(rows, "free", case.stages[0], scratch, compiled=True),
+            "bare loop, our layers": lambda: Bare(rows, own=True),
+        }
+        for name in only or NAMES:
+            yield measured(name, made[name], rows, steps)
             if cuda:
+                gc.collect()
                 torch.cuda.empty_cache()
-        return found
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--preset", choices=PRESETS, default="electra-large")
     parser.add_argument("--micro", type=int, action="append", help="rows per micro-batch; may be given more than once")
-    parser.add_argument("--steps", type=int, default=10, help="of a turn, whose first waits for its batches")
-    parser.add_argument("--only", action="append", metavar="PROVIDER", help="as the table names it")
+    parser.add_argument("--steps", type=int, default=10, help="of a turn")
+    parser.add_argument("--only", action="append", choices=NAMES, help="may be given more than once")
     parser.add_argument("--output", type=Path, required=True, metavar="FOLDER")
     options = parser.parse_args()
     quiet_libraries()
     ranks = Ranks.start(1800.0)
+    facts = {"environment": environment(ranks.device), "preset": options.preset, "steps": options.steps}
     found: list[dict[str, Any]] = []
     for micro in options.micro or [PRESETS[options.preset].micro]:
-        found += bench(PRESETS[options.preset]._replace(micro=micro), ranks, options.steps, options.only)
-        facts = {"environment": environment(ranks.device), "preset": options.preset, "steps": options.steps}
-        write_json(options.output / "bench_step.json", facts | {"rows": found})
-    print(table(found, COLUMNS))
+        for row in bench(PRESETS[options.preset]._replace(micro=micro), ranks, options.steps, options.only):
+            found.append(row)
+            print(table(found, COLUMNS), flush=True)  # what comes later may be stopped
+            write_json(options.output / "bench_step.json", facts | {"rows": found})
     ranks.leave()
 
 

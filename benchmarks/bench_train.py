@@ -23,8 +23,9 @@ question-answering head on all rows, ours four heads. Its sampler sorts all rows
 steps. One process on a CPU: each provider lives in a process of its own, since what ours has the allocator do would speed up
 the others beside it; peak GB is that process's memory. Several processes and GPUs are shared by all; peak GB is what a provider
 adds on a GPU.
-Rates are medians over turns; ratios are taken turn by turn. The time split is of one more step, waiting for the device after
-each part.
+Rates are medians over turns; ratios of times are taken turn by turn: "x Trainer" is how many times as fast as Trainer's
+example, "/ bare" the time over that of the bare loop on our layers. The time split is of one step before the turns, waiting for
+the device after each part. The table is printed and written after every turn.
 """
 
 from __future__ import annotations
@@ -34,6 +35,8 @@ import json
 import os
 import sys
 import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from functools import partial
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -48,18 +51,19 @@ from apart import Apart, provider_of
 from length_mix import write_mix
 from measure import environment, folder, table
 from presets import LONGEST, PASSES, PRESETS, weights_of
-from providers import CLOCKS, DTYPES, Case, Rows, Work, providers, wait
+from providers import CLOCKS, DTYPES, Case, Rows, Work, demand_of, providers, wait
 
 from road_ds.common.log import quiet_libraries, write_json
 from road_ds.common.ranks import Ranks
-from road_ds.config.fit import fit_precision
+from road_ds.config.fit import AUTO, fit_precision, micro_sizes
+from road_ds.engine.micro_batch import ROOM, on_cpu
 from road_ds.engine.speed import keep_freed_memory
 from road_ds.models.linear import Linear, mkl_is_slow
 
 POOL = 2048  # rows per data set: what a window of the plan sorts
 COLUMNS = [
     "provider", "examples/s", "tokens/s", "padding", "TFLOP/s", "of peak", "peak GB", "data ms", "forward ms",
-    "backward ms", "step ms",
+    "backward ms", "step ms", "x Trainer", "x by length", "/ bare",
 ]  # fmt: skip
 
 
@@ -89,17 +93,49 @@ def peak_flops(rows: Rows) -> float:
     return 2 * size**3 / min(taken[1:])
 
 
-def measured(rows: Rows, made: dict[str, Any], turns: int, steps: int) -> dict[str, list[Work]]:
-    """Each provider's work in each turn."""
-    works: dict[str, list[Work]] = {name: [] for name in made}
-    names = list(made)
-    for turn in range(turns):
-        span = range(1 + turn * steps, 1 + (turn + 1) * steps)
-        for name in names[turn % len(names) :] + names[: turn % len(names)]:
-            rows.ranks.barrier()
-            works[name].append(made[name].turn(span))
-            print(f"turn {turn + 1}/{turns}: {name}: {works[name][-1].seconds:.2f} s", file=sys.stderr, flush=True)
-    return works
+@dataclass
+class Measured:
+    """A provider, and what it did in each turn so far. own: bytes on the GPU that it keeps; peak: with what a turn adds."""
+
+    provider: Any
+    split: dict[str, float]
+    own: int
+    peak: int = 0
+    works: list[Work] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, make: Callable[[], Any], heaviest: int, last: int) -> Measured:
+        """A provider that has trained on two steps, which do not count: memory grows, optimizers make their moments."""
+        before = allocated()
+        provider = make()
+        provider.turn(range(heaviest, heaviest + 1))
+        return cls(provider, provider.split(last), allocated() - before)
+
+    def turn(self, steps: range) -> None:
+        """One more turn."""
+        before = allocated()
+        if torch.cuda.is_initialized():
+            torch.cuda.reset_peak_memory_stats()
+        self.works.append(self.provider.turn(steps))
+        if isinstance(self.provider, Apart):
+            self.peak = self.provider.peak()
+        elif before:
+            self.peak = max(self.peak, self.own + torch.cuda.max_memory_allocated() - before)
+
+
+def allocated() -> int:
+    """Bytes of the GPU's memory in use; 0 on a CPU."""
+    return torch.cuda.memory_allocated() if torch.cuda.is_initialized() else 0
+
+
+def automatic(rows: Rows, stage: int, padding: str, providers: int) -> int:
+    """The rows of a micro-batch that a run would take, beside what all providers keep."""
+    sizes = micro_sizes(rows.preset.rows, PASSES, rows.ranks.world_size)
+    if rows.ranks.device.type == "cpu":
+        return on_cpu(sizes)
+    demand = demand_of(rows, stage, padding)
+    free = torch.cuda.mem_get_info()[0]
+    return demand.fitting(sizes, ROOM * free - (providers - 1) * demand.held)[0]
 
 
 def ratio(above: list[Work], below: list[Work]) -> dict[str, float]:
@@ -124,12 +160,23 @@ def ratios(works: dict[str, list[Work]]) -> dict[str, dict[str, float]]:
     return found
 
 
-def bench(name: str, asked: str, options: argparse.Namespace, ranks: Ranks) -> dict[str, Any]:
-    """The table and ratios of one preset in one precision."""
+def against(works: dict[str, list[Work]], name: str) -> dict[str, float]:
+    """How a provider compares with each other one that is a reference, the median of the ratios turn by turn."""
+    above = {"x Trainer": "Trainer", "x by length": "Trainer by length"}
+    found = {key: ratio(works[other], works[name])["median"] for key, other in above.items() if works.get(other)}
+    loop = "bare loop, our layers"
+    return found | ({"/ bare": ratio(works[name], works[loop])["median"]} if works.get(loop) else {})
+
+
+def bench(
+    name: str, asked: str, options: argparse.Namespace, ranks: Ranks, tell: Callable[[dict[str, Any]], None]
+) -> dict[str, Any]:
+    """The table and ratios of one preset in one precision; `tell` is given them after every turn."""
     preset = PRESETS[name]
     preset = preset._replace(rows=options.rows or preset.rows)
     most = preset.rows // (PASSES * ranks.world_size)  # a pass over all GPUs at once
-    preset = preset._replace(micro=min(options.micro or preset.micro, most))
+    given = None if options.micro == AUTO else options.micro
+    preset = preset._replace(micro=min(given or preset.micro, most))
     if preset.micro < 1 or preset.rows % (PASSES * ranks.world_size * preset.micro):
         raise SystemExit(
             f"{preset.rows} rows a step are not {PASSES} passes of whole micro-batches of {preset.micro} rows on each of "
@@ -149,50 +196,22 @@ def bench(name: str, asked: str, options: argparse.Namespace, ranks: Ranks) -> d
         )  # fmt: skip
         write_mix(case.scratch / "mix", POOL, LONGEST, preset.config["vocab_size"])
         rows = Rows.of(case, ranks)
+        known = list(dict(providers(case, rows)))
+        if unknown := set(options.only or ()) - set(known):
+            raise SystemExit(f"--only {min(unknown)}: there are {', '.join(known)}")
+        wanted = [label for label in known if label in (options.only or known)]
+        if options.micro == AUTO:
+            preset = preset._replace(micro=automatic(rows, case.stages[0], case.modes[0], len(wanted)))
+            case, rows = case._replace(preset=preset), rows._replace(preset=preset)
         every = dict(providers(case, rows))
-        if unknown := set(options.only or ()) - set(every):
-            raise SystemExit(f"--only {min(unknown)}: there are {', '.join(every)}")
-        every = {label: make for label, make in every.items() if label in (options.only or every)}
         if ranks.device.type == "cpu" and ranks.world_size == 1:
-            apart = {label: Apart(partial(provider_of, case, label), label) for label in every}
+            apart = {label: Apart(partial(provider_of, case, label), label) for label in wanted}
             every = {label: process.ready for label, process in apart.items()}
         span = range(1, 1 + turns * steps)
         heaviest = max(span, key=lambda step: rows.lengths(range(step, step + 1)).sum())
-        made, own = {}, {}
-        for label, make in every.items():
-            before = torch.cuda.memory_allocated() if capability else 0
-            made[label] = make()
-            made[label].turn(range(heaviest, heaviest + 1))  # not counted: memory grows, optimizers make their moments
-            own[label] = torch.cuda.memory_allocated() - before if capability else 0
-        works = measured(rows, made, turns, steps)
+        made = {label: Measured.of(every[label], heaviest, span.stop) for label in wanted}
         real, peak = rows.lengths(span), peak_flops(rows)
-        table_rows = []
-        for label, provider in made.items():
-            seconds = [work.seconds for work in works[label]]
-            rate = preset.rows * steps / median(seconds)
-            rate_of_flops = rate * flops(preset.config, real) / len(real) / ranks.world_size
-            computed = sum(work.computed for work in works[label])
-            if capability:
-                torch.cuda.reset_peak_memory_stats()
-                before = torch.cuda.memory_allocated()
-                provider.turn(range(span.stop, span.stop + 1))
-                own[label] += torch.cuda.max_memory_allocated() - before
-            split = provider.split(span.stop)
-            if isinstance(provider, Apart):
-                own[label] = provider.peak()
-                provider.close()
-            table_rows.append({
-                "provider": label,
-                "examples/s": rate,
-                "tokens/s": rate * float(real.mean()),
-                "padding": 1 - float(real.sum()) / computed,
-                "TFLOP/s": rate_of_flops / 1e12,
-                "of peak": rate_of_flops / peak,
-                "peak GB": own[label] / 1e9 or None,
-                **{f"{part} ms": value for part, value in split.items()},
-                "seconds per turn": seconds,
-            })  # fmt: skip
-        return {
+        facts = {
             "environment": environment(ranks.device)
             | {package: version(package) for package in ("transformers", "deepspeed", "accelerate")}
             | {"gpus" if capability else "processes": ranks.world_size},
@@ -204,9 +223,54 @@ def bench(name: str, asked: str, options: argparse.Namespace, ranks: Ranks) -> d
             "steps per turn": steps,
             "mean tokens": float(real.mean()),
             "peak TFLOP/s": peak / 1e12,
-            "rows": table_rows,
-            "ratios": ratios(works),
         }
+        for turn in range(turns):
+            take_turn(turn, turns, steps, rows, made)
+            done = rows.lengths(range(1, 1 + (turn + 1) * steps))
+            found = facts | {
+                "rows": table_rows(rows, made, done, peak, steps),
+                "ratios": ratios({label: one.works for label, one in made.items()}),
+            }
+            tell(found)
+        for one in made.values():
+            if isinstance(one.provider, Apart):
+                one.provider.close()
+        return found
+
+
+def take_turn(turn: int, turns: int, steps: int, rows: Rows, made: dict[str, Measured]) -> None:
+    """Has each provider train on the steps of a turn, in an order that changes with it."""
+    span = range(1 + turn * steps, 1 + (turn + 1) * steps)
+    names = list(made)
+    for name in names[turn % len(names) :] + names[: turn % len(names)]:
+        rows.ranks.barrier()
+        made[name].turn(span)
+        print(f"turn {turn + 1}/{turns}: {name}: {made[name].works[-1].seconds:.2f} s", file=sys.stderr, flush=True)
+
+
+def table_rows(
+    rows: Rows, made: dict[str, Measured], real: np.ndarray, peak: float, steps: int
+) -> list[dict[str, Any]]:
+    """A row for each provider. real: tokens of each row trained on so far; peak: the device's operations per second."""
+    found, preset = [], rows.preset
+    works = {label: one.works for label, one in made.items()}
+    for label, one in made.items():
+        seconds = [work.seconds for work in one.works]
+        rate = preset.rows * steps / median(seconds)
+        rate_of_flops = rate * flops(preset.config, real) / len(real) / rows.ranks.world_size
+        found.append({
+            "provider": label,
+            "examples/s": rate,
+            "tokens/s": rate * float(real.mean()),
+            "padding": 1 - float(real.sum()) / sum(work.computed for work in one.works),
+            "TFLOP/s": rate_of_flops / 1e12,
+            "of peak": rate_of_flops / peak,
+            "peak GB": one.peak / 1e9 or None,
+            **{f"{part} ms": value for part, value in one.split.items()},
+            **against(works, label),
+            "seconds per turn": seconds,
+        })  # fmt: skip
+    return found
 
 
 def summary(found: dict[str, dict[str, Any]]) -> str:
@@ -236,7 +300,9 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--turns", type=int, help="default 5; 2 with --quick")
     parser.add_argument("--steps", type=int, help="steps per turn")
     parser.add_argument("--rows", type=int, help="rows per step, over all GPUs")
-    parser.add_argument("--micro", type=int, help="rows per micro-batch and GPU")
+    parser.add_argument(
+        "--micro", type=lambda text: text if text == AUTO else int(text), help="rows per micro-batch and GPU, or auto"
+    )
     parser.add_argument(
         "--quick", action="store_true", help="fewer turns and steps, not fixed padding: within 4 minutes"
     )
@@ -263,12 +329,17 @@ def main(arguments: list[str] | None = None) -> None:
     found: dict[str, dict[str, Any]] = {}
     presets = options.preset or (["electra-base", "electra-large"] if on_gpu else ["tiny", "electra-small"])
     for name, precision in product(presets, options.precision or ["auto"]):
-        title = name if precision == "auto" else f"{name} {precision}"
-        one = found[title] = bench(name, precision, options, ranks)
+        title = " ".join([name] + [precision] * (precision != "auto") + ["auto micro-batch"] * (options.micro == AUTO))
+
+        def tell(one: dict[str, Any], title: str = title) -> None:
+            found[title] = one
+            if ranks.rank == 0:  # what comes later may fail, or be stopped
+                print(f"\n{title}\n\n{table(one['rows'], COLUMNS)}\n", flush=True)
+                write_json(path, (json.loads(path.read_text()) if path.exists() else {}) | found)
+
+        one = bench(name, precision, options, ranks, tell)
         if ranks.rank == 0:
             print(json.dumps({key: value for key, value in one.items() if key not in ("rows", "ratios")}))
-            print(f"\n{title}\n\n{table(one['rows'], COLUMNS)}\n", flush=True)
-            write_json(path, (json.loads(path.read_text()) if path.exists() else {}) | found)  # the next may fail
     if ranks.rank == 0:
         print(f"written to {path}")
         print(summary(found))

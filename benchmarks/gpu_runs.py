@@ -42,10 +42,14 @@ def trials(rehearse: bool, steps: int) -> list[Trial]:
     """All runs of one call."""
     exact = [*EXACT, "road.steps=12"]
     equal = [Trial("fp32, no dropout, CPU", exact, cpu=True), Trial("fp32, no dropout", exact, cpu=rehearse)]
-    kinds = [("fp32", 1)] if rehearse else [("bf16", 1), ("bf16", 2), ("bf16", 3), ("fp16", 1), ("fp16", 3)]
+    kinds = (
+        [("fp32", 1)] if rehearse else [("bf16", 1), ("bf16", 2), ("bf16", 3), ("fp16", 1), ("fp16", 2), ("fp16", 3)]
+    )
     runs = [Trial(f"{kind}, ZeRO {stage}", [f"road.precision={kind}", f"zero_optimization.stage={stage}",
                                             f"road.steps={steps}"], cpu=rehearse) for kind, stage in kinds]  # fmt: skip
     again = runs[0]
+    if not rehearse:
+        runs.append(Trial(f"{again.name}, compiled", [*again.settings, "road.compile=true"]))
     return [*equal, *runs, Trial(f"{again.name}, killed", [*again.settings, "road.save_every=5"], rehearse, steps // 2)]
 
 

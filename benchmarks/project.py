@@ -20,12 +20,13 @@ fitted to public figures of BERT-large on a V100, which it gives back within 5 %
 from __future__ import annotations
 
 import argparse
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 from measure import table
 from presets import PRESETS, weights_of
 
-from road_ds.engine.plan import memory, readable
+from road_ds.engine.memory import activations, memory, readable
 
 ATTENTION = 6.5  # operations of a matrix product in the time of one of attention's
 PUBLIC = {  # sequences/s of BERT-large on one V100, at 128 and at 512 tokens: 2020, kernels of their time
@@ -33,7 +34,6 @@ PUBLIC = {  # sequences/s of BERT-large on one V100, at 128 and at 512 tokens: 2
     "DeepSpeed": (272, 52),
 }
 BERT_LARGE = {"hidden_size": 1024, "num_hidden_layers": 24, "intermediate_size": 4096, "vocab_size": 30522}
-ACTIVATIONS = 34  # bytes per token, layer and width in half precision, attention scores not kept (Korthikanti, 2022)
 
 
 class Machine(NamedTuple):
@@ -110,19 +110,18 @@ def memory_of(
 
     Offloaded, float32 weights and Adam's moments lie in the host's memory (ZeRO-Offload; DeepSpeed has it from stage 1).
     """
-    each, layers, hidden = 2 if half else 4, config["num_hidden_layers"], config["hidden_size"]
-    whole = ACTIVATIONS * each / 2 * hidden * tokens  # of one layer
-    activations = whole + layers * each * hidden * tokens if checkpointing else layers * whole
-    held = memory(parameters, gpus, "bf16" if half else "fp32")
-    mine = each * parameters
+    precision = "bf16" if half else "fp32"
+    kept = tokens * activations(SimpleNamespace(**config), precision, checkpointing)
+    held = memory(parameters, gpus, precision)
+    mine = (2 if half else 4) * parameters
     offloaded = [None, 2 * mine, mine + mine / gpus, 2 * mine / gpus]
     return [
         {
             "ZeRO": stage,
             "weights, gradients, Adam": held[stage],
             "with Adam offloaded": offloaded[stage],
-            "activations": activations,
-            "in all": held[stage] + activations,
+            "activations": kept,
+            "in all": held[stage] + kept,
         }
         for stage in range(4)
     ]

@@ -20,7 +20,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, wait
 from functools import partial
-from itertools import chain, groupby, islice
+from itertools import chain, groupby, islice, product
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -54,22 +54,20 @@ class Candidate(NamedTuple):
     numbers: tuple[int, ...]
 
 
+LANES = {"hundreds": (32,), "thousands": (32, 64, 128), "vocabulary": (64, 128, 256)}  # that read a row
+
+
 def candidates(regime: str) -> Iterator[Candidate]:
     """stream, combine: groups, lanes, warps, registers. gradient: classes a thread, warps, registers. The present ones come first."""
-    present = plan.stream_tile(PROBLEMS[regime][0][1], 1, 8, torch.device("cpu"))
-    yield Candidate("stream", regime, (present.groups, present.lanes, present.warps, present.registers))
-    for warps in (1, 2, 4, 8) if regime == "hundreds" else (2, 4, 8, 16):
-        for groups in (1, 2, 4):
-            yield Candidate(
-                "stream", regime, (groups, 32 if regime == "hundreds" else 32 * warps, warps, plan.MOST_REGISTERS)
-            )
-    present = plan.combine_tile(PROBLEMS[regime][0][1], 3, 8, torch.device("cpu"))
-    yield Candidate("combine", regime, (present.groups, present.lanes, present.warps, present.registers))
-    for warps in (2, 4) if regime == "hundreds" else (2, 4, 8, 16):
-        for groups in (1, 2, 4):
-            yield Candidate(
-                "combine", regime, (groups, 32 if regime == "hundreds" else 32 * warps, warps, plan.MOST_REGISTERS)
-            )
+    for kernel, tile in (("combine", plan.combine_tile), ("stream", plan.stream_tile)):
+        present = tile(PROBLEMS[regime][0][1], 3, 8, torch.device("cpu"))
+        yield Candidate(kernel, regime, (present.groups, present.lanes, present.warps, present.registers))
+        for lanes, rows in product(LANES[regime], (1, 2) if regime == "thousands" else (1,)):
+            for warps in (1, 2, 4) if regime == "hundreds" else (rows * lanes // 32,):
+                for groups in (1, 2, 4):
+                    yield Candidate(kernel, regime, (groups, lanes, warps, plan.MOST_REGISTERS))
+                if kernel == "stream" and regime == "hundreds":  # four groups take nearly all registers: more programs
+                    yield Candidate(kernel, regime, (4, lanes, warps, 96))
     yield Candidate("gradient", regime, (16, 4, plan.MOST_REGISTERS))
     for each in (8, 16):
         for warps in (2, 4, 8):
@@ -174,7 +172,7 @@ def sweep(
         chain.from_iterable(
             islice((one for one in candidates(regime) if one.kernel == kernel), most)
             for regime in sizes
-            for kernel in ("stream", "gradient", "combine")
+            for kernel in ("combine", "stream", "gradient")
         )
     )
     tasks = [(candidate, sizes[candidate.regime], device) for candidate in dict.fromkeys(wanted)]

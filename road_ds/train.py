@@ -25,6 +25,7 @@ from road_ds.common.log import counted, is_main, print_anywhere, quiet_libraries
 from road_ds.common.ranks import Ranks
 from road_ds.common.strict_json import flat_keys
 from road_ds.config.file import load_config
+from road_ds.config.fit import AUTO, MICRO, fit_batch, micro_sizes
 from road_ds.config.road import RoadConfig
 from road_ds.data.batches import Padding, ahead, assemble
 from road_ds.data.passes import Passes, plan
@@ -34,12 +35,13 @@ from road_ds.distillation.freelb import FreeLB, once
 from road_ds.distillation.guard import Guarded
 from road_ds.distillation.lesson import Lesson
 from road_ds.distillation.objective import Taught
-from road_ds.distillation.registry import adversarial_of
-from road_ds.distillation.teachers import AnyTeachers, OnlineTeachers, open_teachers
+from road_ds.distillation.registry import adversarial_of, teachers_of
+from road_ds.distillation.teachers import AnyTeachers, NoTeachers, OnlineTeachers, open_teachers
 from road_ds.engine import speed, surroundings
 from road_ds.engine.checkpoint import Checkpoint, Engines, prune, restore
 from road_ds.engine.generator import Generator, open_generator, rows_of_generator, start_generator
 from road_ds.engine.meter import Meter
+from road_ds.engine.micro_batch import Demand, choose, refuse_what_cannot_fit
 from road_ds.engine.milestones import Milestones
 from road_ds.engine.preemption import Preemption, exit_code
 from road_ds.engine.results import Outcome, closing, leave
@@ -54,6 +56,7 @@ from road_ds.models.build import build_model
 from road_ds.models.configuration import base_config, check_lengths, load_tokenizer
 from road_ds.models.masked_lm import MaskedLM
 from road_ds.models.multi_task import MultiTaskModel, parameter_count
+from road_ds.models.states import Shape
 from road_ds.tasks.registry import Heads
 
 
@@ -163,9 +166,11 @@ def run(
     found = ranks.together(lambda: resumable(folder, parts.saved)) if resume else None
     for remark in parts.rows.remarks():
         warn(remark)
-    model, padding, engine = build(config, parts, ranks, machine, folder, anew=found is None)
-    begin = 0 if found is None else found.step
-    generator = build_generator(config, parts, ranks, padding, engine, begin)
+    model, padding, notes = shape(config, parts, machine)
+    parts = sized(config, parts, ranks, model, padding, found)
+    engine = begin(config, parts, ranks, folder, model, padding, notes, anew=found is None)
+    first = 0 if found is None else found.step
+    generator = build_generator(config, parts, ranks, padding, engine, first)
     beside = {} if generator is None else {"generator": generator.engine}
     if found is not None:
         go_on(engine, beside, ranks, folder, found, parts.steps, config.keep)
@@ -181,11 +186,11 @@ def run(
         lesson, more = replace(lesson, text=generator.text), {"prepare": generator.prepare}
     views = FreeLB(config.freelb, model.words.embedding_dim, config.seed) if config.freelb else once
     micro = engine.train_micro_batch_size_per_gpu()
-    batches = ahead(assemble(parts.passes, parts.rows.train, padding, ranks, micro, range(begin, parts.steps)))
+    batches = ahead(assemble(parts.passes, parts.rows.train, padding, ranks, micro, range(first, parts.steps)))
     meter = Meter(ranks, folder, parts.rows.train, micro, padding, generator.watch.seconds if generator else None)
     step, reason = fit(
         engine, batches, lesson, meter, ranks, preemption, config,
-        start=begin, steps=parts.steps, evaluate=milestones.evaluate, save=milestones.save, views=views, **more,
+        start=first, steps=parts.steps, evaluate=milestones.evaluate, save=milestones.save, views=views, **more,
     )  # fmt: skip
     if reason:
         say(f"{reason} after step {step}; go on with --resume")
@@ -243,39 +248,74 @@ def gather(config: RoadConfig, ds: dict[str, Any], ranks: Ranks, machine: Machin
     return Parts(settled, heads, tokenizer, rows, teachers, generator, passes, steps, resolved, saved)
 
 
-def build(
-    config: RoadConfig, parts: Parts, ranks: Ranks, machine: Machine, folder: RunFolder, *, anew: bool
-) -> tuple[MultiTaskModel, Padding, Any]:
-    """The model, how its batches are padded, and its engine; the run folder is the run's from here on."""
+def shape(config: RoadConfig, parts: Parts, machine: Machine) -> tuple[MultiTaskModel, Padding, list[str]]:
+    """The model, how its batches are padded, and what is to say of both."""
     settled, heads, teachers = parts.settled, parts.heads, parts.teachers
     ds, objective = settled.ds, settled.objective
     model = build_model(config.model, heads, parts.tokenizer, dropout=config.dropout, seed=config.seed)
-    if isinstance(objective, Taught) and objective.hidden and isinstance(teachers, OnlineTeachers):
-        model.project(*teachers.compare_hidden(objective.hidden, model.encoder.config.num_hidden_layers))
+    if isinstance(objective, Taught) and objective.compared and not isinstance(teachers, NoTeachers):
+        model.compare(teachers.compare(objective.compared, Shape.of(model.encoder.config), config.seed))
     mode, notes = speed.prepare(model, config, ds, machine.device, machine.capability, settled.precision)
     limits = {name: heads.task(name).max_length for name in parts.rows.train}
+    return model, Padding(mode, parts.tokenizer.pad_token_id, limits), notes
+
+
+def sized(
+    config: RoadConfig, parts: Parts, ranks: Ranks, model: MultiTaskModel, padding: Padding, found: Checkpoint | None
+) -> Parts:
+    """The same with the rows of a micro-batch: those given, else those of the resumed run, else as many as fit."""
+    ds, precision = parts.settled.ds, parts.settled.precision
+    lengths = {name: source.lengths for name, source in parts.rows.train.items()}
+    own = parameter_count(parts.generator) if parts.generator else 0
+    demand = Demand.of(
+        parameter_count(model) + own, model.encoder.config, ds, ranks.world_size, precision, config.activation_checkpointing,
+        lengths, padding,
+    )  # fmt: skip
+    lesson = Lesson(Guarded(parts.settled.objective), parts.teachers, parts.heads.of, parts.steps)
+    if parts.generator:  # as many rows as with generated ones
+        taught = teachers_of(parts.settled.objective)
+        lesson = replace(lesson, text=lambda batch, _: batch.joined(batch) if batch.dataset in taught else batch)
+    sizes = micro_sizes(ds["train_batch_size"], config.passes, ranks.world_size)
+    before = found.manifest.config.get(MICRO) if found else None  # other micro-batches would draw another dropout
+    micro = ds[MICRO]
+    if micro == AUTO:
+        micro = before if before in sizes else choose(sizes, demand, model, lesson, parts.rows.train, ranks, precision)
+    elif ranks.device.type == "cuda":
+        refuse_what_cannot_fit(demand, micro, sizes, torch.cuda.get_device_properties(ranks.device).total_memory)
+    ds = ds | fit_batch(ds | {MICRO: micro}, config.passes, ranks.world_size)
+    pieces = {key: ds[key] for key in (MICRO, "gradient_accumulation_steps")}
+    return replace(
+        parts, settled=replace(parts.settled, ds=ds), resolved=parts.resolved | pieces, saved=parts.saved | pieces
+    )
+
+
+def begin(
+    config: RoadConfig, parts: Parts, ranks: Ranks, folder: RunFolder, model: MultiTaskModel, padding: Padding,
+    notes: list[str], *, anew: bool,
+) -> Any:  # fmt: skip
+    """The engine of a run; the run folder is the run's from here on."""
+    settled, ds = parts.settled, parts.settled.ds
     ranks.apart(lambda: folder.begin(parts.resolved, anew=anew))
-    pieces, micro = ds["gradient_accumulation_steps"], ds["train_micro_batch_size_per_gpu"]
+    pieces, micro = ds["gradient_accumulation_steps"], ds[MICRO]
     say(
-        f"{config.output}: {parameter_count(model) / 1e6:.1f} M parameters, {counted(len(heads), 'head')}, "
-        f"{counted(len(limits), 'data set')}, {counted(parts.steps, 'step')} of "
+        f"{config.output}: {parameter_count(model) / 1e6:.1f} M parameters, {counted(len(parts.heads), 'head')}, "
+        f"{counted(len(padding.limits), 'data set')}, {counted(parts.steps, 'step')} of "
         f"{counted(config.passes, 'pass', 'passes')} x {ds['train_batch_size'] // config.passes} rows "
         f"({counted(pieces, 'micro-batch', 'micro-batches')} of {micro} on "
-        f"{counted(ranks.world_size, 'process', 'processes')}), {settled.precision}, {mode} padding, "
+        f"{counted(ranks.world_size, 'process', 'processes')}), {settled.precision}, {padding.mode} padding, "
         f"ZeRO {ds['zero_optimization']['stage']}",
         *(f"filled in: {note}" for note in settled.filled),
         *notes,
     )
     seed = config.seed + 1 + ranks.rank  # dropout differs between ranks
     views = config.freelb.steps if config.freelb else 1
-    engine = start(model, ds, config, steps=parts.steps, seed=seed, views=views)
-    return model, Padding(mode, parts.tokenizer.pad_token_id, limits), engine
+    return start(model, ds, config, steps=parts.steps, seed=seed, views=views)
 
 
 def build_generator(
-    config: RoadConfig, parts: Parts, ranks: Ranks, padding: Padding, student: Any, begin: int
+    config: RoadConfig, parts: Parts, ranks: Ranks, padding: Padding, student: Any, first: int
 ) -> Generator | None:
-    """The generator of a run from step `begin` on, under its engine; None where there is none."""
+    """The generator of a run from step `first` on, under its engine; None where there is none."""
     settings, train, ds = adversarial_of(parts.settled.objective), parts.rows.train, parts.settled.ds
     if settings is None or parts.generator is None:
         return None
@@ -283,7 +323,7 @@ def build_generator(
     micro = student.train_micro_batch_size_per_gpu()
     vocabulary = Vocabulary.of(parts.tokenizer, ranks.device)
     passes = rows_of_generator(config, ds["train_batch_size"], train, parts.teachers.teachers)
-    steps = settings.steps(begin, parts.steps)
+    steps = settings.steps(first, parts.steps)
     batches = ahead(assemble(passes, train, padding, ranks, micro, steps))
     engine = start_generator(parts.generator, ds, settings, config.seed + 1 + ranks.rank)
     say(

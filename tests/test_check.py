@@ -14,7 +14,8 @@ from road_ds.common.digest import file_sha256 as digest
 from road_ds.config.file import load_config
 from road_ds.data.passes import Passes
 from road_ds.data.readers import Example
-from road_ds.engine.plan import bucket, memory, parameters, report, shared_texts
+from road_ds.engine.memory import bucket, memory
+from road_ds.engine.plan import parameters, report, shared_texts
 from road_ds.models.configuration import base_config, load_tokenizer
 from road_ds.tasks.registry import heads
 

@@ -12,7 +12,7 @@ from runs import tiny_config
 from road_ds.common.errors import RoadError
 from road_ds.config.deepspeed_keys import Engine
 from road_ds.config.file import load_config
-from road_ds.config.fit import fit_batch, fit_buckets, fit_optimizer, fit_precision
+from road_ds.config.fit import fit_batch, fit_buckets, fit_optimizer, fit_precision, micro_sizes
 from road_ds.config.road import DatasetSpec, RoadConfig
 from road_ds.config.trainer_words import HERE, TASK_HERE
 from road_ds.distillation.soft_targets import Origin, SoftTargets
@@ -283,14 +283,16 @@ def test_set_is_validated_like_the_file(config_file, assignment, message):
 
 
 def test_batch_sizes_follow_from_each_other():
-    assert fit_batch({"train_batch_size": 24}, passes=3, world_size=2) == {
+    assert fit_batch({"train_batch_size": 24, "train_micro_batch_size_per_gpu": 4}, passes=3, world_size=2) == {
         "train_batch_size": 24,
         "train_micro_batch_size_per_gpu": 4,
         "gradient_accumulation_steps": 3,
     }
+    auto = {"train_batch_size": 24, "train_micro_batch_size_per_gpu": "auto"}
+    assert fit_batch({"train_batch_size": 24}, passes=3, world_size=2) == auto == fit_batch(auto, 3, 2)
     given = {"train_batch_size": 512, "train_micro_batch_size_per_gpu": 16, "gradient_accumulation_steps": 4}
     assert fit_batch(given, passes=4, world_size=8) == given
-    assert fit_batch({"train_batch_size": 10**12}, 4, 1)["train_micro_batch_size_per_gpu"] == 25 * 10**10
+    assert micro_sizes(24, 3, 2) == [1, 2, 4] and micro_sizes(10**12, 4, 1)[-1] == 25 * 10**10
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ def on_gpu(*arguments, **environment):
 
 
 def test_the_kernels_parts_run_and_leave_their_results(tmp_path):
-    """The parts that train are rehearsed by hand: `benchmarks/on_gpu.sh --rehearse --only steps,runs`, four minutes."""
+    """The parts that train are rehearsed by hand: `benchmarks/on_gpu.sh --rehearse --only steps,train,auto,runs`, minutes."""
     run = on_gpu("--rehearse", "--only", "tests,tiles,loss,combine", "--output", tmp_path)
     assert run.returncode == 0, run.stdout[-6000:] + run.stderr
     summary = (tmp_path / "summary.md").read_text()
@@ -45,7 +45,14 @@ def test_a_part_that_fails_or_takes_too_long_does_not_end_the_others(tmp_path):
     run = on_gpu("--rehearse", "--only", "tests,tiles,combine", "--output", tmp_path / "out", PYTHON=str(stand_in))
     assert run.returncode == 1
     results = [line.split(" | ")[:2] for line in (tmp_path / "out/summary.md").read_text().splitlines()[2:]]
-    assert results == [["| tests", "failed, 3"], ["| tiles", "over 170 s"], ["| combine", "ok"]]
+    assert results == [["| tests", "failed, 3"], ["| tiles", "over 360 s"], ["| combine", "ok"]]
+
+
+def test_parts_for_which_no_time_is_left_are_named(tmp_path):
+    run = on_gpu("--only", "tests,tiles", "--seconds", "5", "--output", tmp_path / "out", PYTHON="false")
+    assert run.returncode == 1
+    rows = (tmp_path / "out/summary.md").read_text().splitlines()[2:]
+    assert rows == ["| tests | no time left | | |", "| tiles | no time left | | |"]
 
 
 def test_an_unknown_argument_is_refused():

@@ -12,11 +12,13 @@ from test_packing import LONGEST, loss_and_gradients, rows, without_dropout
 
 from road_ds.common.errors import RoadError
 from road_ds.config.road import RoadConfig
+from road_ds.data.batch import Feature
 from road_ds.data.batches import Padding
 from road_ds.engine import speed
 from road_ds.engine.speed import choose_padding, prepare
 from road_ds.models import apex as fused
-from road_ds.models import linear
+from road_ds.models import attention, linear
+from road_ds.tasks.evaluation import MemorySet
 
 AMPERE, VOLTA = (8, 0), (7, 0)
 
@@ -30,12 +32,37 @@ AMPERE, VOLTA = (8, 0), (7, 0)
     (("auto", "", "cpu", None, "fp32", False), "free", ""),
     (("auto", "deberta-v2 is relative", "cpu", None, "fp32", False), "grouped", "deberta-v2 is relative"),
     (("free", "", "cpu", None, "fp32", True), "grouped", "road.compile"),
+    (("auto", "", "cuda", AMPERE, "bf16", True), "free", ""),
+    (("auto", "", "cuda", AMPERE, "fp32", True), "grouped", "bf16 or fp16"),
     (("fixed", "deberta-v2 is relative", "cuda", VOLTA, "fp16", True), "fixed", ""),
     (("grouped", "", "cuda", AMPERE, "bf16", False), "grouped", ""),
 ])  # fmt: skip
 def test_the_padding_follows_device_precision_and_encoder(arguments, mode, why):
     chosen, note = choose_padding(*arguments)
     assert chosen == mode and (why in note if why else note == "")
+
+
+def test_packed_rows_are_one_compiled_graph_for_all_sizes(monkeypatch):
+    """As a GPU runs them, on tensors that have only a shape: no break in the graph, and no other for other rows."""
+    monkeypatch.setattr(attention, "_by_runs", attention._by_kernel)
+    model, compiled = without_dropout("electra"), []
+
+    def backend(graph, inputs):
+        compiled.append(graph)
+        return graph.forward
+
+    encoder = model.encoder.to("meta", torch.bfloat16)
+    encoder.set_attn_implementation(attention.ATTENTION)
+    encoder.compile(dynamic=True, fullgraph=True, backend=backend)
+    seen = []
+    for lengths in ([5, 9, 30], [2, 40, 41], [17, 18, 19], [64, 64, 64]):
+        batch = Padding("free", 0, {}).collate(
+            MemorySet("rows", [Feature(np.ones(n), np.zeros(n), [0], 0) for n in lengths]), np.arange(3)
+        )
+        found = model.encode(batch.map(lambda tensor: tensor.to("meta"))).last_hidden_state
+        assert found.shape == (3, -(-max(lengths) // 8) * 8, 32)
+        seen.append(len(compiled))
+    assert seen[0] and len(set(seen)) == 1
 
 
 @pytest.mark.parametrize("mode", ["free", "grouped"])
@@ -148,7 +175,7 @@ def test_a_compiled_encoder_trains_alike(config_file):
     few["tasks"] = {"inference": tiny_config()["road"]["tasks"]["inference"]}
     plain, _ = run(config_file, "plain", **few)
     compiled, told = run(config_file, "compiled", compile=True, padding="free", **few)
-    assert "road.padding is grouped, not free: road.compile" in told
+    assert "road.padding is grouped, not free: on a CPU road.compile" in told
     assert [line["loss"] for line in compiled] == pytest.approx([line["loss"] for line in plain], abs=1e-5)
 
 

@@ -8,11 +8,11 @@ from itertools import product
 from typing import Any
 
 from providers.bare import Bare
-from providers.case import CLOCKS, DTYPES, LAUNCHER, Case, Rows, Work, wait
+from providers.case import CLOCKS, DTYPES, LAUNCHER, Case, Rows, Work, demand_of, wait
 from providers.ours import Ours, OursTaught
 from providers.trainer import HuggingFace, alone
 
-__all__ = ["CLOCKS", "DTYPES", "LAUNCHER", "Bare", "Case", "Rows", "Work", "providers", "wait"]
+__all__ = ["CLOCKS", "DTYPES", "LAUNCHER", "Bare", "Case", "Rows", "Work", "demand_of", "providers", "wait"]
 
 
 def providers(case: Case, rows: Rows) -> Iterator[tuple[str, Callable[[], Any]]]:

@@ -10,13 +10,17 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from length_mix import MIX
-from presets import PASSES, Preset, bench_config
+from presets import DROPOUT, LONGEST, PASSES, Preset, bench_config
 
 from road_ds.common.ranks import Ranks
 from road_ds.config.road import RoadConfig
+from road_ds.data.batches import Padding
 from road_ds.data.features import FeatureSet
 from road_ds.data.passes import Passes
-from road_ds.models.configuration import load_tokenizer
+from road_ds.engine.micro_batch import Demand
+from road_ds.engine.plan import parameters
+from road_ds.models.configuration import base_config, load_tokenizer
+from road_ds.tasks.registry import heads
 
 LR, DECAY, CLIP = 1e-4, 0.01, 1.0
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
@@ -85,3 +89,15 @@ class Rows(NamedTuple):
 def wait(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize()
+
+
+def demand_of(rows: Rows, stage: int, padding: str) -> Demand:
+    """What ours takes of each GPU's memory, by the model."""
+    settings = base_config(rows.config.model, rows.tokenizer, DROPOUT)
+    encoder, own = parameters(settings, heads(rows.config))
+    ds = {"optimizer": {"type": "AdamW"}, "zero_optimization": {"stage": stage}}
+    lengths = {name: source.lengths for name, source in rows.sources.items()}
+    return Demand.of(
+        encoder + sum(own.values()), settings, ds, rows.ranks.world_size, rows.precision, False,
+        lengths, Padding(padding, 0, dict.fromkeys(lengths, LONGEST)),  # type: ignore[arg-type]
+    )  # fmt: skip

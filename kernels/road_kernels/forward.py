@@ -113,6 +113,29 @@ def rows_kernel(
 
 
 @triton.jit
+def merged_lanes(
+    student, teacher, saved, rows, here, kept, temperature, N, R: tl.constexpr, T: tl.constexpr, POWER: tl.constexpr, M: tl.constexpr
+):  # fmt: skip
+    """The rows' statistics [R] from those of their lanes, as `lanes_step` has them; stored for the gradient, too."""
+    origin, soft_sum, hard_sum, moved = merged_student(
+        tl.reshape(student[0], [R, T]),
+        tl.reshape(student[1], [R, T]),
+        tl.reshape(student[2], [R, T]),
+        temperature,
+        POWER,
+    )
+    store_statistics(saved, 0, origin, soft_sum, hard_sum, rows, here, kept, N)
+    teacher_sum = soft_sum
+    gap = soft_sum
+    if M > 0:
+        teacher_origin, teacher_sum, gap = merged_teacher(
+            tl.reshape(teacher[0], [R, T]), tl.reshape(teacher[1], [R, T]), tl.reshape(teacher[2], [R, T]), moved
+        )
+        store_statistics(saved, 3, teacher_origin, teacher_sum, None, rows, here, kept, N)
+    return origin, soft_sum, hard_sum, teacher_sum, gap
+
+
+@triton.jit
 def stream_kernel(
     student, teachers, labels, lengths, teacher_weights, row_weight, losses, hard, soft, saved,
     rate, temperature, hard_scale, soft_scale, wrong_scale, s_row, s_class, t_rows, t_classes, N, C, ignore_index,
@@ -170,21 +193,11 @@ def stream_kernel(
                 tiles, mixtures, student_lanes, teacher_lanes, rate, temperature, U, POWER, M
             )
 
-    row_origin, soft_sum, hard_sum, lane_moved = merged_student(
-        tl.reshape(student_lanes[0], [R, T]), tl.reshape(student_lanes[1], [R, T]), tl.reshape(student_lanes[2], [R, T]),
-        temperature, POWER,
-    )  # fmt: skip
-    store_statistics(saved, 0, row_origin, soft_sum, hard_sum, rows, here, kept, N)
-    teacher_sum = soft_sum
-    gap = soft_sum
-    if M > 0:
-        row_teacher_origin, teacher_sum, gap = merged_teacher(
-            tl.reshape(teacher_lanes[0], [R, T]), tl.reshape(teacher_lanes[1], [R, T]), tl.reshape(teacher_lanes[2], [R, T]),
-            lane_moved,
-        )  # fmt: skip
-        store_statistics(saved, 3, row_teacher_origin, teacher_sum, None, rows, here, kept, N)
-        if wrong_scale is not None:
-            store_weights(saved_weights(saved, N), bits, rows, here, wrong_scale, N, M)
+    row_origin, soft_sum, hard_sum, teacher_sum, gap = merged_lanes(
+        student_lanes, teacher_lanes, saved, rows, here, kept, temperature, N, R, T, POWER, M
+    )
+    if M > 0 and wrong_scale is not None:
+        store_weights(saved_weights(saved, N), bits, rows, here, wrong_scale, N, M)
     hard_row, soft_row, loss = row_losses(
         row_origin, soft_sum, hard_sum, teacher_sum, gap, target, known, kept, weight, rate, temperature,
         hard_scale, soft_scale, labels is not None, M,

@@ -26,7 +26,7 @@ from .arguments import (
     check_weighting,
     choose,
 )
-from .problem import Problem, judging_scale
+from .problem import Problem
 from .reference import KDLoss, Teachers, as_teachers, kl_factor
 
 
@@ -74,20 +74,10 @@ def kd_loss(
     check_rows(labels, lengths, shape, device, ignore_index)
     check_weighting(teachers, labels, wrong_scale, teacher_weights, shape[0], device)
     check_row_weight(row_weight, shape[0], device)
-    problem = Problem(
-        student=student,
-        teachers=teachers,
-        labels=labels,
-        lengths=lengths,
-        teacher_weights=None if teacher_weights is None else teacher_weights.detach(),
-        row_weight=None if row_weight is None else row_weight.detach(),
-        temperature=float(temperature),
-        hard_scale=1.0 - weight,
-        soft_scale=weight * kl_factor(kl_scale, temperature),
-        wrong_scale=judging_scale(wrong_scale, len(teachers)),
-        ignore_index=ignore_index,
-        reduction=reduction,
-    )
+    problem = Problem.of(
+        student, teachers, len(teachers), labels, lengths, teacher_weights, row_weight, temperature, weight,
+        kl_factor(kl_scale, temperature), wrong_scale, ignore_index, reduction,
+    )  # fmt: skip
     if choose(impl, [student, *teachers]) == "torch":
         return reference.kd_loss(problem)
     if torch.compiler.is_compiling() or isinstance(student, FakeTensor):
@@ -161,7 +151,7 @@ def _(*flat):
 
     reduced = problem.reduction != "none"
     judged = 0 if problem.wrong_scale is None else len(problem.teachers)
-    saved = empty((plan.STATISTICS + judged) * rows + reduced)
+    saved = empty((plan.STATISTICS + judged) * rows + int(reduced))  # a size must be no sum with a bool
     return empty() if reduced else empty(rows), empty(rows), empty(rows), saved
 
 

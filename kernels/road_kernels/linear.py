@@ -22,7 +22,7 @@ from .arguments import (
     refuse,
 )
 from .kd_loss import kd_loss
-from .problem import Problem, judging_scale
+from .problem import Problem
 from .reference import (
     KDLoss,
     Teachers,
@@ -77,12 +77,7 @@ def linear_kd_loss(
         chunk_rows = max(1, CHUNK_BYTES // (classes * hidden.element_size()))
     elif isinstance(chunk_rows, bool) or not isinstance(chunk_rows, int) or chunk_rows < 1:
         refuse("chunk_rows", describe(chunk_rows), "a whole number of at least 1")
-    heads = teacher_heads(teacher, teacher_hidden, teacher_head_weight, teacher_bias, (rows, classes))
-    check_teacher_argument(teacher)
-    logits = as_teachers(teacher)
-    for index, given in enumerate(logits):
-        check_like(f"teacher[{index}]", given, (rows, classes), hidden.device, floating=True)
-    teachers = Heads([given.detach() for given in logits], heads)
+    teachers = all_teachers(teacher, teacher_hidden, teacher_head_weight, teacher_bias, (rows, classes), hidden.device)
     check_loss_settings(temperature, weight, kl_scale, reduction, len(teachers.every()) > 0, labels is not None)
     check_rows(labels, lengths, (rows, classes), hidden.device, ignore_index)
     check_weighting(teachers.every(), labels, wrong_scale, teacher_weights, rows, hidden.device)
@@ -95,20 +90,10 @@ def linear_kd_loss(
         )  # fmt: skip
     hidden, head_weight = as_product(hidden), as_product(head_weight)
     bias = None if bias is None else as_product(bias)
-    problem = Problem(
-        student=hidden,  # until there are logits
-        teachers=[],
-        labels=labels,
-        lengths=lengths,
-        teacher_weights=None if teacher_weights is None else teacher_weights.detach(),
-        row_weight=None if row_weight is None else row_weight.detach(),
-        temperature=float(temperature),
-        hard_scale=1.0 - weight,
-        soft_scale=weight * kl_factor(kl_scale, temperature),
-        wrong_scale=judging_scale(wrong_scale, len(teachers.every())),
-        ignore_index=ignore_index,
-        reduction=reduction,
-    ).dense()
+    problem = Problem.of(
+        hidden, [], len(teachers.every()), labels, lengths, teacher_weights, row_weight, temperature, weight,
+        kl_factor(kl_scale, temperature), wrong_scale, ignore_index, reduction,
+    ).dense()  # fmt: skip
     work = Work(
         problem, teachers, chunk_rows, choose(impl, [hidden, *teachers.every()]) == "triton", torch.is_grad_enabled()
     )
@@ -281,6 +266,23 @@ def check_head(
         check_like(bias_name, bias, (head.shape[0],), states.device, floating=True)
     if head.dtype != states.dtype and not torch.is_autocast_enabled(states.device.type):
         refuse(head_name, head.dtype, f"{states.dtype}, the dtype of {states_name}, outside autocast")
+
+
+def all_teachers(
+    teacher: Teachers,
+    states: Tensor | Sequence[Tensor] | None,
+    weights: Tensor | Sequence[Tensor] | None,
+    biases: Tensor | Sequence[Tensor] | None,
+    shape: tuple[int, int],
+    device: torch.device,
+) -> Heads:
+    """The teachers, checked: those given by logits, and those by hidden states and a head."""
+    heads = teacher_heads(teacher, states, weights, biases, shape)
+    check_teacher_argument(teacher)
+    logits = as_teachers(teacher)
+    for index, given in enumerate(logits):
+        check_like(f"teacher[{index}]", given, shape, device, floating=True)
+    return Heads([given.detach() for given in logits], heads)
 
 
 def teacher_heads(

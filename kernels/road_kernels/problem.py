@@ -32,6 +32,28 @@ class Problem(NamedTuple):
     ignore_index: int
     reduction: str
 
+    @classmethod
+    def of(
+        cls, student: Tensor, teachers: list[Tensor], judges: int, labels: Tensor | None, lengths: Tensor | None,
+        teacher_weights: Tensor | None, row_weight: Tensor | None, temperature: float, weight: float, factor: float,
+        wrong_scale: float | None, ignore_index: int, reduction: str,
+    ) -> Problem:  # fmt: skip
+        """The problem of checked arguments. judges: the number of teachers; factor: of the KL, before `weight`."""
+        return cls(
+            student,
+            teachers,
+            labels,
+            lengths,
+            None if teacher_weights is None else teacher_weights.detach(),
+            None if row_weight is None else row_weight.detach(),
+            float(temperature),
+            1.0 - weight,
+            weight * factor,
+            judging_scale(wrong_scale, judges),
+            ignore_index,
+            reduction,
+        )
+
     def part(self, rows: slice, student: Tensor, teachers: list[Tensor], reduction: str) -> Problem:
         """The problem of some of the rows, whose logits are given."""
         return self._replace(
@@ -98,7 +120,7 @@ class Kind(NamedTuple):
 
     def saved(self) -> int:
         """All that it needs of the forward pass: the above and, of a reduction, one over its divisor."""
-        return self.kept() * self.student.shape[0] + (self.reduction != "none")
+        return self.kept() * self.student.shape[0] + int(self.reduction != "none")
 
 
 def cut(rows: Tensor | None, part: slice) -> Tensor | None:

@@ -70,7 +70,7 @@ class Engine(Block):
     """The keys that DeepSpeed 0.19 reads. Blocks of which it has models of its own are checked against those."""
 
     train_batch_size: Annotated[int, Field(ge=1, lt=2**31, description="rows per step, over all passes and GPUs")]
-    train_micro_batch_size_per_gpu: Count = 1
+    train_micro_batch_size_per_gpu: Count | Literal["auto"] = "auto"
     gradient_accumulation_steps: Count = 1
     gradient_clipping: Annotated[float, Field(ge=0)] = 1.0
     optimizer: Optimizer = Optimizer(type="AdamW")

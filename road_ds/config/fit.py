@@ -6,41 +6,51 @@ from typing import Any
 
 from road_ds.common.errors import RoadError
 
+MICRO = "train_micro_batch_size_per_gpu"
+AUTO = "auto"  # its value where the rows of a micro-batch are chosen by what fits
 
-def fit_batch(ds: dict[str, Any], passes: int, world_size: int) -> dict[str, int]:
+
+def fit_batch(ds: dict[str, Any], passes: int, world_size: int) -> dict[str, Any]:
     """The three batch sizes DeepSpeed wants, so that each pass's rows divide into whole micro-batches over the ranks.
 
     A step's `train_batch_size` rows are `passes` draws; micro-batch and world size only decide in how many pieces they
-    are computed. RoadError with the numbers and the sizes that would fit.
+    are computed. "auto" stays, without the accumulation that follows from it. RoadError with the numbers and the sizes
+    that would fit.
     """
-    total = ds["train_batch_size"]
+    total, micro = ds["train_batch_size"], ds.get(MICRO, AUTO)
     if total % passes:
         fit = sorted({max(total - total % passes, passes), total - total % passes + passes})
         raise RoadError(
             f"train_batch_size {total} does not divide into road.passes {passes} equal draws: "
             f"take {' or '.join(map(str, fit))} rows, or passes that divide {total}"
         )
-    rows = total // passes
-    fitting = _divisors(rows // world_size) if rows % world_size == 0 else []
-    micro = ds.get("train_micro_batch_size_per_gpu", fitting[-1] if fitting else 1)
-    if micro not in fitting:
+    fitting = micro_sizes(total, passes, world_size)
+    if micro not in fitting and (micro != AUTO or not fitting):
         sizes = ", ".join(map(str, fitting)) or f"none: train_batch_size must be a multiple of {passes * world_size}"
         raise RoadError(
-            f"train_micro_batch_size_per_gpu {micro} x {world_size} processes does not divide the {rows} rows of a pass "
+            f"{MICRO} {micro} x {world_size} processes does not divide the {total // passes} rows of a pass "
             f"(train_batch_size {total} / passes {passes}); micro-batch sizes that fit {world_size} processes: {sizes}"
         )
+    given = ds.get("gradient_accumulation_steps")
+    if micro == AUTO:
+        if given is not None:
+            raise RoadError(
+                f'gradient_accumulation_steps {given}: follows from {MICRO}, which is "auto": leave it out, or give both'
+            )
+        return {"train_batch_size": total, MICRO: AUTO}
     accumulation = total // (micro * world_size)
-    given = ds.get("gradient_accumulation_steps", accumulation)
-    if given != accumulation:
+    if given not in (None, accumulation):
         raise RoadError(
             f"gradient_accumulation_steps {given} does not fit: train_batch_size {total} / (micro-batch {micro} x "
             f"{world_size} processes) = {accumulation}; leave the key out, it follows from the others"
         )
-    return {
-        "train_batch_size": total,
-        "train_micro_batch_size_per_gpu": micro,
-        "gradient_accumulation_steps": accumulation,
-    }
+    return {"train_batch_size": total, MICRO: micro, "gradient_accumulation_steps": accumulation}
+
+
+def micro_sizes(total: int, passes: int, world_size: int) -> list[int]:
+    """The rows that a micro-batch may have, from 1; none where a pass does not divide over the ranks."""
+    rows = total // passes
+    return _divisors(rows // world_size) if rows % world_size == 0 else []
 
 
 def _divisors(number: int) -> list[int]:

@@ -36,7 +36,7 @@ class Lesson:
     ) -> Loss:
         """The loss of a batch in a step (from 0); measured: with the teachers' share of its gradient."""
         progress = step / self.steps
-        outputs = model(batch, self.heads[batch.dataset])
+        outputs = model(batch, self.heads[batch.dataset], teaching and teaching.states, step)
         if batch.original is None:
             return self._loss(outputs, teaching, batch, progress, measured)
         objective, batch = self.objective.objective, batch.original

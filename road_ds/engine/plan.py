@@ -10,14 +10,18 @@ import torch
 
 from road_ds.common.errors import Faults
 from road_ds.common.log import counted, table
-from road_ds.config.fit import fit_buckets, fit_precision
+from road_ds.config.fit import AUTO, MICRO, fit_precision, micro_sizes
 from road_ds.config.road import RoadConfig
+from road_ds.data.batches import Padding
 from road_ds.data.features import FeatureSet
 from road_ds.data.passes import plan
 from road_ds.data.rows import Rows
 from road_ds.distillation.objective import Objective
 from road_ds.distillation.registry import adversarial_of, teachers_of
+from road_ds.engine.memory import bucket, memory, readable
+from road_ds.engine.micro_batch import ROOM, Demand, on_cpu, refuse_what_cannot_fit
 from road_ds.engine.settled import Machine, settle
+from road_ds.engine.speed import choose_padding
 from road_ds.models.build import fresh_model
 from road_ds.models.configuration import base_config, check_lengths, load_tokenizer
 from road_ds.tasks.base import Task
@@ -62,19 +66,28 @@ def report(config: RoadConfig, ds: dict[str, Any], gpus: int | None = None, faul
         rows = Rows.load(config.datasets, tasks.by_dataset(), tokenizer, config.cache, faults)
     faults.end()
     train, dev = rows.train, rows.dev
-    passes, steps = plan(config, ds["train_batch_size"], {name: source.lengths for name, source in train.items()})
+    lengths = {name: source.lengths for name, source in train.items()}
+    passes, steps = plan(config, ds["train_batch_size"], lengths)
     rows = ds["train_batch_size"] // config.passes
-    pieces = rows // (ds["train_micro_batch_size_per_gpu"] * world_size)
     draws = passes.draws_until(steps)
     plans = [dataset_plan(name, config, tasks, train[name], dev.get(name), draws[name] * rows) for name in train]
     encoder, own = parameters(settings, tasks)
+    count = encoder + sum(own.values())
+    mode, _ = choose_padding(config.padding, "", machine.device, capability, precision, config.compile)
+    limits = {name: tasks.task(name).max_length for name in train}
+    demand = Demand.of(
+        count, settings, ds, world_size, precision, config.activation_checkpointing, lengths, Padding(mode, 0, limits)
+    )
+    sizes = micro_sizes(ds["train_batch_size"], config.passes, world_size)
+    micro, why = micro_batch(ds[MICRO], sizes, demand, on_gpu=capability is not None)
     lines = [
         dataset_table(plans, passes.weights),
         "",
         f"{counted(steps, 'step')} of {counted(config.passes, 'pass', 'passes')} x {rows} rows = {ds['train_batch_size']} rows a step, "
         f"{steps * ds['train_batch_size']:,} in all",
-        f"each pass: {counted(pieces, 'micro-batch', 'micro-batches')} of "
-        f"{ds['train_micro_batch_size_per_gpu']} rows on {counted(world_size, 'process', 'processes')}, {precision}"
+        "each pass: "
+        + (f"{counted(rows // (micro * world_size), 'micro-batch', 'micro-batches')} of {micro} rows" if micro else "")
+        + f"{why} on {counted(world_size, 'process', 'processes')}, {precision}"
         + (" (fp16 below compute capability 8.0)" if precision == "bf16" and not here else ""),
         *(
             f"{objective.objective}: {counted(len(names), 'teacher')} of {name}"
@@ -84,9 +97,10 @@ def report(config: RoadConfig, ds: dict[str, Any], gpus: int | None = None, faul
         f"{settings.model_type}: {encoder / 1e6:.1f} M parameters in the encoder, "
         + ", ".join(f"{count:,} in the head {name}" for name, count in own.items()),
         "",
-        memory_table(encoder + sum(own.values()), ds, [(this, world_size, precision), ("8 GPUs", 8, on_gpus)]),
+        memory_table(count, ds, [(this, world_size, precision), ("8 GPUs", 8, on_gpus)]),
         "(weights, gradients, Adam's states and ZeRO's bucket of gradients; activations come on top and grow with "
         "micro-batch x tokens)",
+        *(["", micro_batch_table(demand, sizes, this, ds)] if capability else []),
     ]
     warnings = [warning for p in plans for warning in p.warnings]
     return "\n".join([*lines, *(["", "warnings:", *(f"  {warning}" for warning in warnings)] if warnings else [])])
@@ -104,6 +118,29 @@ def more_passes(config: RoadConfig, objective: Objective, steps: int) -> list[st
             f"generator reads it once, and has {own} of its own, in which all three read its text"
         )
     return lines
+
+
+def micro_batch(asked: int | str, sizes: Sequence[int], demand: Demand, on_gpu: bool) -> tuple[int | None, str]:
+    """The rows of a micro-batch, None where only a GPU that is not here can tell, and what is to say of them.
+
+    RoadError for a number whose micro-batches cannot fit into the GPU that is here.
+    """
+    if not on_gpu:
+        return (on_cpu(sizes), " (auto)") if asked == AUTO else (int(asked), "")
+    if not torch.cuda.is_available():
+        return (None, "micro-batches of as many rows as fit (auto, see below)") if asked == AUTO else (int(asked), "")
+    capacity = torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory
+    if asked == AUTO:
+        return demand.fitting(sizes, ROOM * capacity)[0], " (auto, to be tried out at the start)"
+    refuse_what_cannot_fit(demand, int(asked), sizes, capacity)
+    return int(asked), ""
+
+
+def micro_batch_table(demand: Demand, sizes: Sequence[int], machine: str, ds: dict[str, Any]) -> str:
+    """What micro-batches take, by their rows: the heaviest of the run, with all that the GPU holds beside it."""
+    rows = [(str(size), f"{demand.tokens(size):,}", readable(demand.bytes(size))) for size in sizes[-8:]]
+    stage = ds["zero_optimization"]["stage"]
+    return table(rows, ("rows of a micro-batch", "tokens at most", f"memory on each of {machine} under ZeRO {stage}"))
 
 
 def dataset_table(plans: Sequence[DatasetPlan], weights: np.ndarray) -> str:
@@ -131,7 +168,7 @@ def dataset_plan(
             f"{name}: each feature is seen {epochs:.0f} times: fewer steps, or sampling proportional or by power"
         )
     cut = float(np.mean(np.asarray(train.lengths) >= tasks[head].max_length))
-    if tasks[head].rows_per_feature == 1 and cut > 0.02:
+    if tasks[head].truncates and cut > 0.02:
         warnings.append(
             f"{name}: {cut:.0%} of the rows reach max_length {tasks[head].max_length}: their ends may be cut off"
         )
@@ -180,36 +217,6 @@ def parameters(settings: Any, tasks: dict[str, Task]) -> tuple[int, dict[str, in
             own[name] = sum(p.numel() for p in shell.parameters()) - encoder
             encoders.append(encoder)
     return max(encoders), own
-
-
-def memory(parameters: int, world_size: int, precision: str) -> list[float]:
-    """Bytes per GPU for weights, gradients and Adam's states under ZeRO 0, 1, 2 and 3.
-
-    Half precision: 2 + 2 bytes for weights and gradients, 12 for the float32 copy and Adam's two moments; float32:
-    4 + 4 and 8 (ZeRO paper, section 3.1).
-    """
-    weights, gradients, states = (4, 4, 8) if precision == "fp32" else (2, 2, 12)
-    return [
-        parameters * (weights + gradients + states),
-        parameters * (weights + gradients + states / world_size),
-        parameters * (weights + (gradients + states) / world_size),
-        parameters * (weights + gradients + states) / world_size,
-    ]
-
-
-def readable(size: float) -> str:
-    """A number of bytes in MiB, or in GiB from there on."""
-    return f"{size / 2**20:.1f} MiB" if size < 2**30 else f"{size / 2**30:.2f} GiB"
-
-
-def bucket(ds: dict[str, Any], stage: int, parameters: int, precision: str) -> int:
-    """Bytes that ZeRO holds during the backward pass for gradients on their way to the other GPUs."""
-    zero = {**ds.get("zero_optimization", {}), "stage": stage}
-    if stage == 0 or not zero.get("contiguous_gradients", True):
-        return 0
-    elements = fit_buckets({"zero_optimization": zero}, parameters)["zero_optimization"]["reduce_bucket_size"]
-    buffers = 2 if zero.get("overlap_comm") and stage < 3 else 1
-    return int(elements) * buffers * (4 if precision == "fp32" else 2)
 
 
 def memory_table(count: int, ds: dict[str, Any], plans: list[tuple[str, int, str]]) -> str:

@@ -56,8 +56,8 @@ def choose_padding(
         obstacle = obstacle or "this GPU has no attention for packed rows (compute capability 8.0)"
     elif device == "cuda" and precision == "fp32":
         obstacle = obstacle or "a GPU's attention for packed rows takes bf16 or fp16, not fp32"
-    elif compiled:
-        obstacle = obstacle or "road.compile is built for padded batches"
+    elif device == "cpu" and compiled:
+        obstacle = obstacle or "on a CPU road.compile is built for padded batches"
     if obstacle:
         return "grouped", f"road.padding is grouped, not free: {obstacle}"
     return "free", ""
@@ -95,5 +95,10 @@ def prepare(
                 "road.compile: ZeRO 3 gathers weights between the layers, which a compiled encoder has no place for: "
                 "use stage 2, or leave road.compile out"
             )
-        model.encoder.compile(dynamic=True)  # one graph for batches of every width
+        if model.comparison is not None and model.comparison.own.scores:
+            raise RoadError(
+                "road.compile: a compiled encoder does not show the attention scores that road.distill.layers compares: leave "
+                "road.compile out, or take another method"
+            )
+        model.encoder.compile(dynamic=True)  # one graph for batches of every size
     return mode, [text for text in (note, remark) if text]
