@@ -1,6 +1,6 @@
 """Encoding: rows per second beside the usual question-answering example's `datasets.map`, and peak memory over rows.
 
-python benchmarks/bench_encoding.py [--quick] [--squad FILE] [--rows 20000 1000000] [--sample N] [--json FILE]
+python benchmarks/bench_encoding.py [--quick] [--squad FILE] [--rows 20000 1000000] [--sample N] [--text 1024] [--json FILE]
 
 Speed: SQuAD questions to windows of 384 tokens that overlap by 128, one core, the same tokenizer, each turn in a process
 and with a cache of its own, turns alternating. The example calls the tokenizer with overflow, pads to 384 and looks the
@@ -8,6 +8,8 @@ answer's tokens up through offsets; ours also keeps the examples and each token'
 our `doc_stride` the distance: questions are cut to QUESTION tokens, so that both make the same windows, which is checked.
 Memory: peak resident size of a process that reads made-up reviews of about 100 words from JSONL, draws a sample of them by
 a reservoir, encodes and writes them.
+Text: documents of about 2,300 characters, sequences of PACKED tokens, all cores; from the file to the kept features, hashes
+included. The documents are the embedded text's, a few together, with new words among them (every twentieth), as many as ordinary text has.
 """
 
 import argparse
@@ -27,7 +29,7 @@ from typing import Any
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the same one core for both
 
-LENGTH, OVERLAP, QUESTION = 384, 128, 8  # tokens
+LENGTH, OVERLAP, QUESTION, PACKED = 384, 128, 8, 128  # tokens
 DISTANCE = LENGTH - 3 - QUESTION - OVERLAP  # 3: [CLS] and twice [SEP]
 
 Way = Callable[[str], Any]  # makes the features in a cache folder
@@ -109,6 +111,25 @@ def reviews(file: str, sample: str) -> Way:
     return lambda cache: load(file, cache, stars, shape="amazon", sample=int(sample))
 
 
+def packed(file: str) -> Way:
+    """The sequences of a file of text, as a pretraining task asks for them."""
+    from road_ds.config.road import DatasetSpec
+    from road_ds.data.features import load_features
+    from road_ds.tasks.sequences import sequences
+    from road_ds.tasks.text import TextTask
+
+    class Packed(TextTask):
+        def labelled(self, example: Any) -> bool:
+            return True
+
+        def encode(self, examples: Any, words: Any, first: int = 0) -> Any:
+            return sequences(examples, words, self.max_length, first)
+
+    os.environ["TOKENIZERS_PARALLELISM"] = "true"
+    task, spec = Packed(type="packed", max_length=PACKED), DatasetSpec(task="t", train=file)
+    return lambda cache: load_features("bench", "train", spec, task, tokenizer(), cache)
+
+
 def cut_questions(source: str, target: Path) -> int:
     """Writes the SQuAD file with each question cut to QUESTION tokens, shorter ones left out; how many are left."""
     words, left = tokenizer(), 0
@@ -153,6 +174,19 @@ def write_reviews(path: Path, count: int) -> None:
             file.write(json.dumps({"overall": float(draw.randint(1, 5)), "reviewText": text}) + "\n")
 
 
+def write_text(path: Path, mib: int) -> None:
+    """So many MiB of documents with blank lines between them."""
+    draw = random.Random(0)
+    source = Path(__file__).parents[1] / "road_ds/data/sample_data/text.train.txt"
+    documents = source.read_text(encoding="utf-8").strip().split("\n\n")
+    written = 0
+    with path.open("w", encoding="utf-8") as file:
+        while written < mib * 2**20:
+            lines = "\n".join(draw.choices(documents, k=12)).split("\n")
+            lines = [f"{line} {draw.getrandbits(24):x}" if i % 2 else line for i, line in enumerate(lines)]
+            written += file.write("\n".join(lines) + "\n\n")
+
+
 def apart(kind: str, *arguments: str) -> dict:
     """What one turn of `kind` measured, in a process of its own."""
     command = [sys.executable, __file__, "--turn", kind, *arguments]
@@ -161,21 +195,42 @@ def apart(kind: str, *arguments: str) -> dict:
 
 
 def turn(kind: str, *arguments: str) -> dict:
-    """Seconds (libraries already imported), features and peak memory in MiB of one way on one file."""
+    """Seconds (libraries already imported; of text those of all cores too), features and peak memory in MiB of one way on one file."""
     import datasets  # noqa: F401
 
     from road_ds.data import features  # noqa: F401
     from road_ds.tasks import base as tasks  # noqa: F401
 
-    kinds: dict[str, Callable[..., Way]] = {"ours": ours, "mapped": mapped, "reviews": reviews}
+    kinds: dict[str, Callable[..., Way]] = {"ours": ours, "mapped": mapped, "reviews": reviews, "text": packed}
     way = kinds[kind](*arguments)
     tokenizer()
     with tempfile.TemporaryDirectory() as cache:
         before = peak()
-        began = time.perf_counter()
-        made = len(way(cache))
-        seconds = time.perf_counter() - began
-    return {"features": made, "seconds": round(seconds, 3), "peak_mib": round(peak()), "before_mib": round(before)}
+        began, used = time.perf_counter(), time.process_time()
+        made = way(cache)
+        seconds, used = time.perf_counter() - began, time.process_time() - used
+        result = {
+            "features": len(made),
+            "seconds": round(seconds, 3),
+            "peak_mib": round(peak()),
+            "before_mib": round(before),
+        }
+        if kind == "text":
+            kept = sum(path.stat().st_size for path in Path(cache).rglob("*") if path.is_file())
+            result |= rates(Path(arguments[0]).stat().st_size, made.manifest.examples, int(made.lengths.sum()), seconds)
+            result |= {"kept_mib": round(kept / 2**20), "cpu_seconds": round(used, 1)}
+    return result
+
+
+def rates(size: int, documents: int, tokens: int, seconds: float) -> dict:
+    """What was read, and how much of it in a second."""
+    counts = {"mib": size / 2**20, "documents": documents, "tokens": tokens}
+    return {
+        **{name: round(count) for name, count in counts.items()},
+        **{
+            f"{name}_per_second": round(count / seconds, 1 if name == "mib" else None) for name, count in counts.items()
+        },
+    }
 
 
 def peak() -> float:
@@ -213,6 +268,18 @@ def memory(counts: list[int], sample: int, folder: str) -> list[dict]:
     return result
 
 
+def packing(sizes: list[int], folder: str) -> list[dict]:
+    """Rates and peak memory by MiB of text."""
+    result = []
+    for size in sizes:
+        file = Path(folder) / "text.txt"
+        write_text(file, size)
+        result.append(apart("text", str(file)))
+        print(json.dumps(result[-1]), file=sys.stderr, flush=True)
+        file.unlink()
+    return result
+
+
 def main() -> None:
     """Measures, prints, and writes JSON."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
@@ -221,19 +288,21 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=7)
     parser.add_argument("--rows", type=int, nargs="*", default=[20_000, 200_000, 1_000_000])
     parser.add_argument("--sample", type=int, default=1_000_000, help="rows drawn from the reviews")
+    parser.add_argument("--text", type=int, nargs="*", default=[64, 1024], help="MiB of text to pack")
     parser.add_argument("--json", metavar="FILE")
     parser.add_argument("--turn", nargs="+", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.turn:
         print(json.dumps(turn(*options.turn)))
         return
-    turns, counts = (1, [500, 2000]) if options.quick else (options.turns, options.rows)
+    turns, counts, sizes = (1, [500, 2000], [1]) if options.quick else (options.turns, options.rows, options.text)
     with tempfile.TemporaryDirectory() as folder:
         result = {
             "cores": os.cpu_count(),
             "threads": 1,
             "speed": speed(options.squad, turns, folder) if turns else None,
             "memory": {"sample": options.sample, "runs": memory(counts, options.sample, folder)},
+            "text": packing(sizes, folder),
         }
     text = json.dumps(result, indent=2)
     print(text)

@@ -5,13 +5,25 @@ import os
 import sys
 import traceback
 
-from road_ds.commands import check, compare, datasets, evaluate, export, launch, predict, recipe, score, teach
+from road_ds.commands import (
+    check,
+    compare,
+    datasets,
+    evaluate,
+    export,
+    launch,
+    predict,
+    recipe,
+    score,
+    teach,
+    tokenizer,
+)
 from road_ds.common.errors import RoadError, Terminated, readable
 from road_ds.common.log import is_main, print_anywhere, quiet_libraries
 from road_ds.common.strict_json import half_character, quote
 from road_ds.engine.surroundings import working_folder
 
-COMMANDS = (check, teach, evaluate, predict, datasets, export, recipe, compare, score, launch)
+COMMANDS = (check, teach, evaluate, predict, datasets, tokenizer, export, recipe, compare, score, launch)
 
 
 def parser() -> argparse.ArgumentParser:

@@ -94,3 +94,16 @@ def test_both_ways_of_encoding_make_the_same_windows(load, tmp_path):
     cut = tmp_path / "cut.json"
     assert bench.cut_questions(str(file), cut) == 4
     assert bench.check_same_windows(str(cut), str(tmp_path)) > 8
+
+
+def test_the_rates_of_text_are_of_all_of_it(load, tmp_path, monkeypatch):
+    bench = load("bench_encoding")
+    monkeypatch.setenv("TOKENIZERS_PARALLELISM", "false")  # which the turn changes
+    bench.write_text(tmp_path / "text.txt", 1)
+    documents = (tmp_path / "text.txt").read_text().strip().split("\n\n")
+    found = bench.turn("text", str(tmp_path / "text.txt"))
+    assert (found["mib"], found["documents"]) == (1, len(documents)) and len(documents) > 300
+    assert found["tokens"] > found["features"] * bench.PACKED * 0.9 and found["kept_mib"] >= 2
+    assert found["documents_per_second"] == pytest.approx(len(documents) / found["seconds"], rel=0.02)
+    words = [word for document in documents for word in document.split()]
+    assert 0.03 < len(set(words)) / len(words) < 0.1, "new words among them"

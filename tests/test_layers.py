@@ -23,9 +23,10 @@ ROOMS = {
         {"file"},
     ],
     "data": [
-        {"arrow", "packing", "passes", "publishers", "tokenizer"},
+        {"arrow", "packing", "passes", "publishers", "tokenizer", "wordpiece"},
         {"batch", "formats"},
-        {"batches", "readers"},
+        {"batches", "files"},
+        {"readers"},
         {"negatives"},
         {"sources"},
         {"features"},
@@ -33,7 +34,7 @@ ROOMS = {
     ],
     "tasks": [
         {"metrics", "outputs", "spans"},
-        {"base"},
+        {"base", "sequences"},
         {"evaluation", "labels", "span_qa", "text"},
         {"classification", "regression"},
         {"registry"},
@@ -85,7 +86,7 @@ ROOMS = {
     ],
     "commands": [
         {"arguments", "rows"},
-        {"check", "compare", "datasets", "evaluate", "export", "launch", "predict", "score", "teach"},
+        {"check", "compare", "datasets", "evaluate", "export", "launch", "predict", "score", "teach", "tokenizer"},
         {"recipe"},
     ],
     "__main__": [{""}],

@@ -185,9 +185,10 @@ def test_a_trial_on_a_gpu_runs_out_of_memory_and_gives_it_back(lesson):
     model, teach, batch = lesson
     device = torch.device("cuda", 0)
     free, total = torch.cuda.mem_get_info(device)
-    assert fits(model, teach, batch, device, torch.bfloat16, 0.5 * free)
+    before = torch.cuda.memory_reserved(device)
+    assert fits(model, teach, batch, device, torch.bfloat16, 0.1 * free)  # others may work there, too
     assert not fits(model, teach, batch, device, torch.bfloat16, 1.0 * total)
-    assert torch.cuda.mem_get_info(device)[0] > free - 2**28
+    assert torch.cuda.memory_reserved(device) <= before + 2**26  # libraries keep a workspace
 
 
 def run(file, *arguments) -> int:

@@ -287,8 +287,20 @@ def test_literal_quotes_and_carriage_returns_without_quoting(write):
 
 
 def test_other_suffix_by_format(write):
-    assert set(FORMATS) == {"squad", "jsonl", "tsv", "csv", "items", "fields", "qasrl_gs", "hub", "disk"}
-    assert read(write("rows.txt", jsonl(PAIR)), spec(format="jsonl")).examples[0].id == "rows-0"
+    assert set(FORMATS) == {
+        "squad",
+        "jsonl",
+        "tsv",
+        "csv",
+        "text",
+        "document",
+        "items",
+        "fields",
+        "qasrl_gs",
+        "hub",
+        "disk",
+    }
+    assert read(write("rows.lines", jsonl(PAIR)), spec(format="jsonl")).examples[0].id == "rows-0"
 
 
 def test_white_space_is_text_where_there_is_no_span(write):
@@ -431,7 +443,7 @@ def test_unlimited_lines_are_refused(write):
         ({}, {"header": False}, r"a\.tsv:1: no column with a well-known name .* to one of 0, 1"),
         ({"text_a": "text", "label": "stars"}, {}, r"no column 'stars' \(columns\.label\)"),
         ({"text_a": "text", "answers": "label"}, {}, r"answers without a context"),
-        ({}, {"format": "xml"}, r"format 'xml' is unknown; set format to one of squad, jsonl, tsv, csv, items, fields, qasrl_gs, hub, disk"),
+        ({}, {"format": "xml"}, r"format 'xml' is unknown; set format to one of squad, jsonl, tsv, csv, text, document, items, fields, qasrl_gs, hub, disk"),
         ({}, {"format": "hub"}, r'format "hub" needs path: a hub name'),
         ({}, {"format": "disk"}, r'format "disk" needs path: a folder'),
         ({}, {"drop_labels": ["yes"]}, r"the data set is empty \(0 bad rows skipped, rows dropped by label: \{'yes': 1\}\)"),
@@ -447,8 +459,6 @@ def test_missing_files_and_unknown_suffixes(tmp_path):
         read(str(tmp_path / "none.tsv"), spec())
     with pytest.raises(RoadError, match=r"file suffix '\.xlsx' is unknown; set format to one of squad, jsonl"):
         read(str(tmp_path / "rows.xlsx"), spec())
-    with pytest.raises(RoadError, match=r"is a folder; expected a file"):
-        read(str(tmp_path), spec(format="jsonl"))
 
 
 def test_skip_bad_is_a_limit(write):

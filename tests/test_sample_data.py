@@ -4,6 +4,7 @@ import csv
 import filecmp
 import importlib.util
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -147,3 +148,41 @@ def test_some_contexts_need_windows(name, tokenizer):
         lengths = [len(encoded) for encoded in tokenizer([list(row) for row in texts(name, split)])["input_ids"]]
         assert any(length > 128 for length in lengths)
         assert sum(length > 128 for length in lengths) / len(lengths) < 0.1
+
+
+# ------------------------------------------------------------------------------------------------------------ text
+
+
+def documents(split: str) -> list[list[str]]:
+    content = (FOLDER / f"text.{split}.txt").read_text(encoding="utf-8")
+    return [document.split("\n") for document in content.removesuffix("\n").split("\n\n")]
+
+
+def test_text_is_small_new_and_of_known_words(tokenizer):
+    train, dev = documents("train"), documents("dev")
+    assert (len(train), len(dev)) == (1350, 80)
+    assert sum((FOLDER / f"text.{split}.txt").stat().st_size for split in ("train", "dev")) < 300_000
+    assert len({tuple(document) for document in train + dev}) == len(train + dev), "no document stands there twice"
+    ids = [token for document in train + dev for line in tokenizer(document)["input_ids"] for token in line[1:-1]]
+    assert tokenizer.unk_token_id not in ids
+    spelled = [
+        token for token in ids if token > 40 and len(tokenizer.convert_ids_to_tokens(token).removeprefix("##")) == 1
+    ]
+    assert len(spelled) < 0.06 * len(ids), "words of the rows are pieces"
+
+
+def test_no_text_and_no_fact_of_a_dev_row_stands_in_the_text():
+    make = load_script()
+    lines = [line for split in ("train", "dev") for document in documents(split) for line in document]
+    whole = "\n".join(lines)
+    dev = [row for name in (*SPAN_QA, *CLASSIFICATION, "inference_towns") for row in texts(name, "dev")]
+    assert len(dev) == 6 * 200
+    assert not [part for row in dev for part in row if part in whole]
+    held = make.World("any", "dev")
+    assert not [name for name in (*held.people, *held.towns) if name in whole]
+    last_names = {*make.LAST_NAMES}
+    for first in held.first_names:  # only a part of others' names
+        assert {rest.split()[0].rstrip(".!,'") for rest in re.split(rf"\b{first}\b", whole)[1:]} <= last_names, first
+    sentences = {f"{sentence.rstrip('.')}." for row in dev for part in row for sentence in part.split(". ")}
+    about = [s for s in sentences if any(name in s for name in (*held.people, *held.towns, *held.first_names))]
+    assert len(about) > 600 and not set(about) & set(lines)

@@ -151,7 +151,7 @@ def _(*flat):
 
     reduced = problem.reduction != "none"
     judged = 0 if problem.wrong_scale is None else len(problem.teachers)
-    saved = empty((plan.STATISTICS + judged) * rows + reduced)
+    saved = empty((plan.STATISTICS + judged) * rows + int(reduced))  # a size must be no sum with a bool
     return empty() if reduced else empty(rows), empty(rows), empty(rows), saved
 
 

@@ -120,7 +120,7 @@ class Kind(NamedTuple):
 
     def saved(self) -> int:
         """All that it needs of the forward pass: the above and, of a reduction, one over its divisor."""
-        return self.kept() * self.student.shape[0] + (self.reduction != "none")
+        return self.kept() * self.student.shape[0] + int(self.reduction != "none")
 
 
 def cut(rows: Tensor | None, part: slice) -> Tensor | None:

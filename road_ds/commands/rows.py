@@ -7,11 +7,18 @@ from road_ds.config.road import DatasetSpec
 from road_ds.config.settings import validated
 
 
-def read_rows(source: str, settings: list[str], scored: bool = True) -> list[Any]:
-    """The examples of a file or split, with the settings of `road.datasets` given as KEY=VALUE; labels where `scored`."""
-    from road_ds.data.sources import read_part
+def source_of(name: str, settings: list[str], scored: bool = True) -> Any:
+    """The rows of a file or split, with the settings of `road.datasets` given as KEY=VALUE; labels where `scored`."""
+    from road_ds.data.sources import Source
 
-    block: dict[str, Any] = {"task": "given", "dev": source}
+    block: dict[str, Any] = {"task": "given", "dev": name}
     for assignment in settings:
         override(block, assignment)
-    return read_part("given", "dev", validated(DatasetSpec, block, "--set"), scored).examples
+    return Source.of("given", "dev", validated(DatasetSpec, block, "--set"), scored)
+
+
+def read_rows(name: str, settings: list[str], scored: bool = True) -> list[Any]:
+    """The examples of `source_of`, all at once."""
+    from road_ds.data.readers import Reading
+
+    return list(source_of(name, settings, scored).examples(Reading()))

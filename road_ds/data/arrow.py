@@ -1,14 +1,17 @@
 """Rows in Arrow files: written chunk by chunk, mapped into memory, read as they are asked for."""
 
+from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from functools import lru_cache
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-CHUNK = 1000  # rows per Arrow record batch
+CHUNK = 1000  # rows per Arrow record batch, fewer where they are large
+SIZE = 2**22  # characters of texts in one
 
 
 class ArrowRows:
@@ -17,9 +20,12 @@ class ArrowRows:
     def __init__(self, path: Path, kept: int | None = None):  # chunks; numbers stay in the file, texts do not
         self._file = pa.ipc.open_file(pa.memory_map(str(path)))
         self._chunk = lru_cache(maxsize=kept)(self._columns)
+        batches = range(self._file.num_record_batches)
+        self._starts = list(accumulate((self._file.get_batch(i).num_rows for i in batches), initial=0))
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        chunk, offset = divmod(index, CHUNK)
+        chunk = bisect_right(self._starts, index) - 1
+        offset = index - self._starts[chunk]
         row = {}
         for name, (bounds, values) in self._chunk(chunk).items():
             row[name] = values[offset] if bounds is None else values[bounds[offset] : bounds[offset + 1]]
@@ -43,27 +49,29 @@ class ArrowRows:
 
 
 class ArrowWriter:
-    """Writes rows to an Arrow file in record batches of CHUNK rows; `columns` makes the arrays of a batch."""
+    """Writes rows to an Arrow file in record batches of CHUNK rows or SIZE characters; `columns` makes a batch's arrays."""
 
     def __init__(self, path: Path, schema: pa.Schema, columns: Callable[[Sequence[Any], pa.Schema], list[pa.Array]]):
         self._path, self._schema, self._columns = path, schema, columns
         self._rows: list[Any] = []
+        self._size = 0
 
     def __enter__(self) -> "ArrowWriter":
         self._sink = pa.OSFile(str(self._path), "wb")
         self._writer = pa.ipc.new_file(self._sink, self._schema)
         return self
 
-    def write(self, row: Any) -> None:
-        """Adds a row."""
+    def write(self, row: Any, size: int = 0) -> None:
+        """Adds a row; size: the characters of its texts."""
         self._rows.append(row)
-        if len(self._rows) == CHUNK:
+        self._size += size
+        if len(self._rows) == CHUNK or self._size >= SIZE:
             self._flush()
 
     def _flush(self) -> None:
         batch = pa.RecordBatch.from_arrays(self._columns(self._rows, self._schema), schema=self._schema)
         self._writer.write_batch(batch)
-        self._rows = []
+        self._rows, self._size = [], 0
 
     def __exit__(self, kind: Any, *_: Any) -> None:
         if kind is None and self._rows:

@@ -7,7 +7,6 @@ import shutil
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +20,11 @@ from road_ds.common.log import progress, warn
 from road_ds.common.sealed import MANIFEST, Damaged, Manifest, fingerprints, verify, write_manifest
 from road_ds.config import catalog
 from road_ds.config.road import DatasetSpec
-from road_ds.data.arrow import CHUNK, ArrowRows, ArrowWriter
+from road_ds.data.arrow import CHUNK, SIZE, ArrowRows, ArrowWriter
 from road_ds.data.batch import Feature
+from road_ds.data.files import files_of
 from road_ds.data.readers import Answer, Example, Reading, distinct
-from road_ds.data.sources import Part, Source
+from road_ds.data.sources import Part, Source, unlabelled
 from road_ds.data.tokenizer import check_texts, tokenizer_hash
 
 ENCODING = 5  # part of every cache key: raise it when the same rows encode to other features, or are kept otherwise
@@ -96,7 +96,7 @@ def load_features(
     labels. A damaged file of it is named, and the rows are encoded again. Processes that share the cache wait for the first
     to finish; verify: whether this one compares the hashes. RoadError for anything wrong with the rows.
     """
-    source = Source.of(name, part, spec)
+    source = Source.of(name, part, spec if task.supervised else unlabelled(spec))
     if source.spec.negatives and task.rows_per_feature == 1:
         raise RoadError(f"datasets.{name}.negatives: only questions over a context get negative ones, not {task.type}")
     content = _rows_hash(source.examples(Reading())) if source.by_rows else _file_content(source)
@@ -137,8 +137,9 @@ def _kept(
 
 
 def _file_content(source: Source) -> str:
-    """What stands for the rows of a file; its name counts: the suffix decides on the reader, the stem is in ids."""
-    return f"{Path(source.source).name} {_file_hash(Path(source.source))}"
+    """What stands for the rows of a file or folder; names count: suffixes decide on readers, stems are in ids."""
+    files = files_of(source.source)
+    return " ".join(f"{name} {_file_hash(path)}" for name, path in files.items())
 
 
 def _file_hash(path: Path) -> str:
@@ -208,7 +209,7 @@ def feature_schema(label: pa.DataType) -> pa.Schema:
 
 
 def _encode(source: Source, task: Any, tokenizer: Any, folder: Path, key: str, content: str) -> None:
-    """Encodes rows into `folder` in one move: it is there whole, or not at all. Holds CHUNK rows at a time.
+    """Encodes rows into `folder` in one move: it is there whole, or not at all. Holds a chunk of rows at a time.
 
     RoadError when the rows are no longer those of `content`, which the key is made from.
     """
@@ -226,11 +227,11 @@ def _encode(source: Source, task: Any, tokenizer: Any, folder: Path, key: str, c
             rest = source.examples(reading)
             if source.part == "dev":
                 rest = distinct(rest)
-            while chunk := list(islice(rest, CHUNK)):
+            for chunk in _chunks(rest):
                 for example in chunk:
                     _check_labelled(example, source.name, task)
                     _add_row(digest, example)
-                    examples.write(example)
+                    examples.write(example, _size(example))
                 for feature in task.encode(chunk, tokenizer, rows):
                     lengths.append(len(feature.input_ids))
                     features.write(feature)
@@ -255,6 +256,25 @@ def _encode(source: Source, task: Any, tokenizer: Any, folder: Path, key: str, c
         os.replace(staged, folder)
     finally:
         shutil.rmtree(staged, ignore_errors=True)
+
+
+def _chunks(examples: Iterable[Example]) -> Iterator[list[Example]]:
+    """The examples, so many at a time as are held in memory: CHUNK, or fewer with SIZE characters."""
+    chunk: list[Example] = []
+    size = 0
+    for example in examples:
+        chunk.append(example)
+        size += _size(example)
+        if len(chunk) == CHUNK or size >= SIZE:
+            yield chunk
+            chunk, size = [], 0
+    if chunk:
+        yield chunk
+
+
+def _size(example: Example) -> int:
+    """The characters of an example's texts."""
+    return len(example.text_a) + len(example.text_b or "")
 
 
 def _check_labelled(example: Example, name: str, task: Any) -> None:

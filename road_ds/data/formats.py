@@ -21,6 +21,10 @@ from road_ds.config.road import DatasetSpec
 from road_ds.data.publishers import Bad, Dropped, Row, Rows
 
 LIMIT = 16 * 2**20  # characters a line, or a quoted field
+LINE, DOCUMENT = (
+    2**19,
+    2**20,
+)  # of text without columns: characters a line, and where a document goes on in the next row
 NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*(/[A-Za-z0-9_-][A-Za-z0-9._-]*)?")
 
 
@@ -110,6 +114,52 @@ def _json_row(line: str) -> Row | Bad:
     except ValueError as error:
         return Bad(str(error))
     return row if isinstance(row, dict) else Bad(f'{quote(row)} is not an object; expected {{"column": value, ...}}')
+
+
+def _text(source: str, spec: DatasetSpec) -> Rows:
+    """Documents with blank lines between them."""
+    return _documents(source, apart=True)
+
+
+def _document(source: str, spec: DatasetSpec) -> Rows:
+    """The whole file as one document; its blank lines say nothing."""
+    return _documents(source, apart=False)
+
+
+def _documents(source: str, apart: bool) -> Rows:
+    """{"text": lines} of each document, from the line where it begins; one of more than DOCUMENT characters in parts.
+
+    apart: a blank line ends a document. A line that cannot be text makes its document a bad row.
+    """
+    lines: list[str] = []
+    begun, size, bad = 0, 0, False
+    for number, line in enumerate(_lines(source), 1):
+        text = line.strip()
+        if text and not bad:
+            if fault := _no_text(line):
+                bad = True
+                yield f":{number}", fault
+                lines, size = [], 0
+                continue
+            begun = begun if lines else number
+            lines.append(text)
+            size += len(text)
+        ended = not text and apart
+        if lines and (ended or size >= DOCUMENT):
+            yield f":{begun}", {"text": "\n".join(lines)}
+            lines, size = [], 0
+        bad = bad and not ended
+    if lines:
+        yield f":{begun}", {"text": "\n".join(lines)}
+
+
+def _no_text(line: str) -> Bad | None:
+    """Why a line is no line of text, if it is none."""
+    if len(line) > LINE:
+        return Bad(f"a line of more than {LINE:,} characters is hardly text; expected lines that end in a newline")
+    if "\0" in line:
+        return Bad("holds NUL bytes; expected text in UTF-8, not a binary file and not UTF-16")
+    return bad_line(line)
 
 
 def _tsv(source: str, spec: DatasetSpec) -> Rows:
@@ -300,10 +350,12 @@ FORMATS: dict[str, Callable[[str, DatasetSpec], Rows]] = {
     "jsonl": _jsonl,
     "tsv": _tsv,
     "csv": _csv,
+    "text": _text,
+    "document": _document,
     "items": _items_of_list,
     "fields": _fields,
     "qasrl_gs": _qasrl_gs,
     "hub": _hub,
     "disk": _disk,
 }
-SUFFIXES = {".json": "squad", ".jsonl": "jsonl", ".tsv": "tsv", ".csv": "csv"}
+SUFFIXES = {".json": "squad", ".jsonl": "jsonl", ".txt": "text", ".tsv": "tsv", ".csv": "csv"}

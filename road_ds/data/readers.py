@@ -5,15 +5,18 @@ import random
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from road_ds.common.errors import RoadError, nearest
+from road_ds.common.log import progress
 from road_ds.common.strict_json import SURROGATE, quote
 from road_ds.config.road import Columns, DatasetSpec
-from road_ds.data.formats import FORMATS, SUFFIXES, is_json_lines, plain, quote_all
+from road_ds.data.files import Piece, origin_of, pieces
+from road_ds.data.formats import FORMATS, plain, quote_all
 from road_ds.data.publishers import SHAPES, Bad, Dropped, Row, Rows
 
 # Where `columns` names no text, the first pair that the row has. A text of LONE may stand without its second.
@@ -69,17 +72,17 @@ class Reading:
 
 
 def read(source: str, spec: DatasetSpec) -> Reading:
-    """All examples of a file (or of a split, with format "hub" or "disk"), and what was left out. See `stream`."""
+    """All examples of a file or folder (or of a split, with format "hub" or "disk"), and what was left out. See `stream`."""
     reading = Reading()
     reading.examples = list(stream(source, spec, reading))
     return reading
 
 
 def stream(source: str, spec: DatasetSpec, reading: Reading, chosen: np.ndarray | None = None) -> Iterator[Example]:
-    """The examples of a file or split one by one; what is left out is noted in `reading`, whose examples stay empty.
+    """The examples of a file, folder or split one by one; what is left out is noted in `reading`, whose examples stay empty.
 
     chosen: numbers of the rows to take, ascending; by default those of `choose`. Rows without an id column are called
-    "<file stem>-<row>", counted from 0 over all rows of the source.
+    "<file stem>-<row>", counted from 0 over all rows of the file; in a folder "<path there>-<row>".
     RoadError: no such file or format, a bad row beyond `skip_bad`, or no rows left.
     """
     if chosen is None and spec.sample is not None:
@@ -96,7 +99,7 @@ def stream(source: str, spec: DatasetSpec, reading: Reading, chosen: np.ndarray 
     if empty:
         left_out = f"{len(reading.skipped)} bad rows skipped, rows dropped by label: {reading.dropped or 'none'}"
         raise RoadError(
-            f"{_origin(source, spec)}: the data set is empty ({left_out}); give a source with at least one row"
+            f"{origin_of(source, spec)}: the data set is empty ({left_out}); give a source with at least one row"
         )
 
 
@@ -105,26 +108,23 @@ def choose(source: str, spec: DatasetSpec) -> tuple[np.ndarray, list[Any]]:
 
     A question's label is whether it has an answer.
     """
-    labels = (e.label if e.answers is None else bool(e.answers) for e in _rows(source, spec, Reading()))
-    if spec.sample is not None:
-        return draw(labels, spec.sample, spec.sample_seed, stratified=spec.stratified)
-    every = list(labels)
+    with progress(None, f"choosing rows of {Path(origin_of(source, spec)).name}", "row") as bar:
+
+        def labels() -> Iterator[Any]:
+            for e in _rows(source, spec, Reading()):
+                bar.update()
+                yield e.label if e.answers is None else bool(e.answers)
+
+        if spec.sample is not None:
+            return draw(labels(), spec.sample, spec.sample_seed, stratified=spec.stratified)
+        every = list(labels())
     return np.arange(len(every)), every
 
 
-def _origin(source: str, spec: DatasetSpec) -> str:
-    return f"{spec.path} {source}" if spec.format in ("hub", "disk") else source
-
-
-def _examples(source: str, spec: DatasetSpec, reading: Reading) -> Iterator[Example]:
-    format, origin = _format(source, spec), _origin(source, spec)
-    name = origin if format == "hub" else Path(origin).name
+def _examples(piece: Piece, spec: DatasetSpec, reading: Reading) -> Iterator[Example]:
     columns: Found | None = None  # as far as the rows so far have settled them
     names: tuple[str | int, ...] = ()  # of the row that `columns` was found for
-    taken = 0
-    for number, (place, row) in enumerate(_shaped(FORMATS[format](source, spec), spec)):
-        if spec.max_rows is not None and taken >= spec.max_rows:
-            break
+    for number, (place, row) in enumerate(_shaped(FORMATS[piece.format](piece.source, spec), spec)):
         if isinstance(row, Dropped):
             reading.dropped[row] = reading.dropped.get(row, 0) + 1
             continue
@@ -137,15 +137,14 @@ def _examples(source: str, spec: DatasetSpec, reading: Reading) -> Iterator[Exam
             if label is not None and any(name in label_names(label) for name in spec.drop_labels):
                 reading.dropped[str(label)] = reading.dropped.get(str(label), 0) + 1
                 continue
-            example = _example(row, columns, label, f"{Path(source).stem}-{number}", name + place)
+            example = _example(row, columns, label, f"{piece.stem}-{number}", piece.name + place)
         except Bad as bad:
-            reading.skipped.append(f"{origin}{place}: {bad}")
+            reading.skipped.append(f"{piece.origin}{place}: {bad}")
             if len(reading.skipped) > spec.skip_bad:
                 raise RoadError(
                     f"{reading.skipped[-1]} (bad row {len(reading.skipped)}; skip_bad allows {spec.skip_bad})"
                 ) from bad
             continue
-        taken += 1
         yield example
 
 
@@ -181,7 +180,8 @@ def _of_shape(shape: str, place: str, row: Row, spec: DatasetSpec) -> Rows:
 def _rows(source: str, spec: DatasetSpec, reading: Reading) -> Iterator[Example]:
     """The examples of the whole source, with `drop_duplicates` those whose texts have not come before."""
     seen: set[bytes] = set()
-    for example in _examples(source, spec, reading):
+    every = (example for piece in pieces(source, spec) for example in _examples(piece, spec, reading))
+    for example in islice(every, spec.max_rows):
         if spec.drop_duplicates:
             texts = f"{example.text_a}\0{example.text_b}".encode()
             key = hashlib.blake2b(texts, digest_size=16).digest()
@@ -228,21 +228,6 @@ def draw(labels: Iterable[Any], size: int, seed: int, *, stratified: bool = Fals
             left, rest = left - len(kept[group]), rest - 1
     drawn = sorted((pair for held in kept.values() for pair in held), key=lambda pair: pair[0])
     return np.array([number for number, _ in drawn], dtype=np.int64), [label for _, label in drawn]
-
-
-def _format(source: str, spec: DatasetSpec) -> str:
-    suffix = Path(source.removesuffix(".gz")).suffix.lower()
-    format = spec.format or SUFFIXES.get(suffix)
-    if format not in FORMATS:
-        what = f"format {quote(spec.format)}" if spec.format else f"{source}: file suffix {quote(suffix)}"
-        raise RoadError(f"{what} is unknown; set format to one of {', '.join(FORMATS)}")
-    if format in ("hub", "disk"):
-        if not spec.path:
-            raise RoadError(f'format "{format}" needs path: ' + ("a hub name" if format == "hub" else "a folder"))
-    elif not Path(source).is_file():
-        kind = "is a folder" if Path(source).is_dir() else "does not exist"
-        raise RoadError(f"{source} {kind}; expected a file (looked at {Path(source).absolute()})")
-    return "jsonl" if spec.format is None and suffix == ".json" and is_json_lines(source) else format
 
 
 def _find(given: Columns, row: Row, before: Found | None) -> Found:

@@ -47,8 +47,7 @@ class Source:
         if not scored:
             if isinstance(spec.dev, float):
                 raise RoadError(f"datasets.{name}.dev: got {spec.dev:g}: labels decide on a share of rows; give a file")
-            columns = {**spec.columns.model_dump(), "label": None, "answers": None}
-            spec = spec.model_copy(update={"columns": Columns(**columns)})
+            spec = unlabelled(spec)
         return cls(name, part, source if spec.format in ("hub", "disk") else str(local_file(source)), spec, metric)
 
     @property
@@ -78,6 +77,12 @@ class Source:
         """
         numbers, labels = choose(self.source, self.spec)
         return numbers[_side(self.name, labels, share, self.part)]
+
+
+def unlabelled(spec: DatasetSpec) -> DatasetSpec:
+    """The same rows, of which neither labels nor answers are read."""
+    columns = {**spec.columns.model_dump(), "label": None, "answers": None}
+    return spec.model_copy(update={"columns": Columns(**columns)})
 
 
 def _of_catalog(name: str, part: str, spec: DatasetSpec) -> tuple[str, DatasetSpec]:

@@ -152,7 +152,7 @@ def dataset_plan(
             f"{name}: each feature is seen {epochs:.0f} times: fewer steps, or sampling proportional or by power"
         )
     cut = float(np.mean(np.asarray(train.lengths) >= tasks[head].max_length))
-    if tasks[head].rows_per_feature == 1 and cut > 0.02:
+    if tasks[head].truncates and cut > 0.02:
         warnings.append(
             f"{name}: {cut:.0%} of the rows reach max_length {tasks[head].max_length}: their ends may be cut off"
         )

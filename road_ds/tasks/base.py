@@ -25,6 +25,8 @@ class Task(Strict):
     row_metric: ClassVar[str]
     rows_per_feature: ClassVar[int] = 1
     continuous: ClassVar[bool] = False
+    supervised: ClassVar[bool] = True  # labels or answers are read
+    truncates: ClassVar[bool] = True  # a row of more than max_length tokens loses its end
 
     def head_settings(self) -> dict[str, Any]:
         """What the head's Hugging Face configuration holds."""

@@ -35,6 +35,7 @@ class SpanQA(Task):
     headline: ClassVar[str] = "f1"
     row_metric: ClassVar[str] = "f1"
     rows_per_feature: ClassVar[int] = 2
+    truncates: ClassVar[bool] = False
 
     @model_validator(mode="after")
     def room_for_context(self):

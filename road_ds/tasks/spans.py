@@ -34,7 +34,7 @@ class PairTemplate:
         b = [i for i, part in enumerate(parts) if part == 1]
         if not a or not b or a[0] == 0:
             raise RoadError(
-                "span QA needs a tokenizer that begins each row with a CLS token: its position means 'no answer'"
+                "the tokenizer begins a row with no CLS token, whose position means 'no answer' in span QA: expected one of an encoder"
             )
         cuts = slice(0, a[0]), slice(a[-1] + 1, b[0]), slice(b[-1] + 1, len(ids))
         prefix, middle, suffix = (ids[cut] for cut in cuts)

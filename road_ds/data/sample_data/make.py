@@ -1,4 +1,4 @@
-"""Writes the embedded sample: six small data sets for four tasks, and their tokenizer.
+"""Writes the embedded sample: six small data sets for four tasks, text for pretraining, and their tokenizer.
 
     python road_ds/data/sample_data/make.py [FOLDER]
 
@@ -24,6 +24,7 @@ HELD_OUT = 6  # one name in six is a dev name
 MAX_LENGTH = 128  # tokens; a few contexts are longer
 CONTEXTS = {"train": 520, "dev": 40}  # per span QA data set, five questions each
 ROWS = {"train": 3000, "dev": 200}  # per data set of the other tasks
+DOCUMENTS = {"train": 1350, "dev": 80}  # of text
 
 
 def words(text: str) -> list[str]:
@@ -256,6 +257,7 @@ DEEDS = [["bought", "purchased"], ["sold", "traded"], ["repaired", "mended"], ["
 LOOKS = [["big", "large"], ["small", "little"], ["old", "ancient"], ["fine", "splendid"], ["costly", "expensive"]]
 THINGS = [[thing] for thing in words("clock, kettle, lamp, ladder, mirror, piano, saddle, sofa, table, wagon")]
 DAYS = [[day] for day in words("Monday, Tuesday, Wednesday, Thursday, Friday, Saturday, Sunday")]
+EVENTS = {"deed": DEEDS, "look": LOOKS, "thing": THINGS, "day": DAYS}  # each a list of synonyms
 TELLINGS = (
     "On {day} {who} {deed} the {look} {thing}.",
     "{who} {deed} the {look} {thing}, on {day}.",
@@ -266,8 +268,7 @@ TELLINGS = (
 def paraphrase(world: World) -> dict:
     """One pair: an event told in two ways, by other words; or told beside one that differs in two to all parts."""
     rng = world.rng
-    who = [[name] for name in world.first_names]
-    parts = {"who": who, "deed": DEEDS, "look": LOOKS, "thing": THINGS, "day": DAYS}  # each a list of synonyms
+    parts = {"who": [[name] for name in world.first_names], **EVENTS}
     event = {part: rng.choice(choices) for part, choices in parts.items()}
     same = rng.random() < 0.45
     changed = [] if same else rng.sample(list(parts), rng.randint(2, len(parts)))
@@ -277,6 +278,82 @@ def paraphrase(world: World) -> dict:
         for telling, told in zip(rng.sample(TELLINGS, 2), (event, other), strict=True)
     )
     return {"first": first, "second": second, "same": "yes" if same else "no"}
+
+
+# Text for pretraining -----------------------------------------------------------------------------
+
+
+def told_twice(world: World, name: str, traits: list[Trait]) -> list[str]:
+    """Two habits or trades of a subject, then each by its kind, and what it thereby does not do."""
+    rng, first, rest = world.rng, [], []
+    for trait in rng.sample(traits, 2):
+        kind, other = rng.sample(list(trait.kinds), 2)
+        member = rng.choice(trait.kinds[kind])
+        first.append(trait.affirmed.format(member))
+        rest.append(f"{name} {trait.affirmed.format(kind)}.")
+        rest.append(f"{name} {trait.denied.format(rng.choice([other, *trait.kinds[other]]))}.")
+    return [f"{name} {first[0]} and {first[1]}.", *rng.sample(rest, rng.randint(2, len(rest)))]
+
+
+def life(world: World, name: str, facts: list[Facts], intros: list[str]) -> list[str]:
+    """A subject's facts, some of them told again with its name."""
+    rng, lines = world.rng, [world.rng.choice(intros).format(name)]
+    known = [(family, noun) for family in facts for noun in family.nouns]
+    for fact, noun in rng.sample(known, rng.randint(3, 6)):
+        answer = fact.answer(world)
+        lines.append(fact.sentence.format(noun, answer))
+        if rng.random() < 0.3:
+            lines.append(fact.sentence.format(f"{noun} of {name}", answer))
+        if rng.random() < 0.1:
+            lines.append(rng.choice(ASIDES))
+    return lines
+
+
+def visit(world: World) -> list[str]:
+    """A day out: each thing is judged twice alike, by other words."""
+    rng, leaning = world.rng, world.rng.random()
+    lines = [f"We spent a day in {world.town()}."]
+    for aspect in rng.sample(ASPECTS, rng.randint(2, 4)):
+        praises = rng.random() < leaning
+        verdicts, opposite = (PRAISE, BLAME) if praises else (BLAME, PRAISE)
+        for remark in rng.sample(REMARKS, 2):
+            verdict, turn = rng.choice(verdicts), rng.random()
+            if turn < 0.15:
+                verdict = f"not {rng.choice(opposite)}"
+            elif turn < 0.35:
+                verdict = f"very {verdict}"
+            lines.append(remark.format(aspect, verdict))
+    return lines
+
+
+def bargains(world: World) -> list[str]:
+    """What somebody did on some days, each told in two ways, by other words."""
+    rng, lines, name = world.rng, [], world.first_name()
+    for _ in range(rng.randint(2, 3)):
+        parts = {"who": [name], **{part: rng.choice(choices) for part, choices in EVENTS.items()}}
+        for telling in rng.sample(TELLINGS, 2):
+            lines.append(telling.format(**{part: rng.choice(words) for part, words in parts.items()}))
+    return lines
+
+
+def document(world: World) -> list[str]:
+    """The lines of one document, of the worlds of the data sets; its names are those of training rows."""
+    town, person, name = world.town(), world.person(), world.first_name()
+    kinds: list[Callable[[], list[str]]] = [
+        lambda: life(world, town, PLACES, TOWN_INTROS),
+        lambda: life(world, person, PEOPLE, PERSON_INTROS),
+        lambda: told_twice(world, name, HABITS),
+        lambda: told_twice(world, town, TRADES),
+        lambda: visit(world),
+        lambda: bargains(world),
+    ]
+    return world.rng.choice(kinds)()
+
+
+def text(split: str) -> str:
+    """Documents of a sentence or two a line, with blank lines between them."""
+    world = World(f"text-{split}", "train")
+    return "\n\n".join("\n".join(document(world)) for _ in range(DOCUMENTS[split])) + "\n"
 
 
 # Files --------------------------------------------------------------------------------------------
@@ -321,6 +398,7 @@ def data_files() -> Iterator[tuple[str, str]]:
         yield f"inference_towns.{split}.jsonl", as_jsonl(trades)
         yield f"reviews.{split}.tsv", as_table(rows("reviews", review), "\t")
         yield f"paraphrase.{split}.csv", as_table(rows("paraphrase", paraphrase), ",")
+        yield f"text.{split}.txt", text(split)
 
 
 # Tokenizer ----------------------------------------------------------------------------------------
@@ -371,10 +449,12 @@ def tokenizer_files(texts: list[str]) -> Iterator[tuple[str, str]]:
 def main(folder: Path) -> None:
     """Writes the data files into `folder` and the tokenizer's into its subfolder `tokenizer`."""
     data = dict(data_files())
-    tokenizer = tokenizer_files([text for name, text in data.items() if ".train." in name])
+    tokenizer = tokenizer_files(
+        [rows for name, rows in data.items() if ".train." in name and not name.startswith("text")]
+    )
     (folder / "tokenizer").mkdir(parents=True, exist_ok=True)
-    for name, text in [*data.items(), *((f"tokenizer/{name}", text) for name, text in tokenizer)]:
-        (folder / name).write_text(text, encoding="utf-8", newline="\n")
+    for name, content in [*data.items(), *((f"tokenizer/{name}", content) for name, content in tokenizer)]:
+        (folder / name).write_text(content, encoding="utf-8", newline="\n")
 
 
 if __name__ == "__main__":
