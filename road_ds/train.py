@@ -38,7 +38,7 @@ from road_ds.distillation.lesson import Lesson
 from road_ds.distillation.minimax import Minimax
 from road_ds.distillation.neighbours import Neighbours
 from road_ds.distillation.objective import Taught
-from road_ds.distillation.registry import adversarial_of
+from road_ds.distillation.registry import adversarial_of, teachers_of
 from road_ds.distillation.retrieve import open_neighbours
 from road_ds.distillation.teachers import AnyTeachers, CachedTeachers, NoTeachers, OnlineTeachers, open_teachers
 from road_ds.engine import speed, surroundings
@@ -240,9 +240,8 @@ def gather(config: RoadConfig, ds: dict[str, Any], ranks: Ranks, machine: Machin
     neighbours = ranks.together(
         lambda: open_neighbours(settled.objective, heads, rows.train, tokenizer, ranks, **places)
     )
-    texts = {name: found.texts for name, found in neighbours.items()}
     teachers = ranks.together(
-        lambda: open_teachers(settled.objective, heads, rows.train, tokenizer, ranks, neighbours=texts, **places)
+        lambda: open_teachers(settled.objective, heads, rows.train, tokenizer, ranks, neighbours=neighbours, **places)
     )
     generator, adversarial = None, adversarial_of(settled.objective)
     if adversarial is not None:
@@ -259,22 +258,13 @@ def gather(config: RoadConfig, ds: dict[str, Any], ranks: Ranks, machine: Machin
         saved["teachers"] = teachers.identity
     if generator is not None:
         saved["generator"] = written_by
-    if texts:
+    if neighbours:
         saved["neighbours"] = {name: found.identity for name, found in neighbours.items()}
     ranks.agree({key: value for key, value in flat_keys(saved).items() if key not in OWN})
     return Parts(
-        settled,
-        heads.trained_on(rows.pairs),
-        tokenizer,
-        rows,
-        teachers,
-        neighbours,
-        generator,
-        passes,
-        steps,
-        resolved,
-        saved,
-    )
+        settled, heads.trained_on(rows.pairs), tokenizer, rows, teachers, neighbours, generator, passes, steps,
+        resolved, saved,
+    )  # fmt: skip
 
 
 def shape(config: RoadConfig, parts: Parts, machine: Machine) -> tuple[MultiTaskModel, Padding, list[str]]:
@@ -296,11 +286,15 @@ def sized(
     """The same with the rows of a micro-batch: those given, else those of the resumed run, else as many as fit."""
     ds, precision = parts.settled.ds, parts.settled.precision
     lengths = {name: source.lengths for name, source in parts.rows.train.items()}
+    own = parameter_count(parts.generator) if parts.generator else 0
     demand = Demand.of(
-        parameter_count(model), model.encoder.config, ds, ranks.world_size, precision, config.activation_checkpointing,
+        parameter_count(model) + own, model.encoder.config, ds, ranks.world_size, precision, config.activation_checkpointing,
         lengths, padding,
     )  # fmt: skip
     lesson = parts.lesson(padding)
+    if parts.generator:  # as many rows as with generated ones
+        taught = teachers_of(parts.settled.objective)
+        lesson = replace(lesson, text=lambda batch, _: batch.joined(batch) if batch.dataset in taught else batch)
     sizes = micro_sizes(ds["train_batch_size"], config.passes, ranks.world_size)
     before = found.manifest.config.get(MICRO) if found else None  # other micro-batches would draw another dropout
     micro = ds[MICRO]
@@ -342,9 +336,9 @@ def begin(
 
 
 def build_generator(
-    config: RoadConfig, parts: Parts, ranks: Ranks, padding: Padding, student: Any, begin: int
+    config: RoadConfig, parts: Parts, ranks: Ranks, padding: Padding, student: Any, first: int
 ) -> Generator | None:
-    """The generator of a run from step `begin` on, under its engine; None where there is none."""
+    """The generator of a run from step `first` on, under its engine; None where there is none."""
     settings, train, ds = adversarial_of(parts.settled.objective), parts.rows.train, parts.settled.ds
     if settings is None or parts.generator is None:
         return None
@@ -352,7 +346,7 @@ def build_generator(
     micro = student.train_micro_batch_size_per_gpu()
     vocabulary = Vocabulary.of(parts.tokenizer, ranks.device)
     passes = rows_of_generator(config, ds["train_batch_size"], train, parts.teachers.teachers)
-    steps = settings.steps(begin, parts.steps)
+    steps = settings.steps(first, parts.steps)
     batches = ahead(assemble(passes, train, padding, ranks, micro, steps))
     engine = start_generator(parts.generator, ds, settings, config.seed + 1 + ranks.rank)
     say(

@@ -452,17 +452,24 @@ def test_each_learns_in_its_own_phase_alone(plain, config_file, tmp_path, monkey
     assert len(results["generator"]) == 64
 
 
-def test_combined_with_annealing_and_hidden_states(plain, config_file, tmp_path):
+def test_combined_with_annealing_and_layers(plain, config_file, tmp_path):
     """Combined KD: phase 1 on both texts, phase 2 on labels from what it exports."""
     first = run_config(plain[0], output=str(tmp_path / "first"), steps=2, select="best", evaluate_every=1)
     first["road"]["freelb"] = {"steps": 2}  # both texts are moved
-    first["road"]["distill"] |= {"objective": "annealing_kd", "max_temperature": 2, "hidden": {"weight": 0.5}}
+    first["road"]["distill"] |= {
+        "objective": "annealing_kd",
+        "max_temperature": 2,
+        "layers": {"method": "alp", "weight": 0.5},
+    }
     for key in ("temperature", "weight"):
         del first["road"]["distill"][key]
     first["road"]["distill"]["teachers"] = {"inference": [str(plain[0] / "teacher" / "inference")]}
     assert train.main(["--deepspeed_config", str(config_file(first, "first"))]) == 0
     lines = [line for line in records(tmp_path / "first") if "generated/inference" in line]
-    assert lines and all(line["hard/inference"] > 0 for line in lines)
+    assert lines and all(line["hard/inference"] > 0 and line["layers/inference"] > 0 for line in lines)
+    for line in lines:
+        base = line["soft/inference"] + 0.5 * line["layers/inference"]
+        assert line["loss/inference"] == pytest.approx(0.75 * base + 0.25 * line["generated/inference"], rel=1e-5)
     second = run_config(plain[0], output=str(tmp_path / "second"), steps=1, distill=None, model=str(tmp_path / "first"))
     assert train.main(["--deepspeed_config", str(config_file(second, "second"))]) == 0
 

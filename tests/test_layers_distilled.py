@@ -224,39 +224,20 @@ def test_states_from_the_disk_give_the_same_trajectory(plain, teachers, config_f
     assert json.loads((place / "manifest.json").read_text())["origin"]["vectors"] == [DEPTH, WIDTH]
 
 
-def test_soft_targets_without_states(teachers, config_file, tmp_path, command):
-    """They are read where logits are enough, refused where layers are compared, and made anew then; those with states do for both."""
-    both = dict(source="cached", cache=str(tmp_path / "targets"))
-    logits, states = (
-        config_file(layers_config(teachers, layers, **both), name)
-        for layers, name in ((None, "logits"), (RKD, "states"))
-    )
-    for path in (logits, states):
-        settings = json.loads(path.read_text())
-        settings["road"] |= {"steps": 1, "use": ["places", "inference"]}
-        path.write_text(json.dumps(settings))
+def test_soft_targets_without_states(teachers, config_file, tmp_path, command, capsys):
+    """Where layers are compared they are refused, in one line, and made anew; those with states do for logits alone too."""
+    settings = {"source": "cached", "cache": str(tmp_path / "targets")}
+    logits, states = (config_file(layers_config(teachers, layers, **settings), str(layers)) for layers in (None, RKD))
     assert command("teach", "--deepspeed_config", logits)[0] == 0
-    assert train.main(["--deepspeed_config", str(logits)]) == 0
     assert train.main(["--deepspeed_config", str(states)]) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert "are logits alone, and road.distill.layers compares states; run `python -m road_ds teach" in said
     code, out, _ = command("teach", "--deepspeed_config", states)
     assert code == 0 and "made anew, it was from another choice of states beside the logits" in out
-    assert train.main(["--deepspeed_config", str(states), "--overwrite"]) == 0
     shard = next((tmp_path / "targets").rglob("00000.arrow"))
     written = shard.stat().st_mtime_ns
     assert command("teach", "--deepspeed_config", logits)[0] == 0 and shard.stat().st_mtime_ns == written
-    assert train.main(["--deepspeed_config", str(logits), "--overwrite"]) == 0
-
-
-def test_what_a_run_says_of_logits_alone(teachers, config_file, tmp_path, command, capsys):
-    path = config_file(layers_config(teachers, None, source="cached", cache=str(tmp_path / "targets")))
-    assert command("teach", "--deepspeed_config", path)[0] == 0
-    config = layers_config(teachers, RKD, source="cached", cache=str(tmp_path / "targets"))
-    assert train.main(["--deepspeed_config", str(config_file(config))]) == 2
-    said = capsys.readouterr().err
-    assert (
-        said.count("\n") == 1
-        and "are logits alone, and road.distill.layers compares states; run `python -m road_ds teach" in said
-    )
 
 
 def test_layers_first_predictions_after(teachers, config_file, tmp_path, capsys):

@@ -28,7 +28,7 @@ class Teaching:
     states: States | None = None
 
     def halves(self) -> tuple["Teaching", "Teaching"]:
-        """What they say of the first half of the rows, and of the second."""
+        """What they say of the first half of the rows, and of the second, by their logits."""
         first, second = self.logits.chunk(2, dim=1)
         return Teaching(first), Teaching(second)
 

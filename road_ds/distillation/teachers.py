@@ -18,6 +18,7 @@ from road_ds.data.tokenizer import check_vocabulary, read_tokenizer, tokenizer_h
 from road_ds.distillation.average import AverageTeacher
 from road_ds.distillation.layers.base import Comparison, LayerMethod
 from road_ds.distillation.layers.maps import WHERE
+from road_ds.distillation.neighbours import Neighbours
 from road_ds.distillation.objective import Objective, Taught, Teaching
 from road_ds.distillation.soft_targets import Origin, SoftTargets
 from road_ds.models.configuration import check_lengths
@@ -220,19 +221,20 @@ def open_teachers(
     *,
     cache: str,
     config: str,
-    neighbours: Mapping[str, FeatureSet] | None = None,
+    neighbours: Mapping[str, Neighbours] | None = None,
 ) -> AnyTeachers:
     """The teachers of a run, verified; train: its rows by data set. RoadError for what does not suit.
 
-    cache: the run's; config: its file, for messages that give a command line; neighbours: by data set the texts that its
-    teachers are asked about too.
+    cache: the run's; config: its file, for messages that give a command line; neighbours: by data set those whose texts
+    its teachers are asked about too.
     """
     if not isinstance(objective, Taught):
         return NoTeachers()
     taught = objective.teachers or train  # an average names nobody and teaches all
     pupils = {name: pupil(name, heads, train[name], tokenizer, objective) for name in taught}
     near = {
-        texts.name: replace(pupils[name], dataset=texts.name, rows=texts) for name, texts in (neighbours or {}).items()
+        found.texts.name: replace(pupils[name], dataset=found.texts.name, rows=found.texts)
+        for name, found in (neighbours or {}).items()
     }
     return SOURCES[objective.source](objective, pupils | near, ranks, cache, config)
 

@@ -106,6 +106,22 @@ def report(config: RoadConfig, ds: dict[str, Any], gpus: int | None = None, faul
     return "\n".join([*lines, *(["", "warnings:", *(f"  {warning}" for warning in warnings)] if warnings else [])])
 
 
+def more_passes(config: RoadConfig, objective: Objective, steps: int) -> list[str]:
+    """What a run computes beside one forward and one backward pass over each row, a line each."""
+    lines, settings = [], adversarial_of(objective)
+    if config.freelb is not None:
+        lines.append(f"freelb: {config.freelb.steps} forward and backward passes over each row instead of 1")
+    if settings is not None:
+        own = counted(len(settings.steps(0, steps)), "step")
+        lines.append(
+            "adversarial: student and teachers read each row of a data set with teachers twice, as it is and generated; the "
+            f"generator reads it once, and has {own} of its own, in which all three read its text"
+        )
+    for name, near in neighbours_of(objective).items():
+        lines.append(f"neighbours of {name}: {near.k} of each row by {near.by}, {near.keep} learned from at each visit")
+    return lines
+
+
 def micro_batch(asked: int | str, sizes: Sequence[int], demand: Demand, on_gpu: bool) -> tuple[int | None, str]:
     """The rows of a micro-batch, None where only a GPU that is not here can tell, and what is to say of them.
 
@@ -127,22 +143,6 @@ def micro_batch_table(demand: Demand, sizes: Sequence[int], machine: str, ds: di
     rows = [(str(size), f"{demand.tokens(size):,}", readable(demand.bytes(size))) for size in sizes[-8:]]
     stage = ds["zero_optimization"]["stage"]
     return table(rows, ("rows of a micro-batch", "tokens at most", f"memory on each of {machine} under ZeRO {stage}"))
-
-
-def more_passes(config: RoadConfig, objective: Objective, steps: int) -> list[str]:
-    """What a run computes beside one forward and one backward pass over each row, a line each."""
-    lines, settings = [], adversarial_of(objective)
-    if config.freelb is not None:
-        lines.append(f"freelb: {config.freelb.steps} forward and backward passes over each row instead of 1")
-    if settings is not None:
-        own = counted(len(settings.steps(0, steps)), "step")
-        lines.append(
-            "adversarial: student and teachers read each row of a data set with teachers twice, as it is and generated; the "
-            f"generator reads it once, and has {own} of its own, in which all three read its text"
-        )
-    for name, near in neighbours_of(objective).items():
-        lines.append(f"neighbours of {name}: {near.k} of each row by {near.by}, {near.keep} learned from at each visit")
-    return lines
 
 
 def dataset_table(plans: Sequence[DatasetPlan], weights: np.ndarray) -> str:
