@@ -38,11 +38,12 @@ def run(options: argparse.Namespace) -> None:
     """Prints the scores of a model, or of several whose logits are averaged, on labelled rows; or the GLUE table."""
     if options.glue:
         return glue_table(options)
+    from road_ds.engine.run_folder import RunFolder
     from road_ds.models.ensemble import Ensemble, evaluate_run
     from road_ds.tasks.evaluation import report, write_results
 
     began, folder = time.monotonic(), options.output and Path(options.output).expanduser()
-    if folder and (folder / "config.json").exists():
+    if folder and ((folder / "config.json").exists() or RunFolder(folder).is_run):
         raise RoadError(f"--output {folder}: holds a run or a model: give another folder")
     if folder:
         folder.mkdir(parents=True, exist_ok=True)  # what cannot be written is said before the work

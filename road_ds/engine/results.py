@@ -48,11 +48,13 @@ def leave(
     with full_disk_named(folder.path):
         step, scores, state = outcome.chosen()
         card = report(scores)
+        folder.refuse_lost()
         exported = export(model, state, tokenizer, folder.path / "model", f"Dev scores:\n\n```\n{card}\n```")
         headlines = {name: f"{name}/{result.headline}" for name, result in scores.items()}
         best = {name: highest(folder, metric) for name, metric in headlines.items()}
         seconds = round(time.monotonic() - began, 1)
         known = {"step": outcome.step, "exported_step": step, "best": best, "wall_seconds": seconds}
+        folder.refuse_lost()
         write_results(folder.path, scores, {**known, **facts})
         plot_curves(folder.records(), list(headlines.values()), folder.path / "curves.png")
         return exported, card
