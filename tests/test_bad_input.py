@@ -72,7 +72,7 @@ FAULTS = {
     ),
     "half a character": (
         {}, {"road.tasks.pairs": {**PAIRS, "labels": ["no", "\ud83d"]}},
-        "road.tasks.pairs.labels.1: holds a NUL or half a character, which no file or folder can have in its name",
+        "road.tasks.pairs.labels.1: holds a NUL or half a character, which neither a path nor UTF-8 can hold: mend the text",
     ),
     "malformed": ({"rows.jsonl": jsonl(*pairs(1)) + '{"id": 1,\n'}, {}, "rows.jsonl:2: malformed JSON at column"),
     "nan": (
@@ -95,7 +95,7 @@ FAULTS = {
     "no train part": ({}, {"road.datasets.rows.train": None}, "datasets.rows.train: is required: a file, or a split"),
     "share too small": (
         {"rows.jsonl": jsonl(*pairs(3))}, {"road.datasets.rows.dev": 0.9},
-        "datasets.rows.dev: cannot hold out 0.9 of 3 rows",
+        "datasets.rows.dev: holding out 0.9 of 3 rows leaves none to train on: give more rows, a smaller share",
     ),
     "bad dev part": ({"rows.jsonl": jsonl(*pairs(4))}, {"road.datasets.rows.dev": "dev.jsonl"}, "dev.jsonl: no such file"),
     "too long": (

@@ -61,9 +61,9 @@ def leave(
 
 
 def highest(folder: RunFolder, metric: str) -> dict[str, Any]:
-    """The highest value of a metric over a run's evaluations, and its step."""
-    values = [(line[metric], line["step"]) for line in folder.records() if metric in line]
-    value, step = max(values, key=lambda pair: pair[0])
+    """The highest value of a metric over a run's evaluations, and its step; None where it was never finite."""
+    values = [(line[metric], line["step"]) for line in folder.records() if line.get(metric) is not None]
+    value, step = max(values, key=lambda pair: pair[0], default=(None, None))
     return {"metric": metric, "value": value, "step": step}
 
 
