@@ -9,7 +9,7 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -28,6 +28,10 @@ ENGINE = "engine"  # the folder, inside a checkpoint, that DeepSpeed writes and 
 
 class Saved(Manifest):
     """What a checkpoint says of itself."""
+
+    before: ClassVar[str] = (
+        " (then export it with the version that saved it, and give the exported folder as road.model)"
+    )
 
     run: str  # the id of the run that wrote it
     step: int  # steps done by then
