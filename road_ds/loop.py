@@ -48,7 +48,7 @@ def fit(
             with watchdog(settings.step_timeout):
                 record = one_step(
                     engine, plan, lesson, meter, ranks,
-                    step=done - 1, steps=steps, measured=logging, cosines=due(done, settings.gradient_cosine_every),
+                    step=done - 1, measured=logging, cosines=due(done, settings.gradient_cosine_every),
                 )  # fmt: skip
             if logging:
                 bar.set_postfix_str(meter.flush())
@@ -83,7 +83,6 @@ def one_step(
     ranks: Ranks,
     *,
     step: int,
-    steps: int,
     measured: bool,
     cosines: bool,
 ) -> StepRecord:
@@ -95,14 +94,14 @@ def one_step(
     record = meter.begin(step, max(group["lr"] for group in engine.optimizer.param_groups))
     record.drawn, batches = next(plan)
     if cosines:
-        alone = partial(lesson, engine.module, progress=step / steps)
+        alone = partial(lesson, engine.module, step=step)
         record.cosines = gradient_cosines(
             engine, batches, len(record.drawn), lambda batch: alone(batch.to(ranks.device)).total, ranks
         )
     for batch in batches:
         batch = batch.to(ranks.device)
         with out_of_memory_named(batch):
-            loss = lesson(engine, batch, step / steps, measured)
+            loss = lesson(engine, batch, step, measured)
             engine.backward(loss.total)
             record.add(loss)
             record.applied, record.gradient_norm = step_engine(engine)

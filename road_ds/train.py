@@ -33,7 +33,7 @@ from road_ds.data.rows import Rows
 from road_ds.distillation.guard import Guarded
 from road_ds.distillation.lesson import Lesson
 from road_ds.distillation.objective import Taught
-from road_ds.distillation.teachers import AnyTeachers, OnlineTeachers, open_teachers
+from road_ds.distillation.teachers import AnyTeachers, NoTeachers, open_teachers
 from road_ds.engine import speed, surroundings
 from road_ds.engine.checkpoint import Checkpoint, prune, restore
 from road_ds.engine.meter import Meter
@@ -51,6 +51,7 @@ from road_ds.loop import fit
 from road_ds.models.build import build_model
 from road_ds.models.configuration import base_config, check_lengths, load_tokenizer
 from road_ds.models.multi_task import MultiTaskModel, parameter_count
+from road_ds.models.states import Shape
 from road_ds.tasks.registry import Heads
 
 
@@ -169,7 +170,7 @@ def run(
         engine, parts.rows.dev, parts.heads, ranks, folder, parts.tokenizer.pad_token_id,
         config.evaluate_batch_size, parts.saved, config.keep, best,
     )  # fmt: skip
-    lesson = Lesson(Guarded(parts.settled.objective), parts.teachers, parts.heads.of)
+    lesson = Lesson(Guarded(parts.settled.objective), parts.teachers, parts.heads.of, parts.steps)
     micro = engine.train_micro_batch_size_per_gpu()
     batches = ahead(assemble(parts.passes, parts.rows.train, padding, ranks, micro, range(first, parts.steps)))
     meter = Meter(ranks, folder, parts.rows.train, micro, padding)
@@ -230,8 +231,8 @@ def shape(config: RoadConfig, parts: Parts, machine: Machine) -> tuple[MultiTask
     settled, heads, teachers = parts.settled, parts.heads, parts.teachers
     ds, objective = settled.ds, settled.objective
     model = build_model(config.model, heads, parts.tokenizer, dropout=config.dropout, seed=config.seed)
-    if isinstance(objective, Taught) and objective.hidden and isinstance(teachers, OnlineTeachers):
-        model.project(*teachers.compare_hidden(objective.hidden, model.encoder.config.num_hidden_layers))
+    if isinstance(objective, Taught) and objective.compared and not isinstance(teachers, NoTeachers):
+        model.compare(teachers.compare(objective.compared, Shape.of(model.encoder.config), config.seed))
     mode, notes = speed.prepare(model, config, ds, machine.device, machine.capability, settled.precision)
     limits = {name: heads.task(name).max_length for name in parts.rows.train}
     return model, Padding(mode, parts.tokenizer.pad_token_id, limits), notes
@@ -247,7 +248,7 @@ def sized(
         parameter_count(model), model.encoder.config, ds, ranks.world_size, precision, config.activation_checkpointing,
         lengths, padding,
     )  # fmt: skip
-    lesson = Lesson(Guarded(parts.settled.objective), parts.teachers, parts.heads.of)
+    lesson = Lesson(Guarded(parts.settled.objective), parts.teachers, parts.heads.of, parts.steps)
     sizes = micro_sizes(ds["train_batch_size"], config.passes, ranks.world_size)
     before = found.manifest.config.get(MICRO) if found else None  # other micro-batches would draw another dropout
     micro = ds[MICRO]

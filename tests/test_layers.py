@@ -40,7 +40,7 @@ ROOMS = {
         {"registry"},
     ],
     "models": [
-        {"exchange", "pretrained"},
+        {"exchange", "pretrained", "states"},
         {"apex", "configuration", "dropout", "linear"},
         {"attention"},
         {"multi_task"},
@@ -49,9 +49,12 @@ ROOMS = {
         {"ensemble"},
     ],
     "distillation": [
-        {"hidden", "schedule", "soft_targets"},
+        {"layers.base", "layers.maps", "schedule", "soft_targets"},
+        {"layers.alp", "layers.ckd", "layers.hidden", "layers.pkd"},
+        {"layers.tinybert"},
+        {"layers.registry"},
         {"objective"},
-        {"annealing", "guard", "kd", "smoothing"},
+        {"annealing", "guard", "intermediate", "kd", "smoothing"},
         {"lesson", "registry"},
         {"teachers"},
         {"teach"},

@@ -145,7 +145,7 @@ def lesson(config_file):
     model = build_model(config.model, found, load_tokenizer(config.model), dropout=0.1, seed=0)
     rows = [Feature(np.arange(5, 30), np.zeros(25), [1], i) for i in range(4)]
     batch = Padding("grouped", 0, {}).collate(MemorySet("inference", rows), np.arange(4))
-    return model, Lesson(Guarded(Objective()), NoTeachers(), found.of), batch
+    return model, Lesson(Guarded(Objective()), NoTeachers(), found.of, 1), batch
 
 
 def test_a_trial_leaves_weights_gradients_and_random_numbers_as_they_are(lesson):
@@ -185,9 +185,10 @@ def test_a_trial_on_a_gpu_runs_out_of_memory_and_gives_it_back(lesson):
     model, teach, batch = lesson
     device = torch.device("cuda", 0)
     free, total = torch.cuda.mem_get_info(device)
-    assert fits(model, teach, batch, device, torch.bfloat16, 0.5 * free)
+    before = torch.cuda.memory_reserved(device)
+    assert fits(model, teach, batch, device, torch.bfloat16, 0.1 * free)  # others may work there, too
     assert not fits(model, teach, batch, device, torch.bfloat16, 1.0 * total)
-    assert torch.cuda.mem_get_info(device)[0] > free - 2**28
+    assert torch.cuda.memory_reserved(device) <= before + 2**26  # libraries keep a workspace
 
 
 def run(file, *arguments) -> int:

@@ -68,12 +68,16 @@ class DatasetSpec(Strict):
 
 
 class ModelSpec(Strict):
-    """A pretrained encoder by hub name or folder, or an architecture with fresh weights."""
+    """A pretrained encoder by hub name or folder, or an architecture with fresh weights.
+
+    layers: those of the pretrained encoder that the model begins with, counted from 0, or how many, evenly spaced.
+    """
 
     name: str | None = None
     architecture: str | None = None
     tokenizer: str | None = None
     config: dict[str, Any] = {}
+    layers: Count | Annotated[list[Number], Field(min_length=1)] | None = None
 
     @model_validator(mode="after")
     def one_source(self):
@@ -81,6 +85,20 @@ class ModelSpec(Strict):
             raise ValueError('give either "name" (a hub name or folder) or "architecture" (fresh weights), not both')
         if self.architecture is not None and self.tokenizer is None:
             raise ValueError('fresh weights need a "tokenizer": a hub name, a folder, or "sample:tokenizer"')
+        return self
+
+    @model_validator(mode="after")
+    def layers_of_a_pretrained_model(self):
+        if self.layers is None:
+            return self
+        if self.name is None:
+            raise ValueError(
+                '"layers" are taken from a pretrained model ("name"); fresh weights have config.num_hidden_layers'
+            )
+        if "num_hidden_layers" in self.config:
+            raise ValueError('"layers" says how deep the model is: leave config.num_hidden_layers out')
+        if isinstance(self.layers, list) and self.layers != sorted(set(self.layers)):
+            raise ValueError(f"layers: got {self.layers}; expected different layers in rising order, counted from 0")
         return self
 
 

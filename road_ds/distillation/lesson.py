@@ -11,16 +11,17 @@ from road_ds.distillation.objective import Loss, Teachers, gradient_share
 
 @dataclass(frozen=True)
 class Lesson:
-    """An objective with its teachers. heads: the head that each data set trains."""
+    """An objective with its teachers. heads: the head that each data set trains; steps: the length of the run."""
 
     objective: Guarded
     teachers: Teachers
     heads: Mapping[str, str]
+    steps: int
 
-    def __call__(self, model: Callable[..., Any], batch: Batch, progress: float, measured: bool = False) -> Loss:
-        """The loss of a batch at a progress in [0, 1]; measured: with the teachers' share of its gradient."""
-        outputs = model(batch, self.heads[batch.dataset])
-        teaching = self.teachers(batch)
+    def __call__(self, model: Callable[..., Any], batch: Batch, step: int, measured: bool = False) -> Loss:
+        """The loss of a batch in a step (from 0); measured: with the teachers' share of its gradient."""
+        progress, teaching = step / self.steps, self.teachers(batch)
+        outputs = model(batch, self.heads[batch.dataset], teaching and teaching.states, step)
         loss = self.objective(outputs, teaching, batch, progress)
         if not measured or teaching is None:
             return loss

@@ -1,26 +1,29 @@
 """What an objective is: a batch's logits, labels and teachers as one number to go down."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 from road_kernels import check_against_reference
 from torch.nn import functional as F
 
 from road_ds.config.settings import Strict
 from road_ds.data.batch import IGNORED, Batch
-from road_ds.distillation.hidden import HiddenKD, hidden_loss
+from road_ds.distillation.layers.base import LayerMethod
+from road_ds.distillation.layers.hidden import HiddenKD
+from road_ds.distillation.layers.registry import method_from
+from road_ds.models.states import States
 from road_ds.tasks.outputs import Outputs
 
 
 @dataclass(frozen=True)
 class Teaching:
-    """What the teachers say of a batch. logits: [teachers, rows, classes], raw; hidden: per teacher and layer."""
+    """What the teachers say of a batch. logits: [teachers, rows, classes], raw; states: of the layers that are compared."""
 
     logits: torch.Tensor
-    hidden: tuple[tuple[torch.Tensor, ...], ...] = ()
+    states: States | None = None
 
 
 Teachers = Callable[[Batch], Teaching | None]  # None for a data set without a teacher
@@ -28,13 +31,14 @@ Teachers = Callable[[Batch], Teaching | None]  # None for a data set without a t
 
 @dataclass(frozen=True)
 class Loss:
-    """total: what is differentiated; hard, soft: the loss against labels and against teachers, unweighted, detached;
-    share: the teachers' part of the gradient at the logits, where it was measured."""
+    """total: what is differentiated; hard, soft, layers: the loss against labels, against teachers, and between their layers
+    and the student's, unweighted, detached; share: the teachers' part of the gradient at the logits, where it was measured."""
 
     total: torch.Tensor
     hard: torch.Tensor | None = None
     soft: torch.Tensor | None = None
     share: torch.Tensor | None = None
+    layers: torch.Tensor | None = None
 
 
 class Objective(Strict):
@@ -73,29 +77,43 @@ class Fused(Objective):
 
 
 class Taught(Fused):
-    """What objectives with teachers share: where the teachers' logits come from, and the term on hidden states."""
+    """What objectives with teachers share: where the teachers' logits come from, and the term between layers."""
 
     teachers: dict[str, Annotated[list[str], Field(min_length=1)]]
     source: Literal["cached", "online"] = "cached"
     dtype: Literal["float16", "float32"] = "float16"
     cache: str | None = None
-    hidden: HiddenKD | None = None
+    layers: LayerMethod | None = None
+    hidden: HiddenKD | None = None  # the older words for one of the methods
+
+    @field_validator("layers", mode="before")
+    @classmethod
+    def method_by_name(cls, value: Any) -> Any:
+        return None if value is None else method_from(value)
 
     @model_validator(mode="after")
-    def hidden_states_are_not_cached(self):
-        if self.hidden is not None and self.source != "online":
-            raise ValueError('hidden compares hidden states, which are not cached: set source to "online"')
+    def states_are_there(self):
+        if self.layers is not None and self.hidden is not None:
+            raise ValueError('hidden is layers with the method "hidden": give one of the two')
+        if self.compared is not None and self.source == "cached" and not self.compared.first:
+            raise ValueError(
+                f'the method {self.compared.method} compares states of all tokens, which are not cached: set source to "online"'
+            )
         return self
+
+    @property
+    def compared(self) -> LayerMethod | None:
+        """How the student's layers are compared with the teachers'."""
+        return self.hidden.method() if self.hidden else self.layers
 
     def __call__(self, outputs, teaching, batch, progress):
         if teaching is None:
             return supervised(outputs, batch.labels)
         loss = self.of_values if batch.labels.is_floating_point() else self.of_classes
         found = loss(outputs, teaching.logits, batch.labels, progress)
-        if self.hidden is None:
+        if self.compared is None:
             return found
-        added = self.hidden.weight * hidden_loss(outputs.hidden, teaching.hidden, batch.attention_mask)
-        return Loss(found.total + added, found.hard, found.soft)
+        return replace(found, total=found.total + self.compared.weight * outputs.layers, layers=outputs.layers.detach())
 
     def check(self, outputs, teaching, batch, progress):
         if teaching is not None:
@@ -135,7 +153,8 @@ def gradient_share(
 
     def gradient(loss: Any) -> torch.Tensor:
         logits = outputs.logits.detach().float().requires_grad_()
-        found = loss(Outputs(logits, outputs.lengths, tuple(h.detach() for h in outputs.hidden)))
+        layers = outputs.layers if outputs.layers is None else outputs.layers.detach()
+        found = loss(replace(outputs, logits=logits, layers=layers))
         return torch.autograd.grad(found.total, logits)[0]
 
     whole = gradient(lambda again: objective(again, teaching, batch, progress))

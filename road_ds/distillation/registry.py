@@ -7,6 +7,7 @@ from road_ds.common.strict_json import quote
 from road_ds.config.road import RoadConfig
 from road_ds.config.settings import validated
 from road_ds.distillation.annealing import AnnealingKD, TeacherAnnealing
+from road_ds.distillation.intermediate import LayersAlone
 from road_ds.distillation.kd import KD, WeightedKD
 from road_ds.distillation.objective import Objective, Taught
 from road_ds.distillation.smoothing import LabelSmoothing, TeacherFree
@@ -16,6 +17,7 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "weighted_kd": WeightedKD,
     "teacher_annealing": TeacherAnnealing,
     "annealing_kd": AnnealingKD,
+    "layers": LayersAlone,
     "label_smoothing": LabelSmoothing,
     "teacher_free": TeacherFree,
 }

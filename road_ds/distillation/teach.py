@@ -1,6 +1,6 @@
 """Soft targets for a run: every teacher's logits for every training row, shared out over the processes, kept on disk."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -13,7 +13,7 @@ from road_ds.common.ranks import Ranks
 from road_ds.common.sealed import MANIFEST
 from road_ds.config.file import load_config
 from road_ds.config.road import DatasetSpec
-from road_ds.data.batch import IGNORED
+from road_ds.data.batch import IGNORED, Batch
 from road_ds.data.features import FeatureSet, load_features
 from road_ds.distillation.objective import Taught
 from road_ds.distillation.registry import objective_from
@@ -30,9 +30,11 @@ from road_ds.distillation.soft_targets import (
 from road_ds.distillation.teachers import Pupil, pupil, targets_folder
 from road_ds.models.configuration import base_config, check_lengths, load_tokenizer
 from road_ds.models.predictor import Predictor
+from road_ds.models.states import States, Wanted
 from road_ds.tasks.base import Task
 from road_ds.tasks.evaluation import batch_logits
 from road_ds.tasks.labels import label_names, order_of
+from road_ds.tasks.outputs import Outputs
 from road_ds.tasks.registry import heads
 
 
@@ -86,7 +88,7 @@ def ask(
     read: the data set's rows as the model of a tokenizer reads them; cache: the run's.
     """
     folder = ranks.together(lambda: own.accept(name))
-    origin = ranks.together(lambda: own.origin(name, folder, objective.dtype))
+    origin = ranks.together(lambda: own.origin(name, folder, objective.dtype, objective.compared is not None))
     target = targets_folder(objective, cache, own.dataset, name)
     flaws = ranks.gather(flaw(target, origin) if ranks.local_rank == 0 else "")
     if any(flaws):
@@ -126,23 +128,42 @@ def write(
     shards = list(enumerate(shard_rows(origin)))[ranks.rank :: ranks.world_size]
     order = order_of(label_names(predictor.task), origin.labels)
     lengths = np.asarray(read.lengths)
+    layers, _ = origin.vectors or (0, 0)
+    wanted = Wanted(tuple(range(1, layers + 1)), first=True)
     with progress(sum(len(rows) for _, rows in shards), f"teaching {own.dataset}", "row") as bar:
         for number, rows in shards:
             if not has_shard(folder, number):
                 logits: dict[int, np.ndarray] = {}
+                vectors: dict[int, np.ndarray] = {}
                 by_length = sorted(rows, key=lambda row: -lengths[row])
                 for first in range(0, len(rows), batch_size):
                     part = by_length[first : first + batch_size]
-                    values = batch_logits(
-                        predictor, read, part, own.task, "", predictor.tokenizer.pad_token_id or 0, predictor.device
-                    )
+                    values, states = said(predictor, read, part, own.task, wanted)
                     logits |= zip(part, values if order is None else [v[:, order] for v in values], strict=True)
+                    vectors |= zip(part, states, strict=True)
                     bar.update(len(part))
                 found = [logits[row] for row in rows]
                 labels = [np.asarray(own.rows[row].labels) for row in rows]
-                write_shard(folder, number, found, row_scores(own.task, found, labels), origin)
+                scores = row_scores(own.task, found, labels)
+                write_shard(folder, number, found, scores, origin, [vectors[row] for row in rows])
             else:
                 bar.update(len(rows))
+
+
+def said(
+    predictor: Predictor, read: FeatureSet, rows: Sequence[int], task: Task, wanted: Wanted
+) -> tuple[list[np.ndarray], np.ndarray]:
+    """A teacher's logits of some features, each [rows, classes], and the wanted first tokens' states, [features, layers, width]."""
+    seen: list[States] = []
+
+    def model(batch: Batch, head: str) -> Outputs:
+        outputs, states = predictor.observed(batch, wanted)
+        seen.append(states)
+        return outputs
+
+    logits = batch_logits(model, read, rows, task, "", predictor.tokenizer.pad_token_id or 0, predictor.device)
+    vectors = [state.float().cpu().numpy() for state in seen[0].hidden.values()]
+    return logits, np.stack(vectors, axis=1) if vectors else np.empty((len(rows), 0, 0))
 
 
 def row_scores(task: Task, logits: list[np.ndarray], labels: list[np.ndarray]) -> np.ndarray:

@@ -15,7 +15,8 @@ from road_ds.common.ranks import Ranks
 from road_ds.data.batch import Batch
 from road_ds.data.features import FeatureSet
 from road_ds.data.tokenizer import check_vocabulary, read_tokenizer, tokenizer_hash
-from road_ds.distillation.hidden import HiddenKD
+from road_ds.distillation.layers.base import Comparison, LayerMethod
+from road_ds.distillation.layers.maps import WHERE
 from road_ds.distillation.objective import Objective, Taught, Teaching
 from road_ds.distillation.registry import teachers_of
 from road_ds.distillation.soft_targets import Origin, SoftTargets
@@ -23,6 +24,7 @@ from road_ds.models.configuration import check_lengths
 from road_ds.models.export import read_task
 from road_ds.models.predictor import Predictor
 from road_ds.models.pretrained import read_config
+from road_ds.models.states import NOTHING, Shape, States, Wanted
 from road_ds.tasks.base import Task
 from road_ds.tasks.labels import label_names, order_of
 from road_ds.tasks.registry import Heads
@@ -73,9 +75,10 @@ class Pupil:
         check_lengths(settings, {self.head: self.task})
         return folder
 
-    def origin(self, name: str, folder: Path, dtype: str) -> Origin:
-        """What a teacher's soft targets for this data set would be made from."""
+    def origin(self, name: str, folder: Path, dtype: str, states: bool) -> Origin:
+        """What a teacher's soft targets for this data set would be made from; states: with the vectors of its layers."""
         settings = self.task.model_dump()
+        shape = Shape.of(read_config(folder, name)) if states else None
         return Origin(
             dataset=self.dataset,
             teacher=weights_hash(model_folder(head_folder(name, self.head))),
@@ -87,6 +90,7 @@ class Pupil:
             },
             labels=label_names(self.task),
             dtype=dtype,
+            vectors=None if shape is None else [shape.layers, shape.width],
         )
 
 
@@ -99,15 +103,40 @@ def weights_hash(folder: Path) -> str:
         raise RoadError(f"{error.filename}: cannot be read: {error.strerror}") from None
 
 
-class CachedTeachers:
-    """Soft targets that `teach` has written, per data set. identity: the hash of each teacher's weights."""
+class SomeTeachers:
+    """What teachers of either source share. identity: the hash of each one's weights, by data set."""
+
+    identity: Mapping[str, list[str]]
+    wanted: Wanted = NOTHING
+
+    def shapes(self) -> set[Shape]:
+        """The different shapes of their encoders."""
+        raise NotImplementedError
+
+    def compare(self, method: LayerMethod, student: Shape, seed: int) -> Comparison:
+        """How the layers of a student of this shape are compared with theirs, of which they give the states from now on."""
+        first, *others = sorted(self.shapes())
+        if others:
+            sizes = ", ".join(f"{s.layers} layers of width {s.width}" for s in (first, *others))
+            raise RoadError(f"{WHERE}: the teachers must have one depth and width (and number of heads), got {sizes}")
+        comparison = method.compare(student, first, seed)
+        self.wanted = comparison.theirs
+        return comparison
+
+
+class CachedTeachers(SomeTeachers):
+    """Soft targets that `teach` has written, per data set."""
 
     def __init__(self, targets: Mapping[str, list[SoftTargets]], tasks: Mapping[str, Task], device: torch.device):
         self.targets, self.tasks, self.device = targets, tasks, device
         self.identity = {name: [source.teacher for source in sources] for name, sources in targets.items()}
 
+    def shapes(self):
+        kept = [source.shape for sources in self.targets.values() for source in sources]
+        return {Shape(shape[0], shape[1], heads=0) for shape in kept if shape is not None}
+
     def __call__(self, batch: Batch) -> Teaching | None:
-        """The teachers' logits of a batch, as wide as the student's; None where the data set has no teacher."""
+        """What the teachers say of a batch, as wide as the student's; None where the data set has no teacher."""
         targets = self.targets.get(batch.dataset)
         if targets is None:
             return None
@@ -118,50 +147,52 @@ class CachedTeachers:
         for teacher, features in enumerate(found):
             for feature, values in enumerate(features):
                 logits[teacher, feature, :, : values.shape[1]] = values
-        tensor = torch.from_numpy(logits).flatten(1, 2)
-        return Teaching(
-            (tensor.pin_memory() if self.device.type == "cuda" else tensor).to(self.device, non_blocking=True)
-        )
+        return Teaching(self._moved(logits).flatten(1, 2), self._states(batch, targets))
+
+    def _states(self, batch: Batch, targets: Sequence[SoftTargets]) -> States | None:
+        """The first tokens' vectors of the layers that are compared, each [teachers, features, width]."""
+        if not self.wanted.hidden:
+            return None
+        layers = np.array(self.wanted.hidden) - 1  # there are none of the embeddings
+        vectors = np.stack([[source.vectors(feature)[layers] for feature in batch.features] for source in targets])
+        return States(dict(zip(self.wanted.hidden, self._moved(vectors).unbind(2), strict=True)))
+
+    def _moved(self, values: np.ndarray) -> torch.Tensor:
+        tensor = torch.from_numpy(values)
+        return (tensor.pin_memory() if self.device.type == "cuda" else tensor).to(self.device, non_blocking=True)
 
 
-class OnlineTeachers:
+class OnlineTeachers(SomeTeachers):
     """Frozen models that read each batch beside the student, for what cannot be cached. They share its tokenizer."""
 
     def __init__(self, teachers: Mapping[str, list[Predictor]], tasks: Mapping[str, Task]):
         self.teachers, self.tasks = teachers, tasks
         hashes = {name: weights_hash(model_folder(name)) for name in {t.name for own in teachers.values() for t in own}}
         self.identity = {name: [hashes[teacher.name] for teacher in own] for name, own in teachers.items()}
-        self.layers: list[int] = []
+
+    def shapes(self):
+        return {Shape.of(teacher.model.config) for own in self.teachers.values() for teacher in own}
 
     def __call__(self, batch: Batch) -> Teaching | None:
-        """The teachers' logits of a batch, and the hidden states of the layers that are compared."""
+        """What the teachers say of a batch; None where the data set has no teacher."""
         if batch.dataset not in self.teachers:
             return None
-        logits, hidden = [], []
+        logits, states = [], []
         labels = label_names(self.tasks[batch.dataset])
         with torch.no_grad():
             for teacher in self.teachers[batch.dataset]:
-                outputs = teacher(batch, "", self.layers)
+                outputs, seen = teacher.observed(batch, self.wanted)
                 order = order_of(label_names(teacher.task), labels)
                 logits.append((outputs.logits if order is None else outputs.logits[:, order]).float())
-                hidden.append(outputs.hidden)
-        return Teaching(torch.stack(logits), tuple(hidden) if self.layers else ())
+                states.append(seen)
+        return Teaching(torch.stack(logits), None if self.wanted == NOTHING else States.stacked(states))
 
-    def compare_hidden(self, settings: HiddenKD, layers: int) -> tuple[list[int], int]:
-        """The student's layers, of so many, whose states are compared, and the teachers' width. Those of the teachers follow."""
-        shapes = {
-            (teacher.model.config.num_hidden_layers, teacher.model.config.hidden_size)
-            for teachers in self.teachers.values()
-            for teacher in teachers
-        }
-        if len(shapes) > 1:
-            raise RoadError(
-                f"road.distill.hidden: the teachers must have one depth and width, got (layers, width) {sorted(shapes)}"
-            )
-        (depth, width) = shapes.pop()
-        pairs = settings.pairs(layers, depth)
-        self.layers = [theirs for _, theirs in pairs]
-        return [own for own, _ in pairs], width
+    def compare(self, method, student, seed):
+        comparison = super().compare(method, student, seed)
+        if comparison.theirs.scores:
+            for teacher in {id(one): one for own in self.teachers.values() for one in own}.values():
+                teacher.model.set_attn_implementation("eager")  # the one that computes them where they can be seen
+        return comparison
 
 
 AnyTeachers = NoTeachers | CachedTeachers | OnlineTeachers
@@ -194,7 +225,7 @@ def open_teachers(
     for dataset, own in pupils.items():
         targets[dataset] = []
         for name in names[dataset]:
-            origin = own.origin(name, own.accept(name), objective.dtype)
+            origin = own.origin(name, own.accept(name), objective.dtype, objective.compared is not None)
             folder = targets_folder(objective, cache, dataset, name)
             targets[dataset].append(SoftTargets(folder, origin, name, verify=ranks.local_rank == 0, config=config))
     return CachedTeachers(targets, of, ranks.device)

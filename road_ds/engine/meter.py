@@ -16,7 +16,7 @@ from road_ds.data.passes import Pass, micro_batches
 from road_ds.distillation.objective import Loss
 from road_ds.engine.run_folder import RunFolder
 
-PARTS = ("hard", "soft", "soft_share")  # of the loss and its gradient, where there are teachers
+PARTS = ("hard", "soft", "soft_share", "layers")  # of the loss and its gradient, where there are teachers
 
 
 @dataclass
@@ -35,7 +35,9 @@ class StepRecord:
     def add(self, loss: Loss) -> None:
         """Takes in a micro-batch."""
         self.losses.append(loss.total.detach())
-        self.parts.append((loss.hard, loss.soft, loss.share) if loss.soft is not None else (None, None, None))
+        parts = (loss.hard, loss.soft, loss.share, loss.layers)
+        taught = loss.soft is not None or loss.layers is not None
+        self.parts.append(parts if taught else (None,) * len(PARTS))
 
 
 class Meter:

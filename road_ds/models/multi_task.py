@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from road_ds.data.batch import Batch
 from road_ds.data.packing import Packing
 from road_ds.models.attention import ATTENTION, unpack_output
+from road_ds.models.states import NOTHING, States, Wanted, observed
 from road_ds.tasks.base import Task
 from road_ds.tasks.outputs import Outputs
 
@@ -50,21 +51,23 @@ class MultiTaskModel(nn.Module):
             setattr(shell, shell.base_model_prefix, Replay())
             modules = {n: m for n, m in shell.named_children() if n != shell.base_model_prefix}
             self.heads[name.replace(".", "/")] = nn.ModuleDict(modules)
-        self.compared: list[int] = []  # the layers whose hidden states a teacher's are compared with
+        self.comparison: Any = None
 
-    def project(self, layers: list[int], width: int) -> None:
-        """Adds the learned projection of hidden states to a teacher's width; trained with the rest, never exported."""
-        self.compared = layers
-        self.projection = nn.Linear(self.encoder.config.hidden_size, width)
+    def compare(self, comparison: nn.Module) -> None:
+        """Adds a comparison of layers with a teacher's; its weights are trained with the rest, never exported."""
+        self.comparison = comparison
+        if self.comparison.own.scores:
+            self.encoder.set_attn_implementation("eager")  # the one that computes them where they can be seen
 
-    def forward(self, batch: Batch, head: str) -> Outputs:
-        """The logits of a batch under a head, [rows, classes].
+    def forward(self, batch: Batch, head: str, teachers: States | None = None, step: int = 0) -> Outputs:
+        """The logits of a batch under a head, [rows, classes]; in training with the term between layers.
+
+        teachers: the states of the batch's teachers that are compared; step: the run's, from 0.
 
         In training every other head runs on one row of zeros with weight 0: a head without a gradient in some
         micro-batch keeps an old one under ZeRO 3, and differs between ranks in what is reduced under ZeRO 2.
         """
-        comparing = self.training and bool(self.compared)
-        encoded = self.encode(batch, hidden_states=comparing)
+        encoded, states = self.encode(batch, NOTHING if teachers is None else self.comparison.own)
         if not self.training:
             return self.tasks[head].outputs(self._head(head, encoded, batch.attention_mask), batch)
         # Zeros, not another data set's row: what overflows there in half precision would make the gradient NaN.
@@ -77,34 +80,38 @@ class MultiTaskModel(nn.Module):
             for name in self._shells
         }
         outputs = self.tasks[head].outputs(found.pop(head), batch)
-        hidden = tuple(self.projection(encoded.hidden_states[layer]) for layer in self.compared) if comparing else ()
-        # A data set without a teacher leaves the projection idle too.
-        idle = [value for touched in found.values() for value in touched.values()] + [state[:1] for state in hidden]
+        layers, idle = None, [value for touched in found.values() for value in touched.values()]
+        if teachers is not None:
+            layers = self.comparison(states, teachers, batch.attention_mask, step)
+        elif self.comparison is not None and self.comparison.trained:  # a data set without a teacher leaves it idle too
+            idle.append(self.comparison.idle(encoded.last_hidden_state))
         logits = outputs.logits
         for value in idle:
             logits = logits + 0.0 * value.float().nan_to_num(0.0, 0.0, 0.0).mean().to(logits.dtype)
-        return Outputs(logits, outputs.lengths, hidden)
+        return Outputs(logits, outputs.lengths, layers)
 
-    def encode(self, batch: Batch, hidden_states: bool = False) -> Any:
-        """What the encoder computes of a batch, last_hidden_state [features, tokens, hidden]; all layers' if asked for."""
+    def encode(self, batch: Batch, wanted: Wanted = NOTHING) -> tuple[Any, States]:
+        """What the encoder computes of a batch, last_hidden_state [features, tokens, hidden], and the wanted states."""
         inputs = {"input_ids": batch.input_ids}
         if self.uses_token_types:
             inputs["token_type_ids"] = batch.token_type_ids
         packing = batch.packing
         if packing is None:
             mask = None if batch.full else batch.attention_mask
-            more = {"output_hidden_states": True} if hidden_states else {}
-            return self.encoder(**inputs, attention_mask=mask, **more)
+            return observed(self.encoder, {**inputs, "attention_mask": mask}, wanted)
         # RoBERTa and its kin count positions from behind the padding id.
         first = getattr(self.encoder.embeddings, "padding_idx", -1) + 1
-        inputs = {name: packing.pack(tensor) for name, tensor in inputs.items()}
-        return self.encoder(**inputs, position_ids=packing.positions + first, packing=packing)
+        packed: dict[str, Any] = {name: packing.pack(tensor) for name, tensor in inputs.items()}
+        packed |= {"position_ids": packing.positions + first, "packing": packing}
+        return observed(self.encoder, packed, wanted, packing)
 
     def use_packing(self) -> str:
         """Makes the encoder ready for packed batches; why it cannot run them, or "" when it can.
 
         Two rows are computed both ways, which speaks for every architecture, known here or not.
         """
+        if self.comparison is not None and self.comparison.own.scores:
+            return "attention scores are compared with a teacher's, which packed rows have none of"
         if not getattr(self.encoder, "_supports_attention_backend", False):
             return f"the attention of {self.encoder.config.model_type} is its own and knows no rows inside a sequence"
         lengths, training = np.array([5, 3]), self.training
@@ -114,16 +121,16 @@ class MultiTaskModel(nn.Module):
         before = self.encoder.config._attn_implementation
         self.eval()
         with torch.no_grad():
-            expected = self.encode(padded).last_hidden_state[real]
+            expected = self.encode(padded)[0].last_hidden_state[real]
             self.encoder.set_attn_implementation(ATTENTION)
             try:
-                found = self.encode(replace(padded, packing=Packing.of(lengths, 5))).last_hidden_state[real]
+                found = self.encode(replace(padded, packing=Packing.of(lengths, 5)))[0].last_hidden_state[real]
                 same = torch.allclose(found, expected, rtol=1e-3, atol=1e-4)
             except (TypeError, RuntimeError, IndexError):  # no position ids, say
                 same = False
         self.train(training)
         if same:
-            return "hidden states are compared with a teacher's, row by row" if self.compared else ""
+            return ""
         self.encoder.set_attn_implementation(before)
         return f"{self.encoder.config.model_type} computes something else when rows are packed"
 

@@ -9,10 +9,10 @@ import torch
 class Outputs:
     """What a model says of a batch.
 
-    logits: [rows, classes]; lengths: how many classes of each row are real, [rows], None where all are; hidden: the
-    projected hidden states that a teacher's are compared with, each [features, tokens, teacher width].
+    logits: [rows, classes]; lengths: how many classes of each row are real, [rows], None where all are; layers: how far
+    its layers are from the teachers', a number, None where they are not compared.
     """
 
     logits: torch.Tensor
     lengths: torch.Tensor | None = None
-    hidden: tuple[torch.Tensor, ...] = ()
+    layers: torch.Tensor | None = None
