@@ -6,13 +6,11 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from road_ds.common.errors import RoadError, nearest
-from road_ds.common.log import progress
 from road_ds.common.strict_json import SURROGATE, quote
 from road_ds.config.road import Columns, DatasetSpec
 from road_ds.data.files import Piece, origin_of, pieces
@@ -109,16 +107,10 @@ def choose(source: str, spec: DatasetSpec) -> tuple[np.ndarray, list[Any]]:
 
     A question's label is whether it has an answer.
     """
-    with progress(None, f"choosing rows of {Path(origin_of(source, spec)).name}", "row") as bar:
-
-        def labels() -> Iterator[Any]:
-            for e in _rows(source, spec, Reading()):
-                bar.update()
-                yield e.label if e.answers is None else bool(e.answers)
-
-        if spec.sample is not None:
-            return draw(labels(), spec.sample, spec.sample_seed, stratified=spec.stratified)
-        every = list(labels())
+    labels = (e.label if e.answers is None else bool(e.answers) for e in _rows(source, spec, Reading()))
+    if spec.sample is not None:
+        return draw(labels, spec.sample, spec.sample_seed, stratified=spec.stratified)
+    every = list(labels)
     return np.arange(len(every)), every
 
 
