@@ -30,12 +30,16 @@ from road_ds.config.road import RoadConfig
 from road_ds.data.batches import Padding, ahead, assemble
 from road_ds.data.passes import Passes, plan
 from road_ds.data.rows import Rows
+from road_ds.distillation.adversarial import Vocabulary
+from road_ds.distillation.freelb import FreeLB, once
 from road_ds.distillation.guard import Guarded
 from road_ds.distillation.lesson import Lesson
 from road_ds.distillation.objective import Taught
-from road_ds.distillation.teachers import AnyTeachers, NoTeachers, open_teachers
+from road_ds.distillation.registry import adversarial_of, teachers_of
+from road_ds.distillation.teachers import AnyTeachers, NoTeachers, OnlineTeachers, open_teachers
 from road_ds.engine import speed, surroundings
-from road_ds.engine.checkpoint import Checkpoint, prune, restore
+from road_ds.engine.checkpoint import Checkpoint, Engines, prune, restore
+from road_ds.engine.generator import Generator, open_generator, rows_of_generator, start_generator
 from road_ds.engine.meter import Meter
 from road_ds.engine.micro_batch import Demand, choose, refuse_what_cannot_fit
 from road_ds.engine.milestones import Milestones
@@ -50,6 +54,7 @@ from road_ds.engine.weights import full_state
 from road_ds.loop import fit
 from road_ds.models.build import build_model
 from road_ds.models.configuration import base_config, check_lengths, load_tokenizer
+from road_ds.models.masked_lm import MaskedLM
 from road_ds.models.multi_task import MultiTaskModel, parameter_count
 from road_ds.models.states import Shape
 from road_ds.tasks.registry import Heads
@@ -140,6 +145,7 @@ class Parts:
     tokenizer: Any
     rows: Rows
     teachers: AnyTeachers
+    generator: MaskedLM | None
     passes: Passes
     steps: int
     resolved: dict[str, Any]  # the settings with every default
@@ -163,20 +169,28 @@ def run(
     model, padding, notes = shape(config, parts, machine)
     parts = sized(config, parts, ranks, model, padding, found)
     engine = begin(config, parts, ranks, folder, model, padding, notes, anew=found is None)
-    first = 0 if found is None else go_on(engine, ranks, folder, found, parts.steps, config.keep)
+    first = 0 if found is None else found.step
+    generator = build_generator(config, parts, ranks, padding, engine, first)
+    beside = {} if generator is None else {"generator": generator.engine}
+    if found is not None:
+        go_on(engine, beside, ranks, folder, found, parts.steps, config.keep)
 
     best = Best(folder.path / "best", folder.run) if config.select == "best" else None
     milestones = Milestones(
         engine, parts.rows.dev, parts.heads, ranks, folder, parts.tokenizer.pad_token_id,
-        config.evaluate_batch_size, parts.saved, config.keep, best,
+        config.evaluate_batch_size, parts.saved, config.keep, best, beside,
     )  # fmt: skip
     lesson = Lesson(Guarded(parts.settled.objective), parts.teachers, parts.heads.of, parts.steps)
+    more: dict[str, Any] = {}
+    if generator is not None:
+        lesson, more = replace(lesson, text=generator.text), {"prepare": generator.prepare}
+    views = FreeLB(config.freelb, model.words.embedding_dim, config.seed) if config.freelb else once
     micro = engine.train_micro_batch_size_per_gpu()
     batches = ahead(assemble(parts.passes, parts.rows.train, padding, ranks, micro, range(first, parts.steps)))
-    meter = Meter(ranks, folder, parts.rows.train, micro, padding)
+    meter = Meter(ranks, folder, parts.rows.train, micro, padding, generator.watch.seconds if generator else None)
     step, reason = fit(
         engine, batches, lesson, meter, ranks, preemption, config,
-        start=first, steps=parts.steps, evaluate=milestones.evaluate, save=milestones.save,
+        start=first, steps=parts.steps, evaluate=milestones.evaluate, save=milestones.save, views=views, **more,
     )  # fmt: skip
     if reason:
         say(f"{reason} after step {step}; go on with --resume")
@@ -214,6 +228,11 @@ def gather(config: RoadConfig, ds: dict[str, Any], ranks: Ranks, machine: Machin
             settled.objective, heads, rows.train, tokenizer, ranks, cache=config.cache, config=config.file
         )
     )
+    generator, adversarial = None, adversarial_of(settled.objective)
+    if adversarial is not None:
+        generator, written_by = ranks.together(
+            lambda: open_generator(adversarial, config.model, tokenizer, heads, config.dropout)
+        )
     lengths = {name: source.lengths for name, source in rows.train.items()}
     passes, steps = plan(config, settled.ds["train_batch_size"], lengths)
     block = "auto" if settled.precision in settled.ds else settled.precision  # DeepSpeed's block says it already
@@ -222,8 +241,11 @@ def gather(config: RoadConfig, ds: dict[str, Any], ranks: Ranks, machine: Machin
     saved = {**resolved, "data": rows.fingerprints()["train"], "pairs": heads.pairs(rows.pairs)}
     if teachers.identity:
         saved["teachers"] = teachers.identity
+    if generator is not None:
+        saved["generator"] = written_by
     ranks.agree({key: value for key, value in flat_keys(saved).items() if key not in OWN})
-    return Parts(settled, heads.trained_on(rows.pairs), tokenizer, rows, teachers, passes, steps, resolved, saved)
+    heads = heads.trained_on(rows.pairs)
+    return Parts(settled, heads, tokenizer, rows, teachers, generator, passes, steps, resolved, saved)
 
 
 def shape(config: RoadConfig, parts: Parts, machine: Machine) -> tuple[MultiTaskModel, Padding, list[str]]:
@@ -244,11 +266,15 @@ def sized(
     """The same with the rows of a micro-batch: those given, else those of the resumed run, else as many as fit."""
     ds, precision = parts.settled.ds, parts.settled.precision
     lengths = {name: source.lengths for name, source in parts.rows.train.items()}
+    own = parameter_count(parts.generator) if parts.generator else 0
     demand = Demand.of(
-        parameter_count(model), model.encoder.config, ds, ranks.world_size, precision, config.activation_checkpointing,
+        parameter_count(model) + own, model.encoder.config, ds, ranks.world_size, precision, config.activation_checkpointing,
         lengths, padding,
     )  # fmt: skip
     lesson = Lesson(Guarded(parts.settled.objective), parts.teachers, parts.heads.of, parts.steps)
+    if parts.generator:  # as many rows as with generated ones
+        taught = teachers_of(parts.settled.objective)
+        lesson = replace(lesson, text=lambda batch, _: batch.joined(batch) if batch.dataset in taught else batch)
     sizes = micro_sizes(ds["train_batch_size"], config.passes, ranks.world_size)
     before = found.manifest.config.get(MICRO) if found else None  # other micro-batches would draw another dropout
     micro = ds[MICRO]
@@ -282,12 +308,35 @@ def begin(
         *notes,
     )
     seed = config.seed + 1 + ranks.rank  # dropout differs between ranks
-    return start(model, ds, config, steps=parts.steps, seed=seed)
+    views = config.freelb.steps if config.freelb else 1
+    return start(model, ds, config, steps=parts.steps, seed=seed, views=views)
 
 
-def go_on(engine: Any, ranks: Ranks, folder: RunFolder, found: Checkpoint, steps: int, keep: int) -> int:
-    """The step that a resumed run begins with, its engine and folder as they were then; `keep` checkpoints stay."""
-    restore(engine, ranks, found)
+def build_generator(
+    config: RoadConfig, parts: Parts, ranks: Ranks, padding: Padding, student: Any, first: int
+) -> Generator | None:
+    """The generator of a run from step `first` on, under its engine; None where there is none."""
+    settings, train, ds = adversarial_of(parts.settled.objective), parts.rows.train, parts.settled.ds
+    if settings is None or parts.generator is None:
+        return None
+    assert isinstance(parts.teachers, OnlineTeachers)
+    micro = student.train_micro_batch_size_per_gpu()
+    vocabulary = Vocabulary.of(parts.tokenizer, ranks.device)
+    passes = rows_of_generator(config, ds["train_batch_size"], train, parts.teachers.teachers)
+    steps = settings.steps(first, parts.steps)
+    batches = ahead(assemble(passes, train, padding, ranks, micro, steps))
+    engine = start_generator(parts.generator, ds, settings, config.seed + 1 + ranks.rank)
+    say(
+        f"generator: {parameter_count(parts.generator) / 1e6:.1f} M parameters, {counted(len(steps), 'step')} of its own"
+    )
+    return Generator(engine, settings, vocabulary, batches, student, parts.teachers, parts.heads.of, ranks, config.seed)
+
+
+def go_on(
+    engine: Any, beside: Engines, ranks: Ranks, folder: RunFolder, found: Checkpoint, steps: int, keep: int
+) -> None:
+    """Makes engines and folder of a resumed run what they were then; `keep` checkpoints stay."""
+    restore(engine, ranks, found, beside)
     step = found.step
     if is_main():  # a run killed after its last save has not got to it
         prune(found.folder.parent, keep)
@@ -296,7 +345,6 @@ def go_on(engine: Any, ranks: Ranks, folder: RunFolder, found: Checkpoint, steps
         lambda: folder.forget(lambda line: line["step"] > step or (line["step"] == steps and "loss" not in line))
     )
     say(f"resumed from {found.folder.name}")
-    return step
 
 
 def facts_of(config: RoadConfig, parts: Parts, machine: Machine, padding: Padding) -> dict[str, Any]:
@@ -309,6 +357,7 @@ def facts_of(config: RoadConfig, parts: Parts, machine: Machine, padding: Paddin
         "seed": config.seed,
         "data": parts.rows.fingerprints(),
         "teachers": parts.teachers.identity,
+        "generator": parts.saved.get("generator"),
         "versions": versions(),
     }
 

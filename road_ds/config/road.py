@@ -161,6 +161,16 @@ class SpeedSettings(Strict):
     apex: Literal["auto", "on", "off"] = "auto"
 
 
+class FreeLBSettings(Strict):
+    """Ascent on the word embeddings of each row (FreeLB; its published code's adv-steps, adv-lr, adv-init-mag, adv-max-norm, norm-type)."""
+
+    steps: Annotated[int, Field(ge=2, le=100)] = 3
+    step_size: Annotated[float, Field(gt=0)] = 0.1
+    init_magnitude: Annotated[float, Field(ge=0)] = 0.1
+    max_norm: Annotated[float, Field(ge=0)] = 0.6  # 0: no limit
+    norm: Literal["l2", "linf"] = "l2"
+
+
 class LoopSettings(Strict):
     """What happens between steps, and when a run gives up."""
 
@@ -185,6 +195,7 @@ class RoadConfig(PlanSettings, RateSettings, SpeedSettings, LoopSettings):
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
     dropout: Annotated[float, Field(ge=0, lt=1)] | None = None
     distill: dict[str, Any] | None = None
+    freelb: FreeLBSettings | None = None
     select: Literal["last", "best"] = "last"
     evaluate_batch_size: Count = 64
     keep: Count = 2
@@ -289,7 +300,9 @@ class RoadConfig(PlanSettings, RateSettings, SpeedSettings, LoopSettings):
 
 def models_of(config: RoadConfig) -> list[str]:
     """The models and tokenizers that a run reads: its own start and its teachers."""
-    taught = (config.distill or {}).get("teachers") or {}
-    return [name for name in (config.model.name, config.model.tokenizer) if name] + [
-        name for names in taught.values() for name in names
-    ]
+    distill = config.distill or {}
+    taught, adversarial = distill.get("teachers") or {}, distill.get("adversarial")
+    generator = adversarial.get("generator") if isinstance(adversarial, dict) else None
+    return [
+        name for name in (config.model.name, config.model.tokenizer, generator) if isinstance(name, str) and name
+    ] + [name for names in taught.values() for name in names]

@@ -25,9 +25,11 @@ class LayersAlone(Taught):
         return 0.0
 
     def of_classes(self, outputs, teachers, labels, progress):
+        return Loss(self.of_unlabelled(outputs, teachers, progress), supervised(outputs, labels).total.detach())
+
+    def of_unlabelled(self, outputs, teachers, progress):
         # Without a part in the loss a head's gradient would be one of an earlier step under ZeRO 3.
-        nothing = (0.0 * outputs.logits.float().nan_to_num(0.0, 0.0, 0.0)).sum()
-        return Loss(nothing, supervised(outputs, labels).total.detach())
+        return (0.0 * outputs.logits.float().nan_to_num(0.0, 0.0, 0.0)).sum()
 
     def of_values(self, outputs, teachers, labels, progress):
         return self.of_classes(outputs, teachers, labels, progress)

@@ -6,11 +6,12 @@ from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field, field_validator, model_validator
-from road_kernels import check_against_reference
+from road_kernels import check_against_reference, kd_loss
 from torch.nn import functional as F
 
 from road_ds.config.settings import Strict
 from road_ds.data.batch import IGNORED, Batch
+from road_ds.distillation.adversarial import Adversarial
 from road_ds.distillation.layers.base import LayerMethod
 from road_ds.distillation.layers.hidden import HiddenKD
 from road_ds.distillation.layers.registry import method_from
@@ -25,6 +26,11 @@ class Teaching:
     logits: torch.Tensor
     states: States | None = None
 
+    def halves(self) -> tuple["Teaching", "Teaching"]:
+        """What they say of the first half of the rows, and of the second, by their logits."""
+        first, second = self.logits.chunk(2, dim=1)
+        return Teaching(first), Teaching(second)
+
 
 Teachers = Callable[[Batch], Teaching | None]  # None for a data set without a teacher
 
@@ -32,12 +38,14 @@ Teachers = Callable[[Batch], Teaching | None]  # None for a data set without a t
 @dataclass(frozen=True)
 class Loss:
     """total: what is differentiated; hard, soft, layers: the loss against labels, against teachers, and between their layers
-    and the student's, unweighted, detached; share: the teachers' part of the gradient at the logits, where it was measured."""
+    and the student's, unweighted, detached; share: the teachers' part of the gradient at the logits, where it was measured;
+    generated: the loss against teachers on generated text, unweighted, detached."""
 
     total: torch.Tensor
     hard: torch.Tensor | None = None
     soft: torch.Tensor | None = None
     share: torch.Tensor | None = None
+    generated: torch.Tensor | None = None
     layers: torch.Tensor | None = None
 
 
@@ -85,6 +93,7 @@ class Taught(Fused):
     cache: str | None = None
     layers: LayerMethod | None = None
     hidden: HiddenKD | None = None  # the older words for one of the methods
+    adversarial: Adversarial | None = None
 
     @field_validator("layers", mode="before")
     @classmethod
@@ -98,6 +107,14 @@ class Taught(Fused):
         if self.compared is not None and self.source == "cached" and not self.compared.first:
             raise ValueError(
                 f'the method {self.compared.method} compares states of all tokens, which are not cached: set source to "online"'
+            )
+        return self
+
+    @model_validator(mode="after")
+    def generated_text_is_not_cached(self):
+        if self.adversarial is not None and self.source != "online":
+            raise ValueError(
+                'adversarial has the teachers read generated text, which is not cached: set source to "online"'
             )
         return self
 
@@ -130,8 +147,36 @@ class Taught(Fused):
         share = self.hard_share(progress)
         return Loss(share * hard + (1 - share) * soft, hard.detach(), soft.detach())
 
+    def of_unlabelled(self, outputs: Outputs, teachers: torch.Tensor, progress: float) -> torch.Tensor:
+        """The loss over classes of rows that have no label, against the teachers alone: a scalar, unweighted."""
+        return divergence(self, outputs, teachers).mean()
+
+    def with_generated(
+        self, loss: Loss, outputs: Outputs, teachers: torch.Tensor, batch: Batch, progress: float
+    ) -> Loss:
+        """The loss of a batch together with that of the rows generated from it, which have no label: against the teachers alone."""
+        assert self.adversarial is not None
+        if batch.labels.is_floating_point():
+            value = teachers.float().mean(0).squeeze(-1)  # stands for the gold one, too
+            generated = self.of_values(outputs, teachers, value, progress).total
+        else:
+            generated = self.of_unlabelled(outputs, teachers, progress)
+        weight = self.adversarial.weight
+        return replace(loss, total=(1 - weight) * loss.total + weight * generated, generated=generated.detach())
+
     def fits(self, dataset: str, number: int) -> None:
         """RoadError where the settings do not hold for so many teachers of a data set."""
+
+
+def divergence(
+    objective: Fused, outputs: Outputs, teachers: torch.Tensor, temperature: float = 1.0, kl_scale: Any = 1
+) -> torch.Tensor:
+    """kl_scale KL(mean of the teachers || student) of each row at a temperature, [rows]; with a gradient."""
+    found = kd_loss(
+        outputs.logits, teachers, None, temperature=temperature, weight=1.0, kl_scale=kl_scale,
+        lengths=outputs.lengths, reduction="none", impl=objective.kernels,
+    )  # fmt: skip
+    return found.total
 
 
 def supervised(outputs: Outputs, labels: torch.Tensor) -> Loss:

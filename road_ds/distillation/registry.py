@@ -6,6 +6,7 @@ from road_ds.common.errors import RoadError, nearest
 from road_ds.common.strict_json import quote
 from road_ds.config.road import RoadConfig
 from road_ds.config.settings import validated
+from road_ds.distillation.adversarial import Adversarial
 from road_ds.distillation.annealing import AnnealingKD, TeacherAnnealing
 from road_ds.distillation.intermediate import LayersAlone
 from road_ds.distillation.kd import KD, WeightedKD
@@ -47,6 +48,11 @@ def objective_from(config: RoadConfig) -> Objective:
                 raise RoadError(f"road.distill.teachers.{dataset}: a teacher is named twice: {', '.join(names)}")
             objective.fits(dataset, len(names))
     return objective
+
+
+def adversarial_of(objective: Objective) -> Adversarial | None:
+    """The settings of generated text; None for an objective without."""
+    return objective.adversarial if isinstance(objective, Taught) else None
 
 
 def teachers_of(objective: Objective) -> Mapping[str, list[str]]:

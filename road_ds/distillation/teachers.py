@@ -191,14 +191,17 @@ class OnlineTeachers(SomeTeachers):
         if batch.dataset not in self.teachers:
             return None
         logits, states = [], []
-        labels = label_names(self.tasks[batch.dataset])
         with torch.no_grad():
             for teacher in self.teachers[batch.dataset]:
                 outputs, seen = teacher.observed(batch, self.wanted)
-                order = order_of(label_names(teacher.task), labels)
-                logits.append((outputs.logits if order is None else outputs.logits[:, order]).float())
+                logits.append(self.ordered(outputs.logits, teacher, batch.dataset))
                 states.append(seen)
         return Teaching(torch.stack(logits), None if self.wanted == NOTHING else States.stacked(states))
+
+    def ordered(self, logits: torch.Tensor, teacher: Predictor, dataset: str) -> torch.Tensor:
+        """A teacher's logits in float32, their classes in the order of the data set's task."""
+        order = order_of(label_names(teacher.task), label_names(self.tasks[dataset]))
+        return (logits if order is None else logits[:, order]).float()
 
     def compare(self, method, student, seed):
         comparison = super().compare(method, student, seed)

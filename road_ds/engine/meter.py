@@ -1,7 +1,7 @@
 """What the steps of a run measured: collected without waiting on the device, written to metrics.jsonl when asked."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,7 +16,7 @@ from road_ds.data.passes import Pass, micro_batches
 from road_ds.distillation.objective import Loss
 from road_ds.engine.run_folder import RunFolder
 
-PARTS = ("hard", "soft", "soft_share", "layers")  # of the loss and its gradient, where there are teachers
+PARTS = ("hard", "soft", "soft_share", "layers", "generated")  # of the loss and its gradient, where there are teachers
 
 
 @dataclass
@@ -29,13 +29,14 @@ class StepRecord:
     losses: list[torch.Tensor] = field(default_factory=list)
     parts: list[tuple[torch.Tensor | None, ...]] = field(default_factory=list)  # what PARTS names
     cosines: dict[str, float] = field(default_factory=dict)
+    beside: dict[str, torch.Tensor] = field(default_factory=dict)  # measured before it
     gradient_norm: Any = None
     applied: bool = True
 
     def add(self, loss: Loss) -> None:
         """Takes in a micro-batch."""
         self.losses.append(loss.total.detach())
-        parts = (loss.hard, loss.soft, loss.share, loss.layers)
+        parts = (loss.hard, loss.soft, loss.share, loss.layers, loss.generated)
         taught = loss.soft is not None or loss.layers is not None
         self.parts.append(parts if taught else (None,) * len(PARTS))
 
@@ -44,14 +45,21 @@ class Meter:
     """Turns step records into lines of metrics.jsonl (rank 0).
 
     A loss is the mean over all ranks' rows. Rates are over the steps since the last line was written; `padding` is the
-    share of the tokens that the encoder computes and that are padding.
+    share of the tokens that the encoder computes and that are padding. generator: the seconds that one took since it was
+    last asked; `generator_share` is their share of the steps' time.
     """
 
     def __init__(
-        self, ranks: Ranks, folder: RunFolder, sources: Mapping[str, FeatureSet], micro: int, padding: Padding
+        self,
+        ranks: Ranks,
+        folder: RunFolder,
+        sources: Mapping[str, FeatureSet],
+        micro: int,
+        padding: Padding,
+        generator: Callable[[], float] | None = None,
     ):
         self.ranks, self.folder, self.sources = ranks, folder, sources
-        self.micro, self.padding = micro, padding
+        self.micro, self.padding, self.generator = micro, padding, generator
         self.records: list[StepRecord] = []
         self.since = time.perf_counter()
 
@@ -76,9 +84,14 @@ class Meter:
         lines = [
             self._line(record, row, part, seconds) for record, row, part in zip(records, losses, parts, strict=True)
         ]
+        said = ""
+        if self.generator is not None:
+            share = self.generator() / (seconds * len(records))
+            lines = [{**line, "generator_share": round(share, 4)} for line in lines]
+            said = f", generator {share:.0%} of the time"
         self.folder.record(*lines)
         last = lines[-1]
-        return f"loss {last['loss']:.3f}, {last['examples_per_second']:.0f} examples/s, padding {last['padding']:.0%}"
+        return f"loss {last['loss']:.3f}, {last['examples_per_second']:.0f} examples/s, padding {last['padding']:.0%}{said}"
 
     def _parts(self, records: list[StepRecord]) -> np.ndarray:
         """The parts of each micro-batch's loss over all ranks, NaN where there are none, [steps, micro-batches, parts]."""
@@ -119,6 +132,7 @@ class Meter:
                 if not np.isnan(value := mean(parts_by_pass[:, i], name))
             },
             **record.cosines,
+            **{name: float(value) for name, value in record.beside.items()},
         }
 
     def _tokens(self, drawn: list[Pass]) -> tuple[int, int]:
@@ -139,7 +153,7 @@ class Meter:
                 for taken in record.drawn
                 for rows in micro_batches(taken.rows, self.micro, self.ranks.rank, self.ranks.world_size)
             ]
-            for (name, rows), loss in zip(pieces, losses, strict=True):
+            for (name, rows), loss in zip(pieces, losses.view(len(pieces), -1).sum(1), strict=True):
                 if not loss.isfinite():
                     source = self.sources[name]
                     ids = sorted({source.example(source[row].example).id for row in rows})

@@ -16,7 +16,8 @@ from road_ds.data.batches import Padding
 from road_ds.data.features import FeatureSet
 from road_ds.data.passes import plan
 from road_ds.data.rows import Rows
-from road_ds.distillation.registry import teachers_of
+from road_ds.distillation.objective import Objective
+from road_ds.distillation.registry import adversarial_of, teachers_of
 from road_ds.distillation.teachers import check_teachers
 from road_ds.engine.memory import bucket, memory, readable
 from road_ds.engine.micro_batch import ROOM, Demand, on_cpu, refuse_what_cannot_fit
@@ -95,6 +96,7 @@ def report(config: RoadConfig, ds: dict[str, Any], gpus: int | None = None, faul
             f"{objective.objective}: {counted(len(names), 'teacher')} of {name}"
             for name, names in teachers_of(objective).items()
         ),
+        *more_passes(config, objective, steps),
         f"{settings.model_type}: {encoder / 1e6:.1f} M parameters in the encoder, "
         + ", ".join(f"{count:,} in the head {name}" for name, count in own.items()),
         "",
@@ -105,6 +107,20 @@ def report(config: RoadConfig, ds: dict[str, Any], gpus: int | None = None, faul
     ]
     warnings = [warning for p in plans for warning in p.warnings]
     return "\n".join([*lines, *(["", "warnings:", *(f"  {warning}" for warning in warnings)] if warnings else [])])
+
+
+def more_passes(config: RoadConfig, objective: Objective, steps: int) -> list[str]:
+    """What a run computes beside one forward and one backward pass over each row, a line each."""
+    lines, settings = [], adversarial_of(objective)
+    if config.freelb is not None:
+        lines.append(f"freelb: {config.freelb.steps} forward and backward passes over each row instead of 1")
+    if settings is not None:
+        own = counted(len(settings.steps(0, steps)), "step")
+        lines.append(
+            "adversarial: student and teachers read each row of a data set with teachers twice, as it is and generated; the "
+            f"generator reads it once, and has {own} of its own, in which all three read its text"
+        )
+    return lines
 
 
 def micro_batch(asked: int | str, sizes: Sequence[int], demand: Demand, on_gpu: bool) -> tuple[int | None, str]:

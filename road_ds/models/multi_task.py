@@ -95,15 +95,25 @@ class MultiTaskModel(nn.Module):
         inputs = {"input_ids": batch.input_ids}
         if self.uses_token_types:
             inputs["token_type_ids"] = batch.token_type_ids
-        packing = batch.packing
+        packing, added = batch.packing, batch.added
+        if packing is not None:
+            inputs = {name: packing.pack(tensor) for name, tensor in inputs.items()}
+            added = None if added is None else packing.pack(added)
+        if added is not None:
+            words = self.words(inputs.pop("input_ids"))
+            inputs["inputs_embeds"] = words + added.to(words.dtype)
         if packing is None:
             mask = None if batch.full else batch.attention_mask
             return observed(self.encoder, {**inputs, "attention_mask": mask}, wanted)
         # RoBERTa and its kin count positions from behind the padding id.
         first = getattr(self.encoder.embeddings, "padding_idx", -1) + 1
-        packed: dict[str, Any] = {name: packing.pack(tensor) for name, tensor in inputs.items()}
-        packed |= {"position_ids": packing.positions + first, "packing": packing}
+        packed: dict[str, Any] = {**inputs, "position_ids": packing.positions + first, "packing": packing}
         return observed(self.encoder, packed, wanted, packing)
+
+    @property
+    def words(self) -> nn.Embedding:
+        """The encoder's word embeddings."""
+        return self.encoder.get_input_embeddings()  # type: ignore[return-value]
 
     def use_packing(self) -> str:
         """Makes the encoder ready for packed batches; why it cannot run them, or "" when it can.

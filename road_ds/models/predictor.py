@@ -54,8 +54,16 @@ class Predictor:
         inputs: dict[str, Any] = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
         if uses_token_types(self.model.config, self.tokenizer):
             inputs["token_type_ids"] = batch.token_type_ids
+        if batch.added is not None:
+            words = self.words(inputs.pop("input_ids"))
+            inputs["inputs_embeds"] = words + batch.added.to(words.dtype)
         answered, states = observed(self.model, inputs, wanted)
         return self.task.outputs(answered, batch), states
+
+    @property
+    def words(self) -> torch.nn.Embedding:
+        """The encoder's word embeddings."""
+        return self.model.get_input_embeddings()
 
     def predict(self, examples: Sequence[Example], batch_size: int = 64) -> list[Any]:
         """One prediction per example, in order."""

@@ -16,3 +16,9 @@ class Outputs:
     logits: torch.Tensor
     lengths: torch.Tensor | None = None
     layers: torch.Tensor | None = None
+
+    def halves(self) -> tuple["Outputs", "Outputs"]:
+        """What it says of the first half of the rows, and of the second; the term between layers stays with the first."""
+        logits = self.logits.chunk(2)
+        lengths = (None, None) if self.lengths is None else self.lengths.chunk(2)
+        return Outputs(logits[0], lengths[0], self.layers), Outputs(logits[1], lengths[1])
