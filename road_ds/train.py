@@ -120,7 +120,7 @@ def broken_off(error: BaseException, folder: RunFolder | None, debug: bool) -> i
 
 def tell(folder: RunFolder, status: str, why: str, everywhere: bool = True) -> None:
     """Says in status.json how a run ended, where no process has said it."""
-    if not folder.has_ended():
+    if not folder.is_lost and not folder.has_ended():
         folder.status(status, folder.last_step(), why, everywhere=everywhere)
 
 
@@ -169,7 +169,7 @@ def run(
 ) -> tuple[int, str]:
     """Steps done, and why the run stopped early ("" when it did not): what it is made of, the fit, what it leaves.
 
-    Nothing but the folder's id, its lock and status.json is written, and nothing of an overwritten run removed, before
+    Nothing but the folder's lock and status.json is written, and nothing of an overwritten run removed, before
     all that can be wrong with settings, model and data has been looked at.
     """
     began = time.monotonic()

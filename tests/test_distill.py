@@ -497,10 +497,10 @@ def test_a_teacher_with_another_tokenizer_teaches_classes(teachers, config_file,
     assert "cannot read its batches" in capsys.readouterr().err
 
 
-def test_check_names_the_teachers_and_refuses_what_training_would(config_file, capsys):
+def test_check_names_the_teachers_and_refuses_what_training_would(teachers, config_file, capsys):
     from road_ds.__main__ import main
 
-    settings = {"objective": "weighted_kd", "teachers": {"places": ["a", "b", "c"]}}
+    settings = {"objective": "weighted_kd", "teachers": {"places": teachers}}
     assert main(["check", str(config_file(tiny_config(distill=settings)))]) == 0
     assert "weighted_kd: 3 teachers of places" in capsys.readouterr().out
     settings["teachers"] = {"place": ["a"]}

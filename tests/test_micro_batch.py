@@ -198,7 +198,7 @@ def test_a_trial_on_a_gpu_runs_out_of_memory_and_gives_it_back(lesson):
     before = torch.cuda.memory_reserved(device)
     assert fits(model, teach, batch, device, torch.bfloat16, 0.1 * free)  # others may work there, too
     assert not fits(model, teach, batch, device, torch.bfloat16, 1.0 * total)
-    assert torch.cuda.memory_reserved(device) <= before + 2**26  # libraries keep a workspace
+    assert torch.cuda.memory_reserved(device) <= before + 2**28  # libraries keep workspaces
 
 
 def run(file, *arguments) -> int:

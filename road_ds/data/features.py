@@ -16,6 +16,7 @@ from filelock import FileLock
 
 from road_ds.common.digest import file_sha256, text_sha256
 from road_ds.common.errors import RoadError
+from road_ds.common.hub import expanded
 from road_ds.common.log import progress, warn
 from road_ds.common.sealed import MANIFEST, Damaged, Manifest, fingerprints, verify, write_manifest
 from road_ds.config import catalog
@@ -27,7 +28,7 @@ from road_ds.data.readers import Answer, Example, Reading, distinct
 from road_ds.data.sources import Part, Source, unlabelled
 from road_ds.data.tokenizer import check_texts, tokenizer_hash
 
-ENCODING = 5  # part of every cache key: raise it when the same rows encode to other features, or are kept otherwise
+ENCODING = 6  # part of every cache key: raise it when the same rows encode to other features, or are kept otherwise
 
 
 class Encoded(Manifest):
@@ -114,7 +115,7 @@ def load_features(
     settings = source.spec.model_dump(exclude=whole)
     identity = [ENCODING, part, content, settings, task.model_dump(), tokenizer_hash(tokenizer)]
     key = text_sha256(json.dumps(identity, sort_keys=True, default=str))
-    folder = Path(cache).expanduser() / "features" / f"{name}-{part}-{key[:24]}"
+    folder = expanded(cache, "road.cache ") / "features" / f"{name}-{part}-{key[:24]}"
     try:
         features = _kept(folder, source, spec, task, tokenizer, key, content, verify, labelled)
     except OSError as error:

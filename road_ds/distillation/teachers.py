@@ -9,8 +9,8 @@ import numpy as np
 import torch
 
 from road_ds.common.digest import file_sha256, text_sha256
-from road_ds.common.errors import RoadError
-from road_ds.common.hub import head_folder, model_folder
+from road_ds.common.errors import Faults, RoadError
+from road_ds.common.hub import expanded, head_folder, model_folder
 from road_ds.common.ranks import Ranks
 from road_ds.data.batch import Batch
 from road_ds.data.features import FeatureSet
@@ -42,7 +42,7 @@ class NoTeachers:
 
 def targets_folder(objective: Taught, cache: str, dataset: str, name: str) -> Path:
     """Where the soft targets of a teacher for a data set are kept: where the objective says, else in the run's cache."""
-    root = Path(objective.cache).expanduser() if objective.cache else Path(cache).expanduser() / "soft_targets"
+    root = expanded(objective.cache) if objective.cache else expanded(cache) / "soft_targets"
     place = str(Path(name).resolve()) if Path(name).exists() else name
     return root / dataset / f"{Path(name).name[:60]}-{text_sha256(place)[:12]}"
 
@@ -70,12 +70,25 @@ class Pupil:
             raise RoadError(f"{about} tells apart {other}, the data set's task {own}: they must have the same names")
         settings, tokenizer = read_config(folder, about), read_tokenizer(folder, about)
         check_vocabulary(tokenizer, settings, about)
+        if not theirs.reads(self.rows.pairs):
+            rows = {True: "pairs of texts", False: "lone texts", None: "both"}
+            raise RoadError(
+                f"{about} reads {rows[theirs.reads(True)]}, the data set's rows are {rows[self.rows.pairs]}"
+            )
         if self.task.rows_per_feature > 1 and tokenizer_hash(tokenizer) != tokenizer_hash(self.tokenizer):
             raise RoadError(
                 f"{about} has another tokenizer than the student: for spans, whose classes are tokens, it must be the same"
             )
         check_lengths(settings, {self.head: self.task})
         return folder
+
+    def accept_beside(self, name: str) -> None:
+        """As `accept`, for a teacher that reads the student's batches: RoadError where it has another tokenizer too."""
+        if tokenizer_hash(read_tokenizer(self.accept(name), name)) != tokenizer_hash(self.tokenizer):
+            raise RoadError(
+                f"road.distill.teachers.{self.dataset}: {name} has another tokenizer than the student and cannot read its "
+                'batches: set road.distill.source to "cached"'
+            )
 
     def origin(self, name: str, folder: Path, dtype: str, states: bool) -> Origin:
         """What a teacher's soft targets for this data set would be made from; states: with the vectors of its layers."""
@@ -251,6 +264,21 @@ def cached(objective: Taught, pupils: Pupils, ranks: Ranks, cache: str, config: 
     return CachedTeachers(targets, {name: own.task for name, own in pupils.items()}, ranks.device)
 
 
+def check_teachers(
+    objective: Objective, heads: Heads, train: Mapping[str, FeatureSet], tokenizer: Any, faults: Faults
+) -> None:
+    """Collects what does not suit about the teachers of a run; their weights and soft targets are not looked at."""
+    if not isinstance(objective, Taught):
+        return
+    for dataset in objective.teachers:
+        if dataset in train:
+            own = pupil(dataset, heads, train[dataset], tokenizer, objective)
+            accept = own.accept_beside if objective.source == "online" else own.accept
+            for name in own.teachers:
+                with faults.caught():
+                    accept(name)
+
+
 def online(objective: Taught, pupils: Pupils, ranks: Ranks, cache: str, config: str) -> OnlineTeachers:
     """The teachers that read the batches beside the student."""
     loaded: dict[str, Predictor] = {}
@@ -275,12 +303,7 @@ def beside(own: Pupil, loaded: dict[str, Predictor]) -> list[Predictor]:
     """The teachers of a data set, ready to read its batches beside the student. loaded: those that are, by folder."""
     found = []
     for name in own.teachers:
-        folder = own.accept(name)
-        if tokenizer_hash(read_tokenizer(folder, name)) != tokenizer_hash(own.tokenizer):
-            raise RoadError(
-                f"road.distill.teachers.{own.dataset}: {name} has another tokenizer than the student and cannot read its "
-                'batches: set road.distill.source to "cached"'
-            )
+        own.accept_beside(name)
         place = head_folder(name, own.head)
         if place not in loaded:
             loaded[place] = Predictor.load(place)

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -30,6 +30,10 @@ Engines = Mapping[str, Any]  # beside that one, each by its own folder
 
 class Saved(Manifest):
     """What a checkpoint says of itself."""
+
+    before: ClassVar[str] = (
+        " (then export it with the version that saved it, and give the exported folder as road.model)"
+    )
 
     run: str  # the id of the run that wrote it
     step: int  # steps done by then

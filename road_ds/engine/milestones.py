@@ -39,12 +39,14 @@ class Milestones:
         if scores:
             self.folder.record({"step": step, **flat(scores)})
         if self.best is not None:
+            self.ranks.apart(self.folder.refuse_lost)
             self.best.offer(self.engine, self.ranks, step, scores)
         return scores
 
     def save(self, step: int) -> bool:
         """Whether a checkpoint was committed after a step; a fault is a warning, older ones stay."""
         folder = self.folder
+        self.ranks.apart(folder.refuse_lost)
         try:
             checkpoint.save(
                 self.engine, self.ranks, folder.path / "checkpoints",

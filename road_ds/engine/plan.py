@@ -18,6 +18,7 @@ from road_ds.data.passes import plan
 from road_ds.data.rows import Rows
 from road_ds.distillation.objective import Objective
 from road_ds.distillation.registry import adversarial_of, neighbours_of, teachers_of
+from road_ds.distillation.teachers import check_teachers
 from road_ds.engine.memory import bucket, memory, readable
 from road_ds.engine.micro_batch import ROOM, Demand, on_cpu, refuse_what_cannot_fit
 from road_ds.engine.settled import Machine, settle
@@ -25,6 +26,7 @@ from road_ds.engine.speed import choose_padding
 from road_ds.models.build import fresh_model
 from road_ds.models.configuration import base_config, check_lengths, load_tokenizer
 from road_ds.tasks.base import Task
+from road_ds.tasks.registry import Heads
 
 HALF = (8, 0)  # the compute capability of a GPU that is planned for and is not here
 
@@ -64,6 +66,7 @@ def report(config: RoadConfig, ds: dict[str, Any], gpus: int | None = None, faul
             settings = base_config(config.model, tokenizer, config.dropout)
             check_lengths(settings, tasks)
         rows = Rows.load(config.datasets, tasks.by_dataset(), tokenizer, config.cache, faults)
+        check_teachers(objective, tasks, rows.train, tokenizer, faults)
     faults.end()
     train, dev = rows.train, rows.dev
     lengths = {name: source.lengths for name, source in train.items()}
@@ -155,10 +158,10 @@ def dataset_table(plans: Sequence[DatasetPlan], weights: np.ndarray) -> str:
 
 
 def dataset_plan(
-    name: str, config: RoadConfig, tasks: dict[str, Task], train: FeatureSet, dev: FeatureSet | None, drawn: int
+    name: str, config: RoadConfig, tasks: Heads, train: FeatureSet, dev: FeatureSet | None, drawn: int
 ) -> DatasetPlan:
     """One data set's share of the run: epochs from the rows that will be drawn, and what looks unintended."""
-    head = config.head_of(name)
+    head = tasks.of[name]
     epochs = drawn / len(train)
     warnings = []
     if epochs < 1:
