@@ -143,7 +143,7 @@ class Ours(Provider):
         mode, _ = prepare(model, config, settled.ds, "cpu", None, "fp32")
         self.engine = start(model, settled.ds, config, steps=10**6, seed=1)
         self.padding = Padding(mode, tokenizer.pad_token_id, {"text": TOKENS})
-        self.lesson = Lesson(Guarded(Objective()), NoTeachers(), self.heads.of)
+        self.lesson = Lesson(Guarded(Objective()), NoTeachers(), self.heads.of, 10**6)
         standing_objects_spared().__enter__()
 
     def turn(self, turn: int) -> float:
@@ -154,7 +154,7 @@ class Ours(Provider):
         )
         for _, batches in ahead(plan):
             for batch in batches:
-                self.engine.backward(self.lesson(self.engine, batch, 0.0).total)
+                self.engine.backward(self.lesson(self.engine, batch, None, 0).total)
                 step_engine(self.engine)
         return time.process_time() - began
 

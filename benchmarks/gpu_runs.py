@@ -48,9 +48,9 @@ def trials(rehearse: bool, steps: int) -> list[Trial]:
     runs = [Trial(f"{kind}, ZeRO {stage}", [f"road.precision={kind}", f"zero_optimization.stage={stage}",
                                             f"road.steps={steps}"], cpu=rehearse) for kind, stage in kinds]  # fmt: skip
     again = runs[0]
-    if not rehearse:
-        runs.append(Trial(f"{again.name}, compiled", [*again.settings, "road.compile=true"]))
-    return [*equal, *runs, Trial(f"{again.name}, killed", [*again.settings, "road.save_every=5"], rehearse, steps // 2)]
+    killed = Trial(f"{again.name}, killed", [*again.settings, "road.save_every=5"], rehearse, steps // 2)
+    slow = [] if rehearse else [Trial(f"{again.name}, compiled", [*again.settings, "road.compile=true"])]
+    return [*equal, *runs, killed, *slow]
 
 
 def run(trial: Trial, folder: Path) -> dict:
@@ -108,14 +108,27 @@ def main() -> int:
     options = parser.parse_args()
     scratch = options.scratch or options.output / "runs"
     scratch.mkdir(parents=True)
-    first, *rest = trials(options.rehearse, options.steps)
-    found = [run(first, scratch)]  # alone: it fills the cache of features
+    every = trials(options.rehearse, options.steps)
+    found = []
+
+    def told(trial: Trial) -> None:
+        found.append(run(trial, scratch))
+        one = found[-1]
+        print(
+            f"{one['run']}: exit code {one['exit code']}, {one['seconds']:.0f} s, last loss {one['last loss']}",
+            flush=True,
+        )
+        write_json(options.output / "gpu_runs.json", {"runs": found})  # what is there when time is over
+
+    told(every[0])  # alone: it fills the cache of features
     with ThreadPoolExecutor(options.jobs) as pool:
-        found += pool.map(lambda trial: run(trial, scratch), rest)
+        list(pool.map(told, every[1:]))
+    order = [trial.name for trial in every]
+    found.sort(key=lambda one: order.index(one["run"]))
     apart = max(abs(a - b) for a, b in zip(found[0]["losses"], found[1]["losses"], strict=True))
     print(table(found, ["run", "exit code", "seconds", "steps", "last loss"]))
     print(f"fp32 without dropout: losses differ from the CPU's by {apart:.2g} at most")
-    again, whole = found[-1], found[2]
+    again, whole = next(one for one in found if one["run"].endswith("killed")), found[2]
     print(f"killed and resumed: the last loss is {again['last loss']}, of the run never killed {whole['last loss']}")
     write_json(options.output / "gpu_runs.json", {"runs": found, "fp32 against the CPU": apart})
     return int(any(one["exit code"] for one in found) or apart > 1e-5)

@@ -12,6 +12,7 @@ from road_ds.commands import (
     evaluate,
     export,
     launch,
+    neighbours,
     predict,
     recipe,
     score,
@@ -23,7 +24,9 @@ from road_ds.common.log import is_main, print_anywhere, quiet_libraries
 from road_ds.common.strict_json import half_character, quote
 from road_ds.engine.surroundings import working_folder
 
-COMMANDS = (check, teach, evaluate, predict, datasets, tokenizer, export, recipe, compare, score, launch)
+COMMANDS = (
+    check, neighbours, teach, evaluate, predict, datasets, tokenizer, export, recipe, compare, score, launch,
+)  # fmt: skip
 
 
 def parser() -> argparse.ArgumentParser:

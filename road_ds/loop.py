@@ -5,7 +5,6 @@ import gc
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
 from typing import Any
 
 import torch
@@ -16,10 +15,20 @@ from road_ds.common.ranks import Ranks
 from road_ds.config.road import LoopSettings
 from road_ds.data.batch import Batch
 from road_ds.data.passes import Pass
+from road_ds.distillation.freelb import once
 from road_ds.distillation.lesson import Lesson
 from road_ds.engine.cosines import gradient_cosines
 from road_ds.engine.meter import Meter, StepRecord
 from road_ds.engine.preemption import Preemption
+from road_ds.engine.update import step_engine
+
+Views = Callable[[Batch, int], Iterator[Batch]]
+Prepare = Callable[[int], dict[str, torch.Tensor]]
+
+
+def nothing(step: int) -> dict[str, torch.Tensor]:
+    """What is done before a step where the student alone learns."""
+    return {}
 
 
 def fit(
@@ -35,10 +44,13 @@ def fit(
     steps: int,
     evaluate: Callable[[int], Any],
     save: Callable[[int], bool],
+    views: Views = once,
+    prepare: Prepare = nothing,
 ) -> tuple[int, str]:
     """The number of steps done, and why it stopped early ("" when it did not). The last step is saved, where any is.
 
-    plan: for each step from `start` on its passes, and this rank's micro-batches of them.
+    plan: for each step from `start` on its passes, and this rank's micro-batches of them; views: what a micro-batch is read
+    as, as often as the engine was told; prepare: what is done before a step (from 0), and has measured.
     """
     bar = progress(steps, "training", "step", initial=start, leave=True)
     skipped = 0
@@ -47,8 +59,8 @@ def fit(
             logging = done == steps or due(done, settings.log_every)
             with watchdog(settings.step_timeout):
                 record = one_step(
-                    engine, plan, lesson, meter, ranks,
-                    step=done - 1, steps=steps, measured=logging, cosines=due(done, settings.gradient_cosine_every),
+                    engine, plan, lesson, views, prepare, meter, ranks,
+                    step=done - 1, measured=logging, cosines=due(done, settings.gradient_cosine_every),
                 )  # fmt: skip
             if logging:
                 bar.set_postfix_str(meter.flush())
@@ -79,33 +91,38 @@ def one_step(
     engine: Any,
     plan: Iterator[tuple[list[Pass], list[Batch]]],
     lesson: Lesson,
+    views: Views,
+    prepare: Prepare,
     meter: Meter,
     ranks: Ranks,
     *,
     step: int,
-    steps: int,
     measured: bool,
     cosines: bool,
 ) -> StepRecord:
     """The record of one step of Algorithm 1: the gradient averaged over its passes, then one update.
 
-    The loss of a micro-batch is the mean over its rows; DeepSpeed takes the mean over a step's micro-batches, which
-    are equally large: the mean over rows, then over passes.
+    The loss of a micro-batch is the mean over its rows; DeepSpeed takes the mean over a step's micro-batches and their
+    views, which are equally large: the mean over rows, then over passes.
     """
     record = meter.begin(step, max(group["lr"] for group in engine.optimizer.param_groups))
+    record.beside = prepare(step)
     record.drawn, batches = next(plan)
     if cosines:
-        alone = partial(lesson, engine.module, progress=step / steps)
-        record.cosines = gradient_cosines(
-            engine, batches, len(record.drawn), lambda batch: alone(batch.to(ranks.device)).total, ranks
-        )
+
+        def alone(batch: Batch) -> torch.Tensor:
+            return lesson(engine.module, *lesson.read(batch.to(ranks.device), step), step).total
+
+        record.cosines = gradient_cosines(engine, batches, len(record.drawn), alone, ranks)
     for batch in batches:
         batch = batch.to(ranks.device)
         with out_of_memory_named(batch):
-            loss = lesson(engine, batch, step / steps, measured)
-            engine.backward(loss.total)
-            record.add(loss)
-            record.applied, record.gradient_norm = step_engine(engine)
+            batch, teaching = lesson.read(batch, step)
+            for view in views(batch, step):
+                loss = lesson(engine, view, teaching, step, measured)
+                engine.backward(loss.total)
+                record.add(loss)
+                record.applied, record.gradient_norm = step_engine(engine)
     return record
 
 
@@ -150,37 +167,3 @@ def out_of_memory_named(batch: Batch) -> Iterator[None]:
 def due(step: int, every: int) -> bool:
     """Whether something done every so many steps (0: never) is due after this one."""
     return every > 0 and step % every == 0
-
-
-def step_engine(engine: Any) -> tuple[bool, Any]:
-    """Steps the engine; whether the update was applied, and the gradient's norm before clipping (None inside a step).
-
-    DeepSpeed skips updates whose gradient is not finite, except without ZeRO in fp32, where the weights would silently
-    become NaN: there the gradients are clipped here, or dropped before they reach the optimizer.
-    """
-    plain = engine.zero_optimization_stage() == 0 and not engine.fp16_enabled() and not engine.bfloat16_enabled()
-    if not (plain and engine.is_gradient_accumulation_boundary()):
-        try:
-            engine.step()
-        except Exception as error:
-            if "loss scale" not in str(error):
-                raise
-            raise RoadError(
-                "fp16 overflowed at the smallest loss scale: the training diverged; lower the learning rate, or use "
-                "road.precision bf16 or fp32"
-            ) from None
-        return engine.was_step_applied(), engine.get_global_grad_norm()
-    trained = [p for p in engine.module.parameters() if p.requires_grad]
-    for parameter in trained:
-        if parameter.grad is None:  # one process reduces nothing; with more DeepSpeed fills these in, and weights decay
-            parameter.grad = torch.zeros_like(parameter)
-    norm = torch.nn.utils.get_total_norm([p.grad for p in trained])
-    finite, clipping = bool(norm.isfinite()), engine.gradient_clipping()
-    if not finite:
-        for parameter in engine.module.parameters():
-            parameter.grad = None
-    elif clipping:
-        torch.nn.utils.clip_grads_with_norm_(trained, clipping, norm)
-    engine.clip_fp32_gradients = lambda: None  # done, by the same rule; the engine's own fails where all are dropped
-    engine.step()
-    return finite, norm

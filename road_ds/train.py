@@ -30,12 +30,21 @@ from road_ds.config.road import RoadConfig
 from road_ds.data.batches import Draw, Padding, ahead, assemble
 from road_ds.data.passes import Passes, plan
 from road_ds.data.rows import Rows
+from road_ds.distillation.adversarial import Vocabulary
+from road_ds.distillation.average import AverageTeacher
+from road_ds.distillation.freelb import FreeLB, once
 from road_ds.distillation.guard import Guarded
 from road_ds.distillation.lesson import Lesson
+from road_ds.distillation.minimax import Minimax
+from road_ds.distillation.neighbours import Neighbours
 from road_ds.distillation.objective import Taught
-from road_ds.distillation.teachers import AnyTeachers, OnlineTeachers, open_teachers
+from road_ds.distillation.registry import adversarial_of, teachers_of
+from road_ds.distillation.retrieve import open_neighbours
+from road_ds.distillation.teachers import AnyTeachers, CachedTeachers, NoTeachers, OnlineTeachers, open_teachers
 from road_ds.engine import speed, surroundings
-from road_ds.engine.checkpoint import Checkpoint, prune, restore
+from road_ds.engine.checkpoint import Checkpoint, Engines, prune, restore
+from road_ds.engine.forwards import Forwards
+from road_ds.engine.generator import Generator, open_generator, rows_of_generator, start_generator
 from road_ds.engine.meter import Meter
 from road_ds.engine.micro_batch import Demand, choose, refuse_what_cannot_fit
 from road_ds.engine.milestones import Milestones
@@ -50,7 +59,9 @@ from road_ds.engine.weights import full_state
 from road_ds.loop import fit
 from road_ds.models.build import build_model
 from road_ds.models.configuration import base_config, check_lengths, load_tokenizer
+from road_ds.models.masked_lm import MaskedLM
 from road_ds.models.multi_task import MultiTaskModel, parameter_count
+from road_ds.models.states import Shape
 from road_ds.tasks.registry import Heads
 
 
@@ -109,7 +120,7 @@ def broken_off(error: BaseException, folder: RunFolder | None, debug: bool) -> i
 
 def tell(folder: RunFolder, status: str, why: str, everywhere: bool = True) -> None:
     """Says in status.json how a run ended, where no process has said it."""
-    if not folder.has_ended():
+    if not folder.is_lost and not folder.has_ended():
         folder.status(status, folder.last_step(), why, everywhere=everywhere)
 
 
@@ -139,10 +150,18 @@ class Parts:
     tokenizer: Any
     rows: Rows
     teachers: AnyTeachers
+    neighbours: dict[str, Neighbours]
+    generator: MaskedLM | None
     passes: Passes
     steps: int
     resolved: dict[str, Any]  # the settings with every default
     saved: dict[str, Any]
+
+    def lesson(self, padding: Padding) -> Lesson:
+        """What a batch teaches; padding: how those of neighbours are made."""
+        objective, heads = Guarded(self.settled.objective), self.heads.of
+        minimax = Minimax(self.neighbours, self.teachers, heads, padding) if self.neighbours else None
+        return Lesson(objective, self.teachers, heads, self.steps, minimax=minimax)
 
 
 def run(
@@ -150,7 +169,7 @@ def run(
 ) -> tuple[int, str]:
     """Steps done, and why the run stopped early ("" when it did not): what it is made of, the fit, what it leaves.
 
-    Nothing but the folder's id, its lock and status.json is written, and nothing of an overwritten run removed, before
+    Nothing but the folder's lock and status.json is written, and nothing of an overwritten run removed, before
     all that can be wrong with settings, model and data has been looked at.
     """
     began = time.monotonic()
@@ -162,21 +181,30 @@ def run(
     model, padding, notes = shape(config, parts, machine)
     parts = sized(config, parts, ranks, model, padding, found)
     engine = begin(config, parts, ranks, folder, model, padding, notes, anew=found is None)
-    first = 0 if found is None else go_on(engine, ranks, folder, found, parts.steps, config.keep)
+    first = 0 if found is None else found.step
+    generator = build_generator(config, parts, ranks, padding, engine, first)
+    beside = {} if generator is None else {"generator": generator.engine}
+    if found is not None:
+        go_on(engine, beside, ranks, folder, found, parts.steps, config.keep)
 
     best = Best(folder.path / "best", folder.run) if config.select == "best" else None
     milestones = Milestones(
         engine, parts.rows.dev, parts.heads, ranks, folder, parts.tokenizer.pad_token_id,
-        config.evaluate_batch_size, parts.saved, config.keep, best,
+        config.evaluate_batch_size, parts.saved, config.keep, best, beside,
     )  # fmt: skip
-    lesson = Lesson(Guarded(parts.settled.objective), parts.teachers, parts.heads.of)
+    lesson = parts.lesson(padding)
+    more: dict[str, Any] = {}
+    if generator is not None:
+        lesson, more = replace(lesson, text=generator.text), {"prepare": generator.prepare}
+    views = FreeLB(config.freelb, model.words.embedding_dim, config.seed) if config.freelb else once
     micro = engine.train_micro_batch_size_per_gpu()
     steps = range(first, parts.steps)
     batches = ahead(assemble(parts.passes, parts.rows.train, padding, ranks, micro, steps, draws(parts.heads)))
-    meter = Meter(ranks, folder, parts.rows.train, micro, padding)
+    seconds = generator.watch.seconds if generator else None
+    meter = Meter(ranks, folder, parts.rows.train, micro, padding, Forwards(model, parts.teachers), seconds)
     step, reason = fit(
         engine, batches, lesson, meter, ranks, preemption, config,
-        start=first, steps=parts.steps, evaluate=milestones.evaluate, save=milestones.save,
+        start=first, steps=parts.steps, evaluate=milestones.evaluate, save=milestones.save, views=views, **more,
     )  # fmt: skip
     if reason:
         say(f"{reason} after step {step}; go on with --resume")
@@ -209,11 +237,18 @@ def gather(config: RoadConfig, ds: dict[str, Any], ranks: Ranks, machine: Machin
     rows = ranks.together(
         lambda: Rows.load(config.datasets, heads.by_dataset(), tokenizer, config.cache, verify=ranks.local_rank == 0)
     )
-    teachers = ranks.together(
-        lambda: open_teachers(
-            settled.objective, heads, rows.train, tokenizer, ranks, cache=config.cache, config=config.file
-        )
+    places = {"cache": config.cache, "config": config.file}
+    neighbours = ranks.together(
+        lambda: open_neighbours(settled.objective, heads, rows.train, tokenizer, ranks, **places)
     )
+    teachers = ranks.together(
+        lambda: open_teachers(settled.objective, heads, rows.train, tokenizer, ranks, neighbours=neighbours, **places)
+    )
+    generator, adversarial = None, adversarial_of(settled.objective)
+    if adversarial is not None:
+        generator, written_by = ranks.together(
+            lambda: open_generator(adversarial, config.model, tokenizer, heads, config.dropout)
+        )
     lengths = {name: source.lengths for name, source in rows.train.items()}
     passes, steps = plan(config, settled.ds["train_batch_size"], lengths)
     block = "auto" if settled.precision in settled.ds else settled.precision  # DeepSpeed's block says it already
@@ -222,18 +257,15 @@ def gather(config: RoadConfig, ds: dict[str, Any], ranks: Ranks, machine: Machin
     saved = {**resolved, "data": rows.fingerprints()["train"], "pairs": heads.pairs(rows.pairs)}
     if teachers.identity:
         saved["teachers"] = teachers.identity
+    if generator is not None:
+        saved["generator"] = written_by
+    if neighbours:
+        saved["neighbours"] = {name: found.identity for name, found in neighbours.items()}
     ranks.agree({key: value for key, value in flat_keys(saved).items() if key not in OWN})
     return Parts(
-        settled,
-        heads.trained_on(rows.pairs).reading(tokenizer),
-        tokenizer,
-        rows,
-        teachers,
-        passes,
-        steps,
-        resolved,
-        saved,
-    )
+        settled, heads.trained_on(rows.pairs).reading(tokenizer), tokenizer, rows, teachers, neighbours, generator, passes, steps,
+        resolved, saved,
+    )  # fmt: skip
 
 
 def shape(config: RoadConfig, parts: Parts, machine: Machine) -> tuple[MultiTaskModel, Padding, list[str]]:
@@ -241,10 +273,11 @@ def shape(config: RoadConfig, parts: Parts, machine: Machine) -> tuple[MultiTask
     settled, heads, teachers = parts.settled, parts.heads, parts.teachers
     ds, objective = settled.ds, settled.objective
     model = build_model(config.model, heads, parts.tokenizer, dropout=config.dropout, seed=config.seed)
-    if isinstance(objective, Taught) and objective.hidden and isinstance(teachers, OnlineTeachers):
-        model.project(*teachers.compare_hidden(objective.hidden, model.encoder.config.num_hidden_layers))
+    if isinstance(objective, Taught) and objective.compared and not isinstance(teachers, NoTeachers | AverageTeacher):
+        model.compare(teachers.compare(objective.compared, Shape.of(model.encoder.config), config.seed))
     mode, notes = speed.prepare(model, config, ds, machine.device, machine.capability, settled.precision)
     limits = {name: heads.task(name).max_length for name in parts.rows.train}
+    limits |= {found.texts.name: limits[name] for name, found in parts.neighbours.items()}
     return model, Padding(mode, parts.tokenizer.pad_token_id, limits), notes
 
 
@@ -254,11 +287,15 @@ def sized(
     """The same with the rows of a micro-batch: those given, else those of the resumed run, else as many as fit."""
     ds, precision = parts.settled.ds, parts.settled.precision
     lengths = {name: source.lengths for name, source in parts.rows.train.items()}
+    own = parameter_count(parts.generator) if parts.generator else 0
     demand = Demand.of(
-        parameter_count(model), model.encoder.config, ds, ranks.world_size, precision, config.activation_checkpointing,
+        parameter_count(model) + own, model.encoder.config, ds, ranks.world_size, precision, config.activation_checkpointing,
         lengths, padding,
     )  # fmt: skip
-    lesson = Lesson(Guarded(parts.settled.objective), parts.teachers, parts.heads.of)
+    lesson = parts.lesson(padding)
+    if parts.generator:  # as many rows as with generated ones
+        taught = teachers_of(parts.settled.objective)
+        lesson = replace(lesson, text=lambda batch, _: batch.joined(batch) if batch.dataset in taught else batch)
     sizes = micro_sizes(ds["train_batch_size"], config.passes, ranks.world_size)
     before = found.manifest.config.get(MICRO) if found else None  # other micro-batches would draw another dropout
     micro = ds[MICRO]
@@ -290,7 +327,7 @@ def begin(
     pieces, micro = ds["gradient_accumulation_steps"], ds[MICRO]
     say(
         f"{config.output}: {parameter_count(model) / 1e6:.1f} M parameters, {counted(len(parts.heads), 'head')}, "
-        f"{counted(len(padding.limits), 'data set')}, {counted(parts.steps, 'step')} of "
+        f"{counted(len(parts.rows.train), 'data set')}, {counted(parts.steps, 'step')} of "
         f"{counted(config.passes, 'pass', 'passes')} x {ds['train_batch_size'] // config.passes} rows "
         f"({counted(pieces, 'micro-batch', 'micro-batches')} of {micro} on "
         f"{counted(ranks.world_size, 'process', 'processes')}), {settled.precision}, {padding.mode} padding, "
@@ -299,12 +336,38 @@ def begin(
         *notes,
     )
     seed = config.seed + 1 + ranks.rank  # dropout differs between ranks
-    return start(model, ds, config, steps=parts.steps, seed=seed)
+    views = config.freelb.steps if config.freelb else 1
+    engine = start(model, ds, config, steps=parts.steps, seed=seed, views=views)
+    if isinstance(parts.teachers, AverageTeacher):
+        parts.teachers.follow(engine)
+    return engine
 
 
-def go_on(engine: Any, ranks: Ranks, folder: RunFolder, found: Checkpoint, steps: int, keep: int) -> int:
-    """The step that a resumed run begins with, its engine and folder as they were then; `keep` checkpoints stay."""
-    restore(engine, ranks, found)
+def build_generator(
+    config: RoadConfig, parts: Parts, ranks: Ranks, padding: Padding, student: Any, first: int
+) -> Generator | None:
+    """The generator of a run from step `first` on, under its engine; None where there is none."""
+    settings, train, ds = adversarial_of(parts.settled.objective), parts.rows.train, parts.settled.ds
+    if settings is None or parts.generator is None:
+        return None
+    assert isinstance(parts.teachers, OnlineTeachers)
+    micro = student.train_micro_batch_size_per_gpu()
+    vocabulary = Vocabulary.of(parts.tokenizer, ranks.device)
+    passes = rows_of_generator(config, ds["train_batch_size"], train, parts.teachers.teachers)
+    steps = settings.steps(first, parts.steps)
+    batches = ahead(assemble(passes, train, padding, ranks, micro, steps))
+    engine = start_generator(parts.generator, ds, settings, config.seed + 1 + ranks.rank)
+    say(
+        f"generator: {parameter_count(parts.generator) / 1e6:.1f} M parameters, {counted(len(steps), 'step')} of its own"
+    )
+    return Generator(engine, settings, vocabulary, batches, student, parts.teachers, parts.heads.of, ranks, config.seed)
+
+
+def go_on(
+    engine: Any, beside: Engines, ranks: Ranks, folder: RunFolder, found: Checkpoint, steps: int, keep: int
+) -> None:
+    """Makes engines and folder of a resumed run what they were then; `keep` checkpoints stay."""
+    restore(engine, ranks, found, beside)
     step = found.step
     if is_main():  # a run killed after its last save has not got to it
         prune(found.folder.parent, keep)
@@ -313,7 +376,6 @@ def go_on(engine: Any, ranks: Ranks, folder: RunFolder, found: Checkpoint, steps
         lambda: folder.forget(lambda line: line["step"] > step or (line["step"] == steps and "loss" not in line))
     )
     say(f"resumed from {found.folder.name}")
-    return step
 
 
 def facts_of(config: RoadConfig, parts: Parts, machine: Machine, padding: Padding) -> dict[str, Any]:
@@ -326,6 +388,8 @@ def facts_of(config: RoadConfig, parts: Parts, machine: Machine, padding: Paddin
         "seed": config.seed,
         "data": parts.rows.fingerprints(),
         "teachers": parts.teachers.identity,
+        "rows_of_soft_targets": parts.teachers.rows() if isinstance(parts.teachers, CachedTeachers) else 0,
+        "generator": parts.saved.get("generator"),
         "versions": versions(),
     }
 

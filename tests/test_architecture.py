@@ -15,7 +15,19 @@ from road_ds.config import DatasetSpec
 from road_ds.data.formats import FORMATS
 from road_ds.data.publishers import SHAPES
 from road_ds.data.readers import read
-from road_ds.distillation import OBJECTIVES, Loss, Objective, Taught, Teaching, supervised
+from road_ds.distillation import (
+    METHODS,
+    OBJECTIVES,
+    SOURCES,
+    Comparison,
+    LayerMethod,
+    Loss,
+    Objective,
+    Taught,
+    Teaching,
+    supervised,
+)
+from road_ds.models import Shape, States, Wanted
 from road_ds.tasks import TASKS, TextTask
 
 
@@ -80,13 +92,42 @@ class Mimic(Taught):
         return None
 
 
+class Shorter(LayerMethod):
+    """The difference in length of the last layers' vectors, a factor on it trained."""
+
+    method: Literal["shorter"]
+
+    def compare(self, student, teacher, seed):
+        own, theirs = (Wanted((shape.layers,), first=True) for shape in (student, teacher))
+        return Lengths(student, teacher, own, theirs)
+
+
+class Lengths(Comparison):
+    def __init__(self, *given):
+        super().__init__(*given)
+        self.factor = torch.nn.Linear(1, 1, bias=False)
+
+    def forward(self, student, teachers, mask, step):
+        (own,), (theirs,) = student.hidden.values(), teachers.hidden.values()
+        return (self.factor(own.norm(dim=-1, keepdim=True)).squeeze(-1) - theirs.norm(dim=-1)).square().mean()
+
+
 class Oracle:
-    """A teacher that has one answer for every row."""
+    """A teacher that has one answer for every row, and one state of one layer if asked to."""
+
+    def __init__(self, layers=False):
+        self.layers = layers
 
     identity: ClassVar = {"inference": ["oracle"]}
 
+    def compare(self, method, student, seed):
+        return method.compare(student, Shape(1, 1, 1), seed)
+
     def __call__(self, batch):
-        return Teaching(torch.tensor([-1.0, 2.0, -1.0]).expand(1, len(batch.labels), 3))
+        states = States({1: torch.full((1, len(batch.labels), 1), 5.0)})
+        return Teaching(
+            torch.tensor([-1.0, 2.0, -1.0]).expand(1, len(batch.labels), 3), states if self.layers else None
+        )
 
 
 def test_a_task_from_outside_is_trained_scored_and_asked(config_file, tmp_path, monkeypatch, command):
@@ -123,8 +164,8 @@ def test_an_objective_from_outside_decides_what_is_learned(answer, config_file, 
 
 def test_a_teacher_from_outside_is_learned_from(config_file, tmp_path, monkeypatch):
     monkeypatch.setitem(OBJECTIVES, "mimic", Mimic)
-    monkeypatch.setattr(train, "open_teachers", lambda *rows, **places: Oracle())
-    block = {"objective": "mimic", "teachers": {"inference": ["oracle"]}}
+    monkeypatch.setitem(SOURCES, "oracle", lambda objective, pupils, ranks, cache, config: Oracle())
+    block = {"objective": "mimic", "source": "oracle", "teachers": {"inference": ["oracle"]}}
     config = tiny_config(use=["inference"], distill=block, steps=10)
     label = config["road"]["tasks"]["inference"]["labels"][1]
     assert train.main(["--deepspeed_config", str(config_file(config))]) == 0
@@ -134,6 +175,16 @@ def test_a_teacher_from_outside_is_learned_from(config_file, tmp_path, monkeypat
     said = (tmp_path / "run" / "predictions" / "inference.jsonl").read_text().splitlines()
     assert {json.loads(line)["prediction"]["label"] for line in said} == {label}
     assert json.loads((tmp_path / "run" / "results.json").read_text())["teachers"] == Oracle.identity
+
+
+def test_a_method_on_layers_from_outside_is_trained(config_file, tmp_path, monkeypatch):
+    monkeypatch.setitem(METHODS, "shorter", Shorter)
+    monkeypatch.setattr(train, "open_teachers", lambda *rows, **places: Oracle(layers=True))
+    block = {"objective": "layers", "teachers": {"inference": ["oracle"]}, "layers": {"method": "shorter"}}
+    config = tiny_config(use=["inference"], distill=block, steps=10)
+    assert train.main(["--deepspeed_config", str(config_file(config))]) == 0
+    lines = [line for line in records(tmp_path / "run") if "loss" in line]
+    assert lines[-1]["layers/inference"] < lines[0]["layers/inference"] / 2
 
 
 def verses(source, spec):

@@ -72,7 +72,7 @@ FAULTS = {
     ),
     "half a character": (
         {}, {"road.tasks.pairs": {**PAIRS, "labels": ["no", "\ud83d"]}},
-        "road.tasks.pairs.labels.1: holds a NUL or half a character, which no file or folder can have in its name",
+        "road.tasks.pairs.labels.1: holds a NUL or half a character, which neither a path nor UTF-8 can hold: mend the text",
     ),
     "malformed": ({"rows.jsonl": jsonl(*pairs(1)) + '{"id": 1,\n'}, {}, "rows.jsonl:2: malformed JSON at column"),
     "nan": (
@@ -95,7 +95,7 @@ FAULTS = {
     "no train part": ({}, {"road.datasets.rows.train": None}, "datasets.rows.train: is required: a file, or a split"),
     "share too small": (
         {"rows.jsonl": jsonl(*pairs(3))}, {"road.datasets.rows.dev": 0.9},
-        "datasets.rows.dev: cannot hold out 0.9 of 3 rows",
+        "datasets.rows.dev: holding out 0.9 of 3 rows leaves none to train on: give more rows, a smaller share",
     ),
     "bad dev part": ({"rows.jsonl": jsonl(*pairs(4))}, {"road.datasets.rows.dev": "dev.jsonl"}, "dev.jsonl: no such file"),
     "too long": (
@@ -181,7 +181,7 @@ def test_a_fault_ends_in_one_readable_error_and_writes_nothing(ended, name):
     assert len(lines) == 1 and lines[0].startswith("error: ") and len(lines[0]) < 700, errors
     assert FAULTS[name][2].replace("file/", f"{folder}/file/") in lines[0]
     written = sorted(path.name for path in folder.glob("run/*"))
-    assert written in ([], [".lock", "run.json", "status.json"])
+    assert written in ([], [".lock", "status.json"])
     if written:
         status = json.loads((folder / "run" / "status.json").read_text())
         assert status["status"] == "failed" and f"error: {status['reason']}" == lines[0]
@@ -207,7 +207,7 @@ def test_a_used_folder_is_left_alone_until_a_run_replaces_it(tmp_path):
     before = ("config.json", "results.json", "model/pairs/model.safetensors", "checkpoints/step-00000009/manifest.json")
     for name in (*before, "status.json", "mine.txt"):
         (folder / name).write_text("before")
-    (folder / "run.json").write_text('{"run": "before"}')
+    (folder / "run.json").write_text(json.dumps({"run": "0" * 32}))
     command = ["--deepspeed_config", str(file)]
     good = ["--set", f"road.datasets.rows.train={tmp_path}/a/good.jsonl", "--set", "road.steps=1"]
     commands = [

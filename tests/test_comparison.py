@@ -90,6 +90,38 @@ def test_means_spreads_and_differences(four):
     assert "against base, on the same rows, matched by id" in said[-1]
 
 
+def test_costs_stand_beside_the_scores_and_a_dash_where_a_run_does_not_say(four, tmp_path):
+    for seed, rows in ((1, 6000), (2, 7000)):
+        path = tmp_path / f"kd-{seed}" / "results.json"
+        spent = {"parameters": 1234567, "step": 90, "rows_trained": rows, "rows_asked": 0, "rows_of_teachers": 2 * rows}
+        path.write_text(json.dumps({**json.loads(path.read_text()), **spent, "rows_of_soft_targets": 33}))
+    report = compare(grouped(four), "base")
+    assert report["costs"]["kd"]["rows_of_teachers"] == 13000 and report["costs"]["base"]["rows_trained"] is None
+    assert report["costs"]["kd"]["wall_seconds"] == 3
+    spent = text(report).split("\n\n")[1].splitlines()
+    assert spent[0].split() == [
+        "runs",
+        "parameters",
+        "steps",
+        "rows",
+        "trained",
+        "on",
+        "rows",
+        "asked",
+        "rows",
+        "of",
+        "teachers",
+        "of",
+        "soft",
+        "targets",
+        "seconds",
+    ]
+    assert spent[2].split() == ["base", "-", "-", "-", "-", "-", "-", "3"]
+    assert spent[3].split() == ["kd", "1,234,567", "90", "6,500", "0", "13,000", "33", "3"]
+    shown = page(report, grouped(four))
+    assert "<td>1,234,567</td>" in shown and "<th>rows of teachers</th>" in shown
+
+
 def test_without_a_baseline_there_is_no_difference(four):
     report = compare(grouped(four))
     assert all(group["difference"] is None for group in report["data_sets"]["rte"]["groups"].values())

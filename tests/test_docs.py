@@ -73,7 +73,7 @@ def tree_of_readme() -> set[str]:
     """The paths of the README's tree, of which each line begins with a name or several."""
     text = (ROOT / "README.md").read_text(encoding="utf-8").partition("## The tree\n")[2]
     found, folders = set(), []
-    for line in re.findall(r"^    (?:  ){0,2}\w[\w./, ]*", text.partition("\n|")[0], re.MULTILINE):
+    for line in re.findall(r"^    (?:  ){0,3}\w[\w./, ]*", text.partition("\n|")[0], re.MULTILINE):
         depth = (len(line) - len(line.lstrip()) - 4) // 2
         names = re.match(r"\s*((?:[\w.]+/?(?:, )?)+)", line)
         assert names, line

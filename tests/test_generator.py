@@ -161,7 +161,7 @@ def test_an_export_has_the_logits_of_the_trained_model(model, exported, tokenize
     with torch.no_grad():
         found = ElectraForPreTraining.from_pretrained(exported)(input_ids=batch.input_ids, **inputs).logits
         own = batch_logits(model, source, [0, 1], model.tasks["text"], "text", 0, "cpu")
-        encoded = model.encode(batch)
+        encoded, _ = model.encode(batch)
         assert torch.equal(found, model._head("text", encoded, batch.attention_mask).logits)
         written = ElectraForMaskedLM.from_pretrained(exported / "generator")(input_ids=batch.input_ids, **inputs).logits
         generator = model.generators["text"]
@@ -194,7 +194,7 @@ def test_published_generators():
 def test_a_labelled_data_sets_objective_leaves_pretraining_alone(model, tokenizer):
     batch = drawn(model.train(), rows(tokenizer, 20, 20))
     losses = [
-        Lesson(Guarded(objective), NoTeachers(), {"rows": "text"})(model, batch, 0.5, measured=True)
+        Lesson(Guarded(objective), NoTeachers(), {"rows": "text"}, 2)(model, batch, None, 1, measured=True)
         for objective in (Objective(), LabelSmoothing(objective="label_smoothing", smoothing=0.3))
     ]
     assert losses[0].total.item() == losses[1].total.item() and {*losses[0].parts()} == {"mlm", "rtd"}

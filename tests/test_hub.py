@@ -99,7 +99,7 @@ def test_a_model_without_safetensors_ends_a_run_before_it_begins(client, config_
     error = done.stderr[done.stderr.index("error: ") :]
     assert error.startswith("error: org/pickled: no model.safetensors: weights are read as safetensors only; a hub ")
     assert error.count("\n") == 1 and "Traceback" not in done.stderr
-    assert {path.name for path in (tmp_path / "run").iterdir()} == {".lock", "run.json", "status.json"}, "no more"
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {".lock", "status.json"}, "no more"
 
 
 FOLDER = "or give a folder that holds config.json, the tokenizer and model.safetensors instead of the name"

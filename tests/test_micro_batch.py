@@ -151,7 +151,17 @@ def lesson(config_file):
     model = build_model(config.model, found, load_tokenizer(config.model), dropout=0.1, seed=0)
     rows = [Feature(np.arange(5, 30), np.zeros(25), [1], i) for i in range(4)]
     batch = Padding("grouped", 0, {}).collate(MemorySet("inference", rows), np.arange(4))
-    return model, Lesson(Guarded(Objective()), NoTeachers(), found.of), batch
+    return model, Lesson(Guarded(Objective()), NoTeachers(), found.of, 1), batch
+
+
+class Told:
+    """A lesson that does something else than its own with what it reads."""
+
+    def __init__(self, teach, instead):
+        self.read, self.instead = teach.read, instead
+
+    def __call__(self, *arguments):
+        return self.instead(*arguments)
 
 
 def test_a_trial_leaves_weights_gradients_and_random_numbers_as_they_are(lesson):
@@ -164,7 +174,7 @@ def test_a_trial_leaves_weights_gradients_and_random_numbers_as_they_are(lesson)
         seen.append((own is model, next(own.parameters()).dtype, loss.total.requires_grad))
         return loss
 
-    assert fits(model, watched, batch, torch.device("cpu"), torch.bfloat16, 1e6)
+    assert fits(model, Told(teach, watched), batch, torch.device("cpu"), torch.bfloat16, 1e6)
     assert seen == [(False, torch.bfloat16, True)]
     assert torch.equal(torch.get_rng_state(), state)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
@@ -172,7 +182,7 @@ def test_a_trial_leaves_weights_gradients_and_random_numbers_as_they_are(lesson)
 
 
 def test_only_a_lack_of_memory_is_caught(lesson):
-    model, _, batch = lesson
+    model, teach, batch = lesson
 
     def full(*_):
         raise torch.OutOfMemoryError("CUDA out of memory")
@@ -180,9 +190,9 @@ def test_only_a_lack_of_memory_is_caught(lesson):
     def broken(*_):
         raise ValueError("broken")
 
-    assert not fits(model, full, batch, torch.device("cpu"), torch.float32, 0.0)
+    assert not fits(model, Told(teach, full), batch, torch.device("cpu"), torch.float32, 0.0)
     with pytest.raises(ValueError, match="broken"):
-        fits(model, broken, batch, torch.device("cpu"), torch.float32, 0.0)
+        fits(model, Told(teach, broken), batch, torch.device("cpu"), torch.float32, 0.0)
 
 
 @pytest.mark.gpu
@@ -191,9 +201,10 @@ def test_a_trial_on_a_gpu_runs_out_of_memory_and_gives_it_back(lesson):
     model, teach, batch = lesson
     device = torch.device("cuda", 0)
     free, total = torch.cuda.mem_get_info(device)
-    assert fits(model, teach, batch, device, torch.bfloat16, 0.5 * free)
+    before = torch.cuda.memory_reserved(device)
+    assert fits(model, teach, batch, device, torch.bfloat16, 0.1 * free)  # others may work there, too
     assert not fits(model, teach, batch, device, torch.bfloat16, 1.0 * total)
-    assert torch.cuda.mem_get_info(device)[0] > free - 2**28
+    assert torch.cuda.memory_reserved(device) <= before + 2**28  # libraries keep workspaces
 
 
 def run(file, *arguments) -> int:

@@ -10,7 +10,6 @@ from road_ds.common.errors import RankError, RoadError
 from road_ds.config.road import RoadConfig
 from road_ds.data.batch import Batch
 from road_ds.distillation.guard import Guarded
-from road_ds.distillation.hidden import HiddenKD
 from road_ds.distillation.objective import Objective, Teaching, gradient_share, supervised
 from road_ds.distillation.registry import objective_from
 from road_ds.distillation.schedule import Schedule, at
@@ -236,45 +235,6 @@ def test_schedules():
     fixed = distill(objective="kd", teachers=TEACHERS, temperature=4, weight=0.25)
     a, b = (o(outputs, teaching, batch_of(labels), 0.25).total.item() for o in (moving, fixed))
     assert a == b
-
-
-def test_hidden_states_add_their_mean_squared_error():
-    """The mean over width and a row's own tokens, then over rows, layers and teachers: padding does not count."""
-    torch.manual_seed(0)
-    outputs, teaching, labels = classes(rows=2, teachers=1)
-    mask = torch.tensor([[1, 1, 1, 0], [1, 1, 0, 0]])
-    own = tuple(torch.randn(2, 4, 6, requires_grad=True) for _ in range(2))
-    theirs = tuple(torch.randn(2, 4, 6) for _ in range(2))
-    batch = batch_of(labels)
-    batch = Batch("places", batch.features, batch.input_ids, mask, batch.input_ids, mask.sum(1), labels)
-    settings = {"objective": "kd", "teachers": TEACHERS, "source": "online"}
-    without = distill(**settings)(outputs, teaching, batch, 0).total
-    objective = distill(**settings, hidden={"weight": 2.0})
-    loss = objective(Outputs(outputs.logits, None, own), Teaching(teaching.logits, (theirs,)), batch, 0).total
-    wanted = torch.stack([
-        torch.stack([(a[0, :3] - b[0, :3]).square().mean(), (a[1, :2] - b[1, :2]).square().mean()]).mean()
-        for a, b in zip(own, theirs, strict=True)
-    ]).mean()  # fmt: skip
-    assert (loss - without).item() == pytest.approx(2 * wanted.item(), rel=1e-5)
-    loss.backward()
-    assert own[0].grad[0, 2].abs().sum() > 0 and own[0].grad[0, 3].abs().sum() == 0
-
-
-def test_layers_are_mapped_as_the_blog_says():
-    uniform, last = HiddenKD(), HiddenKD(layers="last")
-    assert uniform.pairs(12, 24) == [(i, 2 * i) for i in range(1, 13)]
-    assert uniform.pairs(6, 12)[-2:] == [(5, 10), (6, 12)] and uniform.pairs(4, 4) == [(i, i) for i in range(1, 5)]
-    assert last.pairs(12, 24) == [(12, 24)]
-
-
-def test_no_layer_is_compared_with_a_teachers_embeddings():
-    assert HiddenKD().pairs(12, 4)[:2] == [(1, 1), (2, 1)] and HiddenKD(layers="last").pairs(12, 4) == [(12, 4)]
-    for student in range(1, 25):
-        for teacher in range(1, 25):
-            pairs = HiddenKD().pairs(student, teacher)
-            assert [own for own, _ in pairs] == list(range(1, student + 1))
-            assert all(1 <= theirs <= teacher for _, theirs in pairs) and pairs[-1] == (student, teacher)
-            assert pairs == sorted(pairs)
 
 
 def test_the_teachers_share_of_the_gradient():

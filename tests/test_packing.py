@@ -226,3 +226,20 @@ def test_long_rows_of_one_length_are_attended_to_in_turns():
     assert Packing.of(np.array([384] * 3), 384).runs == ((1, 384), (1, 384), (1, 384))
     assert Packing.of(np.array([8] * 30), 8).runs == ((30, 8),)
     assert sum(rows for rows, _ in Packing.of(np.full(50, 100), 104).runs) == 50
+
+
+def test_a_batch_and_what_was_made_of_it_lie_one_behind_the_other():
+    source, padding = rows(TASKS["qa"]), Padding("free", pad_id=0, limits={"rows": LONGEST})
+    first = padding.collate(source, np.array([4, 2, 9]))
+    other = replace(first, input_ids=first.input_ids + 1)
+    both = first.joined(other)
+    lengths = np.array(first.tokens * 2)
+    expected = Packing.of(lengths, first.input_ids.shape[1])
+    assert both.packing is not None and both.original is first and both.tokens == tuple(lengths)
+    for name in ("index", "positions", "bounds"):
+        found, wanted = getattr(both.packing, name), getattr(expected, name)
+        assert torch.equal(found, wanted) and found.dtype == wanted.dtype, name
+    assert (both.packing.shape, both.packing.longest) == (expected.shape, expected.longest)
+    assert [length for count, length in both.packing.runs for _ in range(count)] == lengths.tolist()
+    assert torch.equal(both.input_ids, torch.cat([first.input_ids, first.input_ids + 1]))
+    assert both.features.tolist() == [4, 2, 9] * 2 and len(both.labels) == 2 * len(first.labels)

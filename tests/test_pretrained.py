@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from runs import TINY_ELECTRA, error_of, tiny_config
+from runs import ROOT, TINY_ELECTRA, error_of, tiny_config
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, ElectraConfig, ElectraForSequenceClassification
 
@@ -141,6 +141,29 @@ def test_a_damaged_head_of_a_run_is_named(folder, tmp_path):
 def test_a_name_that_no_folder_can_have(name):
     with pytest.raises(RoadError):
         model_folder(name)
+
+
+def test_a_home_that_nobody_has_is_named_wherever_a_path_is_given(config_file, command):
+    file, gone = config_file(tiny_config()), "~nobody-of-this-name/x"
+    model, data = "sample:tokenizer", "sample:inference.dev.jsonl"
+    recipe = ROOT / "ds_configs" / "recipes" / "road.json"
+    distill = {"objective": "kd", "teachers": {"places": [gone]}}
+    for arguments in (
+        *(
+            ("check", file, "--set", f"road.{key}={gone}")
+            for key in ("output", "cache", "model", "datasets.places.train")
+        ),
+        ("check", file, "--set", f"road.distill={json.dumps(distill)}"),
+        ("evaluate", model, "--data", data, "--output", gone),
+        ("evaluate", model, "--data", gone),
+        ("evaluate", gone, "--glue"),
+        ("predict", gone, "--text", "a"),
+        ("export", gone),
+        ("compare", gone),
+        ("recipe", recipe, "--output", gone),
+    ):
+        code, _, err = command(*arguments)
+        assert code == 2 and "nobody-of-this-name" in err and "Traceback" not in err, arguments
 
 
 def test_loaded_weights_are_those_of_the_file(folder):

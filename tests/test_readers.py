@@ -170,6 +170,32 @@ def test_the_second_text_may_be_lacking_and_is_never_dropped(write, first):
         read(write("a.jsonl", jsonl(rows[1], rows[1], rows[2])), spec({"text_b": "text_b"}))
 
 
+@pytest.mark.parametrize(
+    ("row", "columns"),
+    [
+        ({"text": "one"}, {}), ({"sentence": "one"}, {}), ({"text_a": "one"}, {"text_a": "text_a"}),
+        ({"body": "one"}, {"text_a": "body"}), ({"text": "one", "body": "no"}, {"text_a": "text"}),
+    ],
+)  # fmt: skip
+def test_a_column_called_text_b_is_the_second_text_beside_any_first(write, row, columns):
+    rows = [{**row, "text_b": "2"}, row, {**row, "text_b": ""}]
+    examples = [
+        e for first in (rows, rows[::-1]) for e in read(write("a.jsonl", jsonl(*first)), spec(columns)).examples
+    ]
+    assert [(e.text_a, e.text_b) for e in examples] == [("one", b) for b in ("2", None, None, None, None, "2")]
+    one = read(write("b.jsonl", jsonl(*rows)), spec(columns | {"text_b": None})).examples
+    assert {e.text_b for e in one} == {None}
+
+
+def test_two_second_texts_are_not_chosen_from(write):
+    file = write("a.jsonl", jsonl({**PAIR, "text_b": "or this"}))
+    with pytest.raises(RoadError, match=r"a\.jsonl:1: columns\.text_b could be 'hypothesis' or 'text_b': set it"):
+        read(file, spec())
+    assert [read(file, spec({"text_b": name})).examples[0].text_b for name in ("text_b", "hypothesis", None)] == [
+        "or this", PAIR["hypothesis"], None,
+    ]  # fmt: skip
+
+
 def test_a_null_says_that_there_is_no_such_column(write):
     row = {"id": "x", "text_a": "a", "text_b": "b", "label": "l", "answers": [], "is_impossible": True}
     none = dict.fromkeys(("id", "text_b", "label", "answers"))
@@ -373,6 +399,8 @@ def test_max_rows_stops_reading(write):
         ("a.jsonl", "\n \n", r"a\.jsonl: the data set is empty"),
         # span rows
         ("a.jsonl", jsonl(SPAN | {"answers": {"text": ["rouen"], "answer_start": [3]}}), r"a\.jsonl:1: id 'a-0': answer 'rouen' should stand at 3 of the context, which has 'Rouen' there"),
+        ("a.jsonl", jsonl(SPAN | {"answers": {"text": [" "], "answer_start": [2]}}), r"a\.jsonl:1: id 'a-0': answer ' ' at 2; expected text and"),
+        ("a.jsonl", jsonl(SPAN | {"answers": [{"text": "\u00a0\n", "answer_start": 2}]}), r"expected text and an integer offset"),
         ("a.jsonl", jsonl(SPAN | {"answers": {"text": ["Rouen"], "answer_start": [-6]}}), r"'Rouen' should stand at -6 of the context, which has '' there"),
         ("a.jsonl", jsonl(SPAN | {"answers": {"text": ["Rouen"], "answer_start": [99]}}), r"at 99 of the context, which has ''"),
         ("a.jsonl", jsonl(SPAN | {"answers": {"text": ["Rouen"], "answer_start": [3, 4]}}), r"id 'a-0': answers are .* with lists of one length"),

@@ -16,10 +16,11 @@ from safetensors.torch import load_file
 
 from road_ds.common.errors import RoadError
 from road_ds.config.file import load_config
-from road_ds.recipes.inputs import content
+from road_ds.engine.run_folder import RunFolder
+from road_ds.recipes.inputs import content, keep_inputs
 from road_ds.recipes.launcher import Launcher
 from road_ds.recipes.recipe import load_recipe, plan
-from road_ds.recipes.stages import StageError, carry_out, commands, look
+from road_ds.recipes.stages import StageError, carry_out, commands, inputs_for, look
 
 RECIPES = [
     path
@@ -145,8 +146,9 @@ class Pretend(Launcher):
         folder.mkdir(parents=True, exist_ok=True)
         code = self.faults.get(folder.name, 0)
         if "evaluate" not in command:
-            (folder / "config.json").write_text("{}")
-            (folder / "status.json").write_text(json.dumps({"status": "failed" if code else "finished", "pid": 1}))
+            run = RunFolder(folder)
+            run.begin({})
+            run.status("failed" if code else "finished", 1)
         if code:
             (folder / "checkpoints" / "step-00000002").mkdir(parents=True)
             return code, "error: the disk is full"
@@ -285,6 +287,22 @@ def test_a_folder_that_no_recipe_made_is_left_alone(tmp_path, base):
     (tmp_path / "out" / "other" / "config.json").write_text("{}")
     with pytest.raises(RoadError, match="other holds a run that no recipe made"):
         look(planned(tmp_path, STAGES))
+
+
+def test_what_no_run_left_is_not_removed(tmp_path, base):
+    """Neither before the first launch, nor after a start that failed before its run began."""
+    mine = tmp_path / "out" / "other" / "model" / "weights"
+    mine.parent.mkdir(parents=True)
+    mine.write_text("mine")
+    runs = planned(tmp_path, {"other": {}})
+    with pytest.raises(RoadError, match="other holds a run that no recipe made"):
+        made(runs)
+    (run,) = runs
+    keep_inputs(run.folder, inputs_for(run, *load_config(run.config, run.overrides), {})[0])
+    for redo in ((), ("other",)):
+        with pytest.raises(RoadError, match=r"other holds model and no run\.json"):
+            made(runs, redo)
+    assert mine.read_text() == "mine"
 
 
 def test_settings_are_checked_before_anything_runs(tmp_path, base):

@@ -3,16 +3,24 @@
 import json
 import os
 import resource
+import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from runs import environment, tiny_config
 
 from road_ds.common.errors import RankError, RoadError
+from road_ds.common.ranks import Ranks
 from road_ds.config.file import load_config
+from road_ds.engine.milestones import Milestones
+from road_ds.engine.results import Outcome, leave
 from road_ds.engine.run_folder import FOLDERS, RunFolder, full_disk_named
+from road_ds.engine.selection import Best
+from road_ds.train import tell
 
 
 @pytest.fixture
@@ -87,10 +95,61 @@ def test_there_must_be_something_to_resume(settings, tmp_path):
         opened(settings(), resume=True)
 
 
+def test_a_start_that_failed_leaves_no_mark(settings, tmp_path):
+    """What somebody puts there afterwards is not a run's."""
+    opened(settings()).release()
+    (tmp_path / "run" / "model").mkdir()
+    (tmp_path / "run" / "model" / "weights").write_text("mine")
+    for asked in ({}, {"overwrite": True}, {"resume": True}):
+        with pytest.raises(RoadError, match=r"run holds model and no run\.json: no run left it there"):
+            opened(settings(), **asked)
+    assert (tmp_path / "run" / "model" / "weights").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    "text", ['{"name": "other tool"}', '{"run": "before"}', '{"run": 5}', "[]", "{", f'{{"run": "{"0" * 32}", "x": 1}}']
+)
+@pytest.mark.parametrize("beside", ["model", None])
+def test_the_mark_of_another_tool_marks_no_run(settings, tmp_path, text, beside):
+    folder = tmp_path / "run"
+    (folder / (beside or "")).mkdir(parents=True)
+    (folder / "run.json").write_text(text)
+    if beside:
+        (folder / beside / "file").write_text("mine")
+    for asked in ({}, {"overwrite": True}, {"resume": True}):
+        with pytest.raises(
+            RoadError, match=rf"run holds {beside or 'run.json'} and its run\.json is not as a run writes"
+        ):
+            opened(settings(), **asked)
+    assert (folder / "run.json").read_text() == text and not (folder / ".lock").exists()
+    assert not beside or (folder / beside / "file").read_text() == "mine"
+
+
+def test_a_status_of_another_tool_is_not_replaced(settings, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "status.json").write_text('{"status": "mine"}')
+    with pytest.raises(RoadError, match=r"holds status\.json and no run\.json"):
+        opened(settings(), overwrite=True)
+    with pytest.raises(RoadError, match=r"status\.json"):
+        opened(settings(), overwrite=True)
+
+
+@pytest.mark.parametrize("lost", ["config.json", "results.json", *FOLDERS])
+def test_a_run_that_has_begun_stays_used_whatever_is_lost(settings, used, lost):
+    path = used.path / lost
+    shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+    kept = sorted(used.path.rglob("*"))
+    with pytest.raises(RoadError, match="holds a run already: add --resume to go on, --overwrite to remove it"):
+        opened(settings())
+    assert sorted(used.path.rglob("*")) == kept
+    opened(settings(), resume=True).release()
+
+
 def test_a_damaged_id_is_named(used):
+    folder = RunFolder(used.path)
     (used.path / "run.json").write_text('{"rum": 1}')
     with pytest.raises(RoadError, match=r"run\.json: missing or damaged"):
-        _ = used.run
+        _ = folder.run
 
 
 def test_a_new_run_removes_nothing_behind_a_link(settings, used, tmp_path):
@@ -193,6 +252,91 @@ def test_a_refused_start_leaves_the_folder_to_others(settings, used):
     with pytest.raises(RoadError, match="holds a run already"):
         opened(settings())
     opened(settings(), resume=True)
+
+
+def written(folder: RunFolder) -> list[Callable[[], object]]:
+    """All that a run does in its folder."""
+    return [
+        lambda: folder.record({"step": 1}),
+        lambda: folder.status("finished", 1),
+        lambda: folder.write("config.json", {}),
+        lambda: folder.forget(lambda line: True),
+        lambda: folder.begin({}),
+        lambda: folder.clear(),
+        lambda: leave(folder, Outcome(1, {}, {}, None), None, None, {}, 0.0),
+        lambda: milestones(folder).save(1),
+        lambda: milestones(folder, best=Best(folder.path / "best", folder.run)).evaluate(1),
+    ]
+
+
+def milestones(folder: RunFolder, best: Best | None = None) -> Milestones:
+    return Milestones(None, {}, None, Ranks(0, 1, 0, torch.device("cpu"), None), folder, 0, 1, {}, 1, best)
+
+
+def test_what_a_run_writes_it_can_write(settings):
+    """Else the next test would pass for other reasons."""
+    for number in range(6):
+        folder = opened(settings(), overwrite=True)
+        folder.begin({})
+        written(folder)[number]()
+        folder.release()
+
+
+@pytest.mark.parametrize("another", [True, False])
+@pytest.mark.parametrize("number", range(9))
+def test_a_run_writes_only_into_the_folder_that_it_locked(settings, tmp_path, number, another, monkeypatch):
+    """Removed under a live run, with or without another run there since."""
+    monkeypatch.setattr("road_ds.engine.milestones.evaluate", lambda *_, **__: {})
+    first = opened(settings())
+    first.begin({})
+    shutil.rmtree(first.path)
+    second = opened(settings()) if another else None
+    if second:
+        second.begin({"of": "the second"})
+    before = {path: path.read_text() for path in first.path.rglob("*") if path.is_file()}
+    with pytest.raises(
+        RoadError, match="run: is not this run's folder any more: it was removed or moved away, or anoth"
+    ):
+        written(first)[number]()
+    tell(first, "failed", "lost")
+    assert {path: path.read_text() for path in first.path.rglob("*") if path.is_file()} == before
+
+
+def test_without_locks_the_id_tells_whose_a_folder_is(settings, monkeypatch):
+    monkeypatch.setattr("road_ds.engine.run_folder._take", lambda *_: None)
+    first = opened(settings())
+    first.begin({})
+    opened(settings(), overwrite=True).begin({})
+    with pytest.raises(RankError, match="is not this run's folder any more"):
+        first.record({"step": 1})
+
+
+@pytest.mark.parametrize("name", FOLDERS)
+def test_two_runs_at_once_may_not_share_what_links_lead_to(settings, tmp_path, name):
+    (tmp_path / "shared").mkdir()
+    runs = []
+    for run in ("p", "q"):
+        (tmp_path / run).mkdir()
+        (tmp_path / run / name).symlink_to(tmp_path / "shared")
+        runs.append(settings(tmp_path / run))
+    first = opened(runs[0])
+    with pytest.raises(RoadError, match=rf"q/{name}: process {os.getpid()} on .* is at work there"):
+        opened(runs[1])
+    with pytest.raises(RoadError, match=rf"q/{name}: process {os.getpid()} on .* is at work there"):
+        opened(runs[1])  # what the refused start had locked is free again
+    first.release()
+    opened(runs[1]).begin({})
+
+
+def test_a_run_inside_another_would_be_removed_with_it(settings, used, tmp_path):
+    for inside in (used.path / "model" / "sub", used.path / "other"):
+        with pytest.raises(RoadError, match=r"(sub|other): lies in the folder of another run, .*run, which may remove"):
+            opened(settings(inside))
+    (tmp_path / "q").mkdir()
+    (tmp_path / "q" / "checkpoints").symlink_to(used.path / "checkpoints")
+    with pytest.raises(RoadError, match="q: lies in the folder of another run"):
+        opened(settings(tmp_path / "q"))
+    assert not (used.path / "other").exists()
 
 
 def test_a_file_system_without_locks_is_told_of(settings, monkeypatch, capsys):

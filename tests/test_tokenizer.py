@@ -1,8 +1,10 @@
 """A tokenizer that does not go with the model, or knows nothing of the texts, is refused wherever a model is used."""
 
 import json
+import re
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from runs import TINY_ELECTRA, error_of, tiny_config
@@ -79,6 +81,50 @@ def test_it_is_refused_wherever_a_model_is_used(faulty, use, command, config_fil
         assert said in error_of(command(use, *arguments))
 
 
+def copied(model: Path, folder: Path, **task) -> str:
+    """An exported model whose task has more settings."""
+    shutil.copytree(model, folder)
+    (folder / "road_task.json").write_text(json.dumps({"type": "classification", "labels": LABELS, **task}))
+    return str(folder)
+
+
+@pytest.mark.parametrize("rows", [True, False, None])
+@pytest.mark.parametrize("head", [True, False, None])
+def test_a_teacher_of_pairs_does_not_teach_lone_rows(model, tmp_path, config_file, rows, head):
+    config, _ = load_config(config_file(tiny_config(use=["inference"])))
+    teacher = copied(model, tmp_path / "teacher", pairs=head)
+    own = pupil("inference", heads(config), SimpleNamespace(pairs=rows), load_tokenizer(config.model))
+    if head in (None, rows):
+        assert own.accept(teacher) == Path(teacher)
+        return
+    named = {True: "pairs of texts", False: "lone texts", None: "both"}
+    said = f"road.distill.teachers.inference: {teacher} reads {named[head]}, the data set's rows are {named[rows]}"
+    for accept in (own.accept, own.accept_beside):
+        with pytest.raises(RoadError, match=re.escape(said)):
+            accept(teacher)
+
+
+def test_check_looks_at_teachers_as_training_does(model, tmp_path, config_file, command):
+    good, lone = copied(model, tmp_path / "good"), copied(model, tmp_path / "lone", pairs=False)
+    bare, added = copied(model, tmp_path / "bare"), copied(model, tmp_path / "added")
+    without_tokenizer(tmp_path / "bare")
+    with_two_more(tmp_path / "added")
+    other = copied(model, tmp_path / "other")
+    words = json.loads((tmp_path / "other" / "tokenizer.json").read_text())
+    words["model"]["vocab"] |= {"the": words["model"]["vocab"]["in"], "in": words["model"]["vocab"]["the"]}
+    (tmp_path / "other" / "tokenizer.json").write_text(json.dumps(words))
+
+    def check(names: list[str], **more):
+        distill = {"objective": "kd", "teachers": {"inference": names}, **more}
+        return command("check", config_file(tiny_config(use=["inference"], distill=distill)))
+
+    assert check([good, other])[0] == 0
+    said = error_of(check([good, lone, bare, added, str(tmp_path / "none")])).splitlines()
+    expected = (f"{lone} reads lone texts", NONE_LEFT.format(bare), TOO_MANY, f"{tmp_path}/none: no such folder")
+    assert len(said) == 4 and all(part in line for part, line in zip(expected, said, strict=True)), said
+    assert "other has another tokenizer than the student" in error_of(check([good, other], source="online"))
+
+
 @pytest.mark.parametrize("rows", [1066, 1072, 1088, 1152, 2000])
 def test_an_embedding_padded_to_a_multiple_is_the_models_own(model, tmp_path, rows):
     tokenizer = AutoTokenizer.from_pretrained(model)
@@ -87,14 +133,19 @@ def test_an_embedding_padded_to_a_multiple_is_the_models_own(model, tmp_path, ro
 
 
 def test_the_vocabulary_of_fresh_weights():
-    """Too few rows are refused; more than the tokenizer fills harm nothing."""
+    """Too few rows are refused, and so many more than the tokenizer fills that its own export would be refused."""
     sample = ModelSpec(architecture="electra", tokenizer="sample:tokenizer", config={"vocab_size": 1065})
     tokenizer = load_tokenizer(sample)
     with pytest.raises(
         RoadError, match=r"road\.model\.config\.vocab_size: the tokenizer has 1,066 entries, .* 1,065 rows"
     ):
         base_config(sample, tokenizer, None)
-    for rows in (1066, 30522):
+    large = sample.model_copy(update={"config": {"vocab_size": 5000}})
+    with pytest.raises(
+        RoadError, match=r"1,066 entries, the embedding 5,000 rows .*: give at most 2,132, or leave it out"
+    ):
+        base_config(large, tokenizer, None)
+    for rows in (1066, 2132):
         assert (
             base_config(sample.model_copy(update={"config": {"vocab_size": rows}}), tokenizer, None).vocab_size == rows
         )

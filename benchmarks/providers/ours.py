@@ -72,7 +72,7 @@ class Ours:
 
     def run(self, engine: Any, steps: range) -> None:
         rows = self.rows
-        lesson = Lesson(Guarded(self.objective), self.teachers, self.heads.of)
+        lesson = Lesson(Guarded(self.objective), self.teachers, self.heads.of, steps.stop)
         meter = Timed(rows, Meter(rows.ranks, self.folder, rows.sources, rows.preset.micro, self.padding))
         plan = assemble(rows.passes, rows.sources, self.padding, rows.ranks, rows.preset.micro, steps)
         with Preemption() as preemption:

@@ -7,9 +7,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-from road_ds.commands.arguments import ROWS, command, positive
+from road_ds.commands.arguments import ROWS, command, positive, settings
 from road_ds.commands.rows import read_rows
 from road_ds.common.errors import RoadError, legible
+from road_ds.common.hub import expanded
 from road_ds.common.log import versions
 from road_ds.config.file import load_config
 
@@ -26,9 +27,7 @@ def add(commands: Any) -> None:
     source.add_argument("--glue", action="store_true", help="the GLUE table; MODEL_FOLDER is a run's model/ folder")
     added.add_argument("--path", metavar="FOLDER", help="with --glue: GLUE's files in FOLDER/<data set> (default: hub)")
     added.add_argument("--zip", metavar="FILE", help="with --glue: writes test predictions for the leaderboard")
-    added.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", help=f"{ROWS}; with --config a key of that file"
-    )
+    settings(added, f"{ROWS}; with --config a key of that file")
     added.add_argument("--output", metavar="FOLDER", help="writes results.json and predictions/ there, for compare")
     added.add_argument("--batch-size", type=positive, default=64, metavar="N")
     added.add_argument("--json", action="store_true", help="prints JSON instead of a table")
@@ -38,11 +37,12 @@ def run(options: argparse.Namespace) -> None:
     """Prints the scores of a model, or of several whose logits are averaged, on labelled rows; or the GLUE table."""
     if options.glue:
         return glue_table(options)
+    from road_ds.engine.run_folder import RunFolder
     from road_ds.models.ensemble import Ensemble, evaluate_run
     from road_ds.tasks.evaluation import report, write_results
 
-    began, folder = time.monotonic(), options.output and Path(options.output).expanduser()
-    if folder and (folder / "config.json").exists():
+    began, folder = time.monotonic(), options.output and expanded(options.output, "--output ")
+    if folder and ((folder / "config.json").exists() or RunFolder(folder).is_run):
         raise RoadError(f"--output {folder}: holds a run or a model: give another folder")
     if folder:
         folder.mkdir(parents=True, exist_ok=True)  # what cannot be written is said before the work

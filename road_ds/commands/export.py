@@ -6,6 +6,7 @@ from typing import Any
 
 from road_ds.commands.arguments import command
 from road_ds.common.errors import RoadError
+from road_ds.common.hub import expanded
 
 
 def add(commands: Any) -> None:
@@ -23,5 +24,5 @@ def run(options: argparse.Namespace) -> None:
 
     if not Path(options.checkpoint).is_dir():
         raise RoadError(f"{options.checkpoint}: no such folder: give runs/<name> or runs/<name>/checkpoints/step-N")
-    for folder in export_checkpoint(Path(options.checkpoint), options.output and Path(options.output).expanduser()):
+    for folder in export_checkpoint(Path(options.checkpoint), options.output and expanded(options.output, "--output ")):
         print(folder)

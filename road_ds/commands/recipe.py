@@ -5,9 +5,10 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-from road_ds.commands.arguments import command
+from road_ds.commands.arguments import command, settings
 from road_ds.commands.compare import say_comparison
 from road_ds.common.errors import RoadError, nearest
+from road_ds.common.hub import expanded
 from road_ds.config.file import setting
 
 
@@ -16,13 +17,7 @@ def add(commands: Any) -> None:
     added = command(commands, "recipe", run)
     added.add_argument("recipe", metavar="FILE", help="a recipe: stages, each a run or several")
     added.add_argument("--output", metavar="FOLDER", help="where all runs lie (default: runs/<recipe>)")
-    added.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="overrides a key of every run, e.g. road.steps=20",
-    )
+    settings(added, "overrides a key of every run, e.g. road.steps=20")
     added.add_argument("--launch", default="", metavar="OPTIONS", help="options of deepspeed, e.g. '--num_gpus 2'")
     added.add_argument(
         "--redo", action="append", default=[], metavar="STAGE", help="makes a stage or run anew, and all that needs it"
@@ -39,7 +34,7 @@ def run(options: argparse.Namespace) -> None:
 
     path = Path(options.recipe)
     recipe = load_recipe(path)
-    output = Path(options.output or f"runs/{path.stem}").expanduser()
+    output = expanded(options.output or f"runs/{path.stem}", "--output ")
     runs = plan(recipe, path, output, dict(map(setting, options.set)))
     stages = set(recipe.compare.stages or recipe.stages) if recipe.compare else set()
     if recipe.compare and recipe.compare.baseline not in (known := {r.group for r in runs if r.stage in stages}):

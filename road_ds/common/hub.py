@@ -20,13 +20,13 @@ EXPORTED = "road_files.json"  # beside config.json: what every file was when it 
 
 
 @contextmanager
-def readable(name: str) -> Iterator[None]:
+def readable(name: str, about: str = "") -> Iterator[None]:
     """RoadError where a name cannot be looked up: no permission, no such home, too long, a NUL."""
     try:
         yield
     except (OSError, RuntimeError, ValueError) as error:
         why = error.strerror if isinstance(error, OSError) else str(error)
-        raise RoadError(f"{quote(name)}: cannot be read: {why}") from None
+        raise RoadError(f"{about}{quote(name)}: cannot be read: {why}") from None
 
 
 def sample_path(name: str) -> Path:
@@ -42,12 +42,17 @@ def sample_path(name: str) -> Path:
     return path
 
 
+def expanded(name: str | Path, about: str = "") -> Path:
+    """The path that a user means, `~` written out; about: the setting, for the RoadError where there is no such home."""
+    with readable(str(name), about):
+        return Path(name).expanduser()
+
+
 def local_file(name: str) -> Path:
     """The path of a data file: `sample:NAME` inside the embedded sample, anything else as it is."""
     if name.startswith("sample:"):
         return sample_path(name.removeprefix("sample:"))
-    with readable(name):
-        return Path(name).expanduser()
+    return expanded(name)
 
 
 def trained_heads(name: str) -> dict[str, Path]:

@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -39,6 +39,7 @@ class Manifest(BaseModel):
     """What the files beside it are; a kind of manifest adds its facts."""
 
     model_config = ConfigDict(strict=True)
+    before: ClassVar[str] = ""  # what to do with one that has no hash of itself
 
     files: dict[str, Fingerprint]
 
@@ -76,8 +77,7 @@ def read_manifest(path: Path, kind: type[Kind]) -> Kind:
     body, seal, _ = data.rpartition(SEAL)
     if not seal:
         raise Damaged(
-            f"{path}: does not end with its own hash: it is damaged, or of road_ds before 2026-11-27 (a checkpoint: export it "
-            "with the version that saved it, then give the exported folder as road.model)"
+            f"{path}: does not end with its own hash: it is damaged, or of road_ds before 2026-11-27{kind.before}"
         )
     if data != _sealed(body):
         raise Damaged(f"{path}: has changed since it was saved (sha256 differs)")

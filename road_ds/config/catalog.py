@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from road_ds.common.errors import RoadError, nearest
+from road_ds.common.hub import expanded
 from road_ds.common.strict_json import load_json
 from road_ds.config.settings import Strict, validated
 
@@ -143,7 +144,7 @@ def sources(name: str, part: str, path: str | None) -> tuple[str, Settings]:
             )
         place = {"format": "hub", "path": found.hub.path, "config": found.hub.config}
         return found.hub.parts[part], {**found.settings, **found.hub.settings, **place}
-    folder = Path(path).expanduser()
+    folder = expanded(path)
     if not folder.is_dir():
         raise RoadError(f"{path}: no such folder; expected one that save_to_disk wrote, or one with {bring(found)}")
     if any((folder / name).exists() for name in ("dataset_dict.json", "state.json")):

@@ -9,6 +9,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from road_ds.common.errors import Faults, RoadError, nearest
+from road_ds.common.hub import expanded
 from road_ds.common.strict_json import flat_keys, half_character, load_json, parse_json, quote
 from road_ds.config import catalog, deepspeed_keys
 from road_ds.config.road import RoadConfig
@@ -62,7 +63,9 @@ def read_config(
     for assignment in overrides:
         override(data, assignment)
     for key in unwritable(data):
-        faults.add(f"{path}: {key}: holds a NUL or half a character, which no file or folder can have in its name")
+        faults.add(
+            f"{path}: {key}: holds a NUL or half a character, which neither a path nor UTF-8 can hold: mend the text"
+        )
     for key, value in flat_keys(data).items():
         if isinstance(value, int) and abs(value) >= 2**63:
             faults.add(f"{path}: {key}: got {quote(value)}; expected a number below 2^63")
@@ -88,8 +91,9 @@ def read_config(
             faults.add(f"{path}: road: {fault}")
     with faults.caught():
         config = config.narrowed()
-    output = str(Path(config.output or f"runs/{Path(path).stem}").expanduser())
-    config = config.model_copy(update={"output": output})
+    with faults.caught():
+        output = str(expanded(config.output or f"runs/{Path(path).stem}", "road.output "))
+        config = config.model_copy(update={"output": output})
     config._file = str(path)
     return config, data
 

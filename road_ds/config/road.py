@@ -68,12 +68,16 @@ class DatasetSpec(Strict):
 
 
 class ModelSpec(Strict):
-    """A pretrained encoder by hub name or folder, or an architecture with fresh weights."""
+    """A pretrained encoder by hub name or folder, or an architecture with fresh weights.
+
+    layers: those of the pretrained encoder that the model begins with, counted from 0, or how many, evenly spaced.
+    """
 
     name: str | None = None
     architecture: str | None = None
     tokenizer: str | None = None
     config: dict[str, Any] = {}
+    layers: Count | Annotated[list[Number], Field(min_length=1)] | None = None
 
     @model_validator(mode="after")
     def one_source(self):
@@ -81,6 +85,20 @@ class ModelSpec(Strict):
             raise ValueError('give either "name" (a hub name or folder) or "architecture" (fresh weights), not both')
         if self.architecture is not None and self.tokenizer is None:
             raise ValueError('fresh weights need a "tokenizer": a hub name, a folder, or "sample:tokenizer"')
+        return self
+
+    @model_validator(mode="after")
+    def layers_of_a_pretrained_model(self):
+        if self.layers is None:
+            return self
+        if self.name is None:
+            raise ValueError(
+                '"layers" are taken from a pretrained model ("name"); fresh weights have config.num_hidden_layers'
+            )
+        if "num_hidden_layers" in self.config:
+            raise ValueError('"layers" says how deep the model is: leave config.num_hidden_layers out')
+        if isinstance(self.layers, list) and self.layers != sorted(set(self.layers)):
+            raise ValueError(f"layers: got {self.layers}; expected different layers in rising order, counted from 0")
         return self
 
 
@@ -143,6 +161,16 @@ class SpeedSettings(Strict):
     apex: Literal["auto", "on", "off"] = "auto"
 
 
+class FreeLBSettings(Strict):
+    """Ascent on the word embeddings of each row (FreeLB; its published code's adv-steps, adv-lr, adv-init-mag, adv-max-norm, norm-type)."""
+
+    steps: Annotated[int, Field(ge=2, le=100)] = 3
+    step_size: Annotated[float, Field(gt=0)] = 0.1
+    init_magnitude: Annotated[float, Field(ge=0)] = 0.1
+    max_norm: Annotated[float, Field(ge=0)] = 0.6  # 0: no limit
+    norm: Literal["l2", "linf"] = "l2"
+
+
 class LoopSettings(Strict):
     """What happens between steps, and when a run gives up."""
 
@@ -167,6 +195,7 @@ class RoadConfig(PlanSettings, RateSettings, SpeedSettings, LoopSettings):
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
     dropout: Annotated[float, Field(ge=0, lt=1)] | None = None
     distill: dict[str, Any] | None = None
+    freelb: FreeLBSettings | None = None
     select: Literal["last", "best"] = "last"
     evaluate_batch_size: Count = 64
     keep: Count = 2
@@ -253,9 +282,10 @@ class RoadConfig(PlanSettings, RateSettings, SpeedSettings, LoopSettings):
             if not any(sampling.weights.values()):
                 raise RoadError(f"road.sampling.weights are all zero for the data sets that road.use names: {self.use}")
         distill = self.distill
-        if distill is not None and isinstance(distill.get("teachers"), dict):
-            left_out = self.datasets.keys() - datasets.keys()
-            distill = {**distill, "teachers": {k: v for k, v in distill["teachers"].items() if k not in left_out}}
+        left_out = self.datasets.keys() - datasets.keys()
+        for key in ("teachers", "neighbours"):
+            if distill is not None and isinstance(distill.get(key), dict):
+                distill = {**distill, key: {k: v for k, v in distill[key].items() if k not in left_out}}
         changed = {"datasets": datasets, "tasks": tasks, "sampling": sampling, "distill": distill, "use": None}
         return self.model_copy(update=changed)
 
@@ -269,9 +299,22 @@ class RoadConfig(PlanSettings, RateSettings, SpeedSettings, LoopSettings):
         return dataset if self.heads == "per_dataset" else self.datasets[dataset].task
 
 
+def unlabelled_of(config: RoadConfig) -> list[tuple[str, str]]:
+    """The files of unlabelled texts in which a run has neighbours, each with its data set."""
+    near = (config.distill or {}).get("neighbours") or {}
+    texts = {name: block["text"] for name, block in near.items()}
+    return [(name, file) for name, of in texts.items() for file in (of if isinstance(of, list) else [of])]
+
+
 def models_of(config: RoadConfig) -> list[str]:
-    """The models and tokenizers that a run reads: its own start, generators and teachers."""
-    taught = (config.distill or {}).get("teachers") or {}
-    generators = [task.get("generator") for task in config.tasks.values()]
-    own = [config.model.name, config.model.tokenizer, *(name for name in generators if isinstance(name, str))]
-    return [name for name in own if name] + [name for names in taught.values() for name in names]
+    """The models and tokenizers that a run reads: its own start, teachers, generators, the encoders that found neighbours."""
+    distill = config.distill or {}
+    taught, near, adversarial = (distill.get(key) or {} for key in ("teachers", "neighbours", "adversarial"))
+    generator = adversarial.get("generator") if isinstance(adversarial, dict) else None
+    generators = (generator, *(task.get("generator") for task in config.tasks.values()))
+    return [
+        name for name in (config.model.name, config.model.tokenizer, *generators) if isinstance(name, str) and name
+    ] + [
+        *(name for names in taught.values() for name in names),
+        *(block["by"] for block in near.values() if block.get("by", "tfidf") != "tfidf"),
+    ]

@@ -47,6 +47,9 @@ class Batch:
     packing: Packing | None = None  # where the rows lie when the encoder runs them as one sequence
     masking: Masking | None = None  # which tokens a generator shall replace
     generated: Generated | None = None  # what it has replaced
+    tokens: tuple[int, ...] = ()  # [features] the lengths once more, known to the host
+    added: torch.Tensor | None = None  # [features, tokens, width] what a reader's word embeddings are moved by
+    original: "Batch | None" = None  # the first half of the rows, where the others were generated from them
 
     def map(self, change: Callable[[torch.Tensor], torch.Tensor]) -> "Batch":
         """The same batch with every tensor changed."""
@@ -58,6 +61,14 @@ class Batch:
     def to(self, device: torch.device | str) -> "Batch":
         """The same batch on a device."""
         return self.map(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def joined(self, other: "Batch") -> "Batch":
+        """The rows of this batch, then those that were generated from them; both equally wide, on the same device."""
+        both = {f.name: (getattr(self, f.name), getattr(other, f.name)) for f in fields(self)}
+        tensors: dict[str, Any] = {name: torch.cat(pair) for name, pair in both.items() if torch.is_tensor(pair[0])}
+        packing = self.packing and other.packing and self.packing.joined(other.packing)
+        features, tokens = np.concatenate(both["features"]), self.tokens + other.tokens
+        return replace(self, **tensors, features=features, tokens=tokens, packing=packing, original=self)
 
     def pinned(self) -> "Batch":
         """The same batch in memory that a GPU can copy from while the host goes on."""
@@ -104,6 +115,7 @@ def collate(
         labels=torch.from_numpy(labels.astype(np.float32 if labels.dtype.kind == "f" else np.int64)),
         full=bool((lengths == width).all()),
         packing=Packing.of(lengths, width) if packed else None,
+        tokens=tuple(lengths.tolist()),
     )
 
 

@@ -16,6 +16,7 @@ from filelock import FileLock
 
 from road_ds.common.digest import file_sha256, text_sha256
 from road_ds.common.errors import RoadError
+from road_ds.common.hub import expanded
 from road_ds.common.log import counted, progress, warn
 from road_ds.common.sealed import MANIFEST, Damaged, Manifest, fingerprints, verify, write_manifest
 from road_ds.config import catalog
@@ -27,7 +28,7 @@ from road_ds.data.readers import Answer, Example, Reading, distinct
 from road_ds.data.sources import Part, Source, unlabelled
 from road_ds.data.tokenizer import check_texts, tokenizer_hash
 
-ENCODING = 5  # part of every cache key: raise it when the same rows encode to other features, or are kept otherwise
+ENCODING = 6  # part of every cache key: raise it when the same rows encode to other features, or are kept otherwise
 
 
 class Encoded(Manifest):
@@ -88,15 +89,23 @@ def note(folder: Path, **facts: Any) -> None:
 
 
 def load_features(
-    name: str, part: Part, spec: DatasetSpec, task: Any, tokenizer: Any, cache: str | Path, verify: bool = True
+    name: str,
+    part: Part,
+    spec: DatasetSpec,
+    task: Any,
+    tokenizer: Any,
+    cache: str | Path,
+    verify: bool = True,
+    labelled: bool = True,
 ) -> FeatureSet:
     """The features of one part of a data set, from the cache or encoded into it.
 
     The cache is keyed by content: the source's bytes, the reader's settings, the tokenizer and the task's lengths and
     labels. A damaged file of it is named, and the rows are encoded again. Processes that share the cache wait for the first
-    to finish; verify: whether this one compares the hashes. RoadError for anything wrong with the rows.
+    to finish; verify: whether this one compares the hashes; labelled: whether the rows must have what the task learns from,
+    or are read without it. RoadError for anything wrong with the rows.
     """
-    source = Source.of(name, part, spec if task.supervised else unlabelled(spec))
+    source = Source.of(name, part, spec if task.supervised and labelled else unlabelled(spec))
     if source.spec.negatives and task.rows_per_feature == 1:
         raise RoadError(f"datasets.{name}.negatives: only questions over a context get negative ones, not {task.type}")
     content = _rows_hash(source.examples(Reading())) if source.by_rows else _file_content(source)
@@ -106,9 +115,9 @@ def load_features(
     settings = source.spec.model_dump(exclude=whole)
     identity = [ENCODING, part, content, settings, task.encoding(), tokenizer_hash(tokenizer)]
     key = text_sha256(json.dumps(identity, sort_keys=True, default=str))
-    folder = Path(cache).expanduser() / "features" / f"{name}-{part}-{key[:24]}"
+    folder = expanded(cache, "road.cache ") / "features" / f"{name}-{part}-{key[:24]}"
     try:
-        features = _kept(folder, source, spec, task, tokenizer, key, content, verify)
+        features = _kept(folder, source, spec, task, tokenizer, key, content, verify, labelled)
     except OSError as error:
         raise RoadError(f"road.cache {cache}: cannot be written: {error}: free space there, or set it") from None
     check_texts(tokenizer, features, f"datasets.{name}.{part}")
@@ -116,7 +125,15 @@ def load_features(
 
 
 def _kept(
-    folder: Path, source: Source, spec: DatasetSpec, task: Any, tokenizer: Any, key: str, content: str, verify: bool
+    folder: Path,
+    source: Source,
+    spec: DatasetSpec,
+    task: Any,
+    tokenizer: Any,
+    key: str,
+    content: str,
+    verify: bool,
+    labelled: bool,
 ) -> FeatureSet:
     """The features in a folder of the cache; encoded where it is not there, or damaged."""
     with suppress(RoadError, OSError):  # what is damaged is looked at again when no other process can be mending it
@@ -130,7 +147,7 @@ def _kept(
             except Damaged as error:
                 warn(f"{error}: the cached rows are encoded again", everywhere=True)
                 shutil.rmtree(folder)
-        _encode(source, task, tokenizer, folder, key, content)
+        _encode(source, task, tokenizer, folder, key, content, labelled)
         encoded = FeatureSet(source.name, folder, key, hashed=False)
         _compare_counts(spec, source, encoded.manifest)
         return encoded
@@ -208,7 +225,7 @@ def feature_schema(label: pa.DataType) -> pa.Schema:
     )
 
 
-def _encode(source: Source, task: Any, tokenizer: Any, folder: Path, key: str, content: str) -> None:
+def _encode(source: Source, task: Any, tokenizer: Any, folder: Path, key: str, content: str, labelled: bool) -> None:
     """Encodes rows into `folder` in one move: it is there whole, or not at all. Holds a chunk of rows at a time.
 
     RoadError when the rows are no longer those of `content`, which the key is made from.
@@ -229,7 +246,8 @@ def _encode(source: Source, task: Any, tokenizer: Any, folder: Path, key: str, c
                 rest = distinct(rest)
             for chunk in _chunks(rest):
                 for example in chunk:
-                    _check_labelled(example, source.name, task)
+                    if labelled:
+                        _check_labelled(example, source.name, task)
                     _add_row(digest, example)
                     examples.write(example, _size(example))
                 for feature in task.encode(chunk, tokenizer, rows):

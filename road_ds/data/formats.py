@@ -92,6 +92,13 @@ def _sentences_of(gold: Path) -> str:
     return str(gold.parent.parent / "sentences" / f"{name}full.csv" if name else gold.with_name("sentences.csv"))
 
 
+def _text_lines(source: str, spec: DatasetSpec) -> Rows:
+    """Lines that are a text each, as {"text": ...}; blank lines are skipped."""
+    for number, line in enumerate(_lines(source), 1):
+        if text := line.strip():
+            yield f":{number}", bad_line(text) or {"text": text}
+
+
 def _jsonl(source: str, spec: DatasetSpec) -> Rows:
     for number, line in enumerate(_lines(source), 1):
         if line.strip():
@@ -354,6 +361,7 @@ FORMATS: dict[str, Callable[[str, DatasetSpec], Rows]] = {
     "document": _document,
     "items": _items_of_list,
     "fields": _fields,
+    "lines": _text_lines,
     "qasrl_gs": _qasrl_gs,
     "hub": _hub,
     "disk": _disk,

@@ -43,6 +43,18 @@ class Packing:
             runs=tuple(runs),
         )
 
+    def joined(self, other: "Packing") -> "Packing":
+        """The packing of these rows and, behind them, those of another of the same width."""
+        rows, width = self.shape
+        return Packing(
+            index=torch.cat([self.index, other.index + rows * width]),
+            positions=torch.cat([self.positions, other.positions], dim=1),
+            bounds=torch.cat([self.bounds, self.bounds[-1] + other.bounds[1:]]),
+            shape=(rows + other.shape[0], width),
+            longest=max(self.longest, other.longest),
+            runs=self.runs + other.runs,
+        )
+
     @property
     def sizes(self) -> list[int]:
         """Tokens in each run."""
@@ -54,8 +66,8 @@ class Packing:
         return replace(self, **{name: change(tensor) for name, tensor in tensors.items()})
 
     def pack(self, padded: torch.Tensor) -> torch.Tensor:
-        """[rows, width] -> [1, tokens]."""
-        return padded.flatten().index_select(0, self.index)[None]
+        """[rows, width, ...] -> [1, tokens, ...]."""
+        return padded.flatten(0, 1).index_select(0, self.index)[None]
 
     def unpack(self, packed: torch.Tensor) -> torch.Tensor:
         """[1, tokens, hidden] -> [rows, width, hidden], zero where there is no token."""

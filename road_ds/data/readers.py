@@ -6,13 +6,11 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from road_ds.common.errors import RoadError, nearest
-from road_ds.common.log import progress
 from road_ds.common.strict_json import SURROGATE, quote
 from road_ds.config.road import Columns, DatasetSpec
 from road_ds.data.files import Piece, origin_of, pieces
@@ -31,6 +29,7 @@ TEXTS = (
     ("sentence", None),
 )
 LONE = ("text_a", "text", "sentence")
+SECOND = "text_b"  # always the second text where `columns` names no other
 LABELS = ("label", "gold_label")
 BOOLEANS = {"true": ("True", "1"), "false": ("False", "0")}
 
@@ -108,16 +107,10 @@ def choose(source: str, spec: DatasetSpec) -> tuple[np.ndarray, list[Any]]:
 
     A question's label is whether it has an answer.
     """
-    with progress(None, f"choosing rows of {Path(origin_of(source, spec)).name}", "row") as bar:
-
-        def labels() -> Iterator[Any]:
-            for e in _rows(source, spec, Reading()):
-                bar.update()
-                yield e.label if e.answers is None else bool(e.answers)
-
-        if spec.sample is not None:
-            return draw(labels(), spec.sample, spec.sample_seed, stratified=spec.stratified)
-        every = list(labels())
+    labels = (e.label if e.answers is None else bool(e.answers) for e in _rows(source, spec, Reading()))
+    if spec.sample is not None:
+        return draw(labels, spec.sample, spec.sample_seed, stratified=spec.stratified)
+    every = list(labels)
     return np.arange(len(every)), every
 
 
@@ -246,6 +239,9 @@ def _find(given: Columns, row: Row, before: Found | None) -> Found:
                 f"{', and text_b for the other text' if half else ''}{_headless(row)}"
             )
     partners = [b for a, b in pairs if a == text_a and given.text_a is None]
+    seconds = [b for b in dict.fromkeys([*partners, SECOND]) if b in row and b != text_a]
+    if len(seconds) > 1 and "text_b" not in given.model_fields_set:
+        raise Bad(f"columns.text_b could be {' or '.join(map(quote, seconds))}: set it")
 
     def column(role: str, known: Iterable[str | None], before: Found | None = before) -> str | int | None:
         if role in given.model_fields_set:  # null too: there is none
@@ -255,10 +251,10 @@ def _find(given: Columns, row: Row, before: Found | None) -> Found:
     return Found(
         id=column("id", ("id",), None),  # a row without it is numbered
         text_a=text_a,
-        text_b=column("text_b", partners),
+        text_b=column("text_b", seconds),
         label=column("label", LABELS),
         answers=column("answers", ("answers",)),
-        lone=text_a in LONE and "text_b" not in given.model_fields_set,
+        lone="text_b" not in given.model_fields_set,
     )
 
 
@@ -276,8 +272,8 @@ def _column(role: str, known: Iterable[str | None], row: Row, before: Found | No
 def _example(row: Row, columns: Found, label: str | float | None, generated_id: str, where: str) -> Example:
     id = generated_id if columns.id is None else _id(row, columns)
     text_a = _text(row, columns, "text_a")
-    alone = columns.text_b is None or (columns.lone and row.get(columns.text_b) in (None, ""))
-    text_b = None if alone else _text(row, columns, "text_b")
+    lacking = columns.text_b == SECOND and columns.lone and row.get(SECOND) in (None, "")
+    text_b = None if lacking or columns.text_b is None else _text(row, columns, "text_b")
     answers = None if columns.answers is None else _answers(row, columns, id, text_a, text_b)
     return Example(id, text_a, text_b, label, answers, where)
 
@@ -373,7 +369,7 @@ def _pairs(answers: Any, id: str) -> list[tuple[Any, Any]]:
 
 
 def _answer(text: Any, start: Any, id: str, context: str) -> Answer:
-    if not isinstance(text, str) or not text or isinstance(start, bool) or not isinstance(start, int):
+    if not isinstance(text, str) or not text.strip() or isinstance(start, bool) or not isinstance(start, int):
         raise Bad(f"id {quote(id)}: answer {quote(text)} at {quote(start)}; expected text and an integer offset")
     found = context[start : start + len(text)] if start >= 0 else ""
     if found != text:

@@ -111,11 +111,13 @@ def _side(name: str, labels: list, share: float, part: Part) -> np.ndarray:
     from sklearn.model_selection import train_test_split
 
     held = math.ceil(share * len(labels))
+    if held >= len(labels):
+        raise RoadError(
+            f"datasets.{name}.dev: holding out {share:g} of {len(labels)} row{'s' * (len(labels) > 1)} leaves none to train on: "
+            "give more rows, a smaller share, or a file"
+        )
     strata = _strata(labels, min(held, len(labels) - held))
-    try:
-        train, dev = train_test_split(range(len(labels)), test_size=share, random_state=0, stratify=strata)
-    except ValueError as error:
-        raise RoadError(f"datasets.{name}.dev: cannot hold out {share:g} of {len(labels)} rows: {error}") from None
+    train, dev = train_test_split(range(len(labels)), test_size=share, random_state=0, stratify=strata)
     chosen = np.zeros(len(labels), dtype=bool)
     chosen[train if part == "train" else dev] = True
     return chosen

@@ -33,9 +33,9 @@ def read_tokenizer(folder: Path, name: str) -> Any:
 
 
 def check_vocabulary(tokenizer: Any, config: Any, name: str, *, trained: bool = True) -> None:
-    """RoadError where an entry has no row in a model's embedding, or, of trained rows, most have no entry.
+    """RoadError where an entry has no row in a model's embedding, or most rows have no entry.
 
-    config: the model's. A matrix padded to a multiple of 128 or so has a few rows more than the tokenizer entries.
+    config: the model's; trained: whether it has weights, so that the tokenizer must be theirs. A matrix padded to a multiple of 128 or so has a few rows more than the tokenizer entries.
     """
     rows = getattr(config, "vocab_size", None)
     if not isinstance(rows, int):
@@ -48,9 +48,11 @@ def check_vocabulary(tokenizer: Any, config: Any, name: str, *, trained: bool = 
             f"(vocab_size): no row for {names}{', ...' if len(without) > 5 else ''}: give both of one model, or widen the "
             f"embedding with resize_token_embeddings({without[-1][0] + 1}) and save it"
         )
-    if trained and rows > FAR * len(tokenizer):
+    if rows > FAR * len(tokenizer):
+        fresh = f"give at most {FAR * len(tokenizer):,}, or leave it out for a row to each entry"
         raise RoadError(
-            f"{name}: the tokenizer has {len(tokenizer):,} entries, the embedding {rows:,} rows (vocab_size): {_cause(tokenizer)}"
+            f"{name}: the tokenizer has {len(tokenizer):,} entries, the embedding {rows:,} rows (vocab_size): "
+            f"{_cause(tokenizer) if trained else fresh}"
         )
 
 

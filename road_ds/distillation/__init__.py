@@ -5,5 +5,9 @@ objective: a class in a file here and a line in registry.py. It imports the room
 from road_ds.common.exports import exports
 
 __getattr__, __all__ = exports(
-    __name__, objective="Fused Loss Objective Taught Teaching supervised", registry="OBJECTIVES"
+    __name__,
+    **{"layers.base": "Comparison LayerMethod", "layers.registry": "METHODS"},
+    objective="Fused Loss Objective Taught Teaching supervised",
+    registry="OBJECTIVES",
+    teachers="SOURCES",
 )

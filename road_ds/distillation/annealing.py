@@ -56,12 +56,15 @@ class AnnealingKD(Taught):
         return 0.0
 
     def of_classes(self, outputs, teachers, labels, progress):
+        total = self.of_unlabelled(outputs, teachers, progress)
+        return Loss(total, supervised(outputs, labels).total.detach(), total.detach())
+
+    def of_unlabelled(self, outputs, teachers, progress):
         error = outputs.logits.float() - self.phi(progress) * teachers.float().mean(0)
         outside = absent(outputs)
         squares = error.square() if outside is None else error.masked_fill(outside, 0.0).square()
         classes = error.shape[1] if outputs.lengths is None else outputs.lengths
-        total = (squares.sum(1) / classes).mean()
-        return Loss(total, supervised(outputs, labels).total.detach(), total.detach())
+        return (squares.sum(1) / classes).mean()
 
     def of_values(self, outputs, teachers, labels, progress):
         return self.of_classes(outputs, teachers, labels, progress)

@@ -6,26 +6,63 @@ from typing import Any
 
 from road_ds.data.batch import Batch
 from road_ds.distillation.guard import Guarded
-from road_ds.distillation.objective import Loss, Teachers, gradient_share
+from road_ds.distillation.minimax import Minimax
+from road_ds.distillation.objective import Loss, Taught, Teachers, Teaching, gradient_share
+from road_ds.tasks.outputs import Outputs
+
+
+def as_written(batch: Batch, step: int) -> Batch:
+    """What is read of a batch where nothing is generated: itself."""
+    return batch
 
 
 @dataclass(frozen=True)
 class Lesson:
-    """An objective with its teachers. heads: the head that each data set trains."""
+    """An objective with its teachers. heads: the head that each data set trains; steps: the length of the run; text: what is
+    read of a batch in a step (from 0), itself or with generated rows behind it; minimax: who chooses neighbours, None without."""
 
     objective: Guarded
     teachers: Teachers
     heads: Mapping[str, str]
+    steps: int
+    text: Callable[[Batch, int], Batch] = as_written
+    minimax: Minimax | None = None
 
-    def __call__(self, model: Callable[..., Any], batch: Batch, progress: float, measured: bool = False) -> Loss:
-        """The loss of a batch at a progress in [0, 1]; measured: with the teachers' share of its gradient.
+    def read(self, batch: Batch, step: int) -> tuple[Batch, Teaching | None]:
+        """What is read of a batch in a step (from 0), and what its teachers say of that."""
+        batch = self.text(batch, step)
+        return batch, self.teachers(batch)
+
+    def __call__(
+        self, model: Callable[..., Any], batch: Batch, teaching: Teaching | None, step: int, measured: bool = False
+    ) -> Loss:
+        """The loss of a batch in a step (from 0); measured: with the teachers' share of its gradient.
 
         A task that learns from the text alone has its own loss, whatever the objective.
         """
-        outputs = model(batch, self.heads[batch.dataset])
+        progress = step / self.steps
+        outputs = model(batch, self.heads[batch.dataset], teaching and teaching.states, step)
         if outputs.loss is not None:
             return Loss(outputs.loss, terms=outputs.terms)
-        teaching = self.teachers(batch)
+        loss = self._whole(outputs, teaching, batch, progress, measured)
+        objective = self.objective.objective
+        if self.minimax is not None and (added := self.minimax(model, batch.original or batch, objective, progress)):
+            loss = replace(loss, total=loss.total + added[0], neighbours=added[1])
+        return loss
+
+    def _whole(
+        self, outputs: Outputs, teaching: Teaching | None, batch: Batch, progress: float, measured: bool
+    ) -> Loss:
+        """The loss of what was read of a batch, generated rows among it."""
+        if batch.original is None:
+            return self._loss(outputs, teaching, batch, progress, measured)
+        objective, batch = self.objective.objective, batch.original
+        assert teaching is not None and isinstance(objective, Taught)
+        (outputs, generated), (teaching, answers) = outputs.halves(), teaching.halves()
+        loss = self._loss(outputs, teaching, batch, progress, measured)
+        return objective.with_generated(loss, generated, answers.logits, batch, progress)
+
+    def _loss(self, outputs: Outputs, teaching: Teaching | None, batch: Batch, progress: float, measured: bool) -> Loss:
         loss = self.objective(outputs, teaching, batch, progress)
         if not measured or teaching is None:
             return loss

@@ -1,26 +1,36 @@
 """What an objective is: a batch's logits, labels and teachers as one number to go down."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import Field, model_validator
-from road_kernels import check_against_reference
+from pydantic import Field, field_validator, model_validator
+from road_kernels import check_against_reference, kd_loss
 from torch.nn import functional as F
 
 from road_ds.config.settings import Strict
 from road_ds.data.batch import IGNORED, Batch
-from road_ds.distillation.hidden import HiddenKD, hidden_loss
+from road_ds.distillation.adversarial import Adversarial
+from road_ds.distillation.layers.base import LayerMethod
+from road_ds.distillation.layers.hidden import HiddenKD
+from road_ds.distillation.layers.registry import method_from
+from road_ds.distillation.neighbours import NeighbourKD
+from road_ds.models.states import States
 from road_ds.tasks.outputs import Outputs
 
 
 @dataclass(frozen=True)
 class Teaching:
-    """What the teachers say of a batch. logits: [teachers, rows, classes], raw; hidden: per teacher and layer."""
+    """What the teachers say of a batch. logits: [teachers, rows, classes], raw; states: of the layers that are compared."""
 
     logits: torch.Tensor
-    hidden: tuple[tuple[torch.Tensor, ...], ...] = ()
+    states: States | None = None
+
+    def halves(self) -> tuple["Teaching", "Teaching"]:
+        """What they say of the first half of the rows, and of the second, by their logits."""
+        first, second = self.logits.chunk(2, dim=1)
+        return Teaching(first), Teaching(second)
 
 
 Teachers = Callable[[Batch], Teaching | None]  # None for a data set without a teacher
@@ -28,18 +38,28 @@ Teachers = Callable[[Batch], Teaching | None]  # None for a data set without a t
 
 @dataclass(frozen=True)
 class Loss:
-    """total: what is differentiated; hard, soft: the loss against labels and against teachers, unweighted, detached;
-    share: the teachers' part of the gradient at the logits, where it was measured; terms: other parts of the total, by name."""
+    """total: what is differentiated; hard, soft, layers, neighbours, generated: the loss against labels, against teachers,
+    between their layers and the student's, of the neighbours that are learned from, and against teachers on generated text,
+    unweighted, detached; share: the teachers' part of the gradient at the logits, where it was measured; terms: other
+    parts of the total, by name."""
 
     total: torch.Tensor
     hard: torch.Tensor | None = None
     soft: torch.Tensor | None = None
     share: torch.Tensor | None = None
+    layers: torch.Tensor | None = None
+    neighbours: torch.Tensor | None = None
+    generated: torch.Tensor | None = None
     terms: Mapping[str, torch.Tensor] = field(default_factory=dict)
 
     def parts(self) -> dict[str, torch.Tensor]:
         """What is written of it beside the total, by name."""
-        taught = {"hard": self.hard, "soft": self.soft, "soft_share": self.share} if self.soft is not None else {}
+        taught = {
+            "hard": self.hard, "soft": self.soft, "soft_share": self.share, "layers": self.layers,
+            "neighbours": self.neighbours, "generated": self.generated,
+        }  # fmt: skip
+        if self.soft is None and self.layers is None:
+            taught = {}
         return {name: value for name, value in {**taught, **self.terms}.items() if value is not None}
 
 
@@ -79,29 +99,64 @@ class Fused(Objective):
 
 
 class Taught(Fused):
-    """What objectives with teachers share: where the teachers' logits come from, and the term on hidden states."""
+    """What objectives with teachers share: where the teachers' logits come from, and the term between layers."""
 
-    teachers: dict[str, Annotated[list[str], Field(min_length=1)]]
-    source: Literal["cached", "online"] = "cached"
+    teachers: dict[str, Annotated[list[str], Field(min_length=1)]] = {}
+    source: str = "cached"  # a key of SOURCES
+    decay: Annotated[float, Field(ge=0, lt=1)] = 0.99  # of the average
     dtype: Literal["float16", "float32"] = "float16"
     cache: str | None = None
-    hidden: HiddenKD | None = None
+    layers: LayerMethod | None = None
+    hidden: HiddenKD | None = None  # the older words for one of the methods
+    adversarial: Adversarial | None = None
+    neighbours: dict[str, NeighbourKD] = {}
+
+    @field_validator("layers", mode="before")
+    @classmethod
+    def method_by_name(cls, value: Any) -> Any:
+        return None if value is None else method_from(value)
 
     @model_validator(mode="after")
-    def hidden_states_are_not_cached(self):
-        if self.hidden is not None and self.source != "online":
-            raise ValueError('hidden compares hidden states, which are not cached: set source to "online"')
+    def states_are_there(self):
+        if self.layers is not None and self.hidden is not None:
+            raise ValueError('hidden is layers with the method "hidden": give one of the two')
+        if self.compared is not None and self.source == "cached" and not self.compared.first:
+            raise ValueError(
+                f'the method {self.compared.method} compares states of all tokens, which are not cached: set source to "online"'
+            )
         return self
+
+    @model_validator(mode="after")
+    def generated_text_is_not_cached(self):
+        if self.adversarial is not None and self.source != "online":
+            raise ValueError(
+                'adversarial has the teachers read generated text, which is not cached: set source to "online"'
+            )
+        return self
+
+    @model_validator(mode="after")
+    def an_average_is_the_runs_own(self):
+        if self.source == "average" and self.teachers:
+            raise ValueError("the source average is the run's own and teaches all its data sets: leave teachers out")
+        if self.source != "average" and "decay" in self.model_fields_set:
+            raise ValueError(f'decay is of the source "average", got source {self.source}: leave it out')
+        if self.source == "average" and self.compared is not None:
+            raise ValueError("the source average gives no states of layers: leave layers out, or name teachers")
+        return self
+
+    @property
+    def compared(self) -> LayerMethod | None:
+        """How the student's layers are compared with the teachers'."""
+        return self.hidden.method() if self.hidden else self.layers
 
     def __call__(self, outputs, teaching, batch, progress):
         if teaching is None:
             return supervised(outputs, batch.labels)
         loss = self.of_values if batch.labels.is_floating_point() else self.of_classes
         found = loss(outputs, teaching.logits, batch.labels, progress)
-        if self.hidden is None:
+        if self.compared is None:
             return found
-        added = self.hidden.weight * hidden_loss(outputs.hidden, teaching.hidden, batch.attention_mask)
-        return Loss(found.total + added, found.hard, found.soft)
+        return replace(found, total=found.total + self.compared.weight * outputs.layers, layers=outputs.layers.detach())
 
     def check(self, outputs, teaching, batch, progress):
         if teaching is not None:
@@ -118,8 +173,36 @@ class Taught(Fused):
         share = self.hard_share(progress)
         return Loss(share * hard + (1 - share) * soft, hard.detach(), soft.detach())
 
+    def of_unlabelled(self, outputs: Outputs, teachers: torch.Tensor, progress: float) -> torch.Tensor:
+        """The loss over classes of rows that have no label, against the teachers alone: a scalar, unweighted."""
+        return divergence(self, outputs, teachers).mean()
+
+    def with_generated(
+        self, loss: Loss, outputs: Outputs, teachers: torch.Tensor, batch: Batch, progress: float
+    ) -> Loss:
+        """The loss of a batch together with that of the rows generated from it, which have no label: against the teachers alone."""
+        assert self.adversarial is not None
+        if batch.labels.is_floating_point():
+            value = teachers.float().mean(0).squeeze(-1)  # stands for the gold one, too
+            generated = self.of_values(outputs, teachers, value, progress).total
+        else:
+            generated = self.of_unlabelled(outputs, teachers, progress)
+        weight = self.adversarial.weight
+        return replace(loss, total=(1 - weight) * loss.total + weight * generated, generated=generated.detach())
+
     def fits(self, dataset: str, number: int) -> None:
         """RoadError where the settings do not hold for so many teachers of a data set."""
+
+
+def divergence(
+    objective: Fused, outputs: Outputs, teachers: torch.Tensor, temperature: float = 1.0, kl_scale: Any = 1
+) -> torch.Tensor:
+    """kl_scale KL(mean of the teachers || student) of each row at a temperature, [rows]; with a gradient."""
+    found = kd_loss(
+        outputs.logits, teachers, None, temperature=temperature, weight=1.0, kl_scale=kl_scale,
+        lengths=outputs.lengths, reduction="none", impl=objective.kernels,
+    )  # fmt: skip
+    return found.total
 
 
 def supervised(outputs: Outputs, labels: torch.Tensor) -> Loss:
@@ -141,7 +224,8 @@ def gradient_share(
 
     def gradient(loss: Any) -> torch.Tensor:
         logits = outputs.logits.detach().float().requires_grad_()
-        found = loss(Outputs(logits, outputs.lengths, tuple(h.detach() for h in outputs.hidden)))
+        layers = outputs.layers if outputs.layers is None else outputs.layers.detach()
+        found = loss(replace(outputs, logits=logits, layers=layers))
         return torch.autograd.grad(found.total, logits)[0]
 
     whole = gradient(lambda again: objective(again, teaching, batch, progress))

@@ -1,4 +1,4 @@
-"""Teachers' logits on disk: shards, each hashed, then a manifest.
+"""Teachers' logits, and the first tokens' vectors of their layers, on disk: shards, each hashed, then a manifest.
 
 Teachers are never combined on disk, so that temperature, weights and the choice of teachers can change.
 """
@@ -8,7 +8,7 @@ import os
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,10 @@ BEGUN = "begun.json"
 
 @dataclass(frozen=True)
 class Origin:
-    """What soft targets depend on. labels: the classes in the order stored, None where they have no names."""
+    """What soft targets depend on. labels: the classes in the order stored, None where they have no names.
+
+    vectors: layers and width of the states that are kept beside the logits, None where none are.
+    """
 
     dataset: str
     teacher: str  # hash of its weights and configuration
@@ -39,9 +42,14 @@ class Origin:
     windows: dict[str, int]  # the task's lengths
     labels: list[str] | None
     dtype: str
+    vectors: list[int] | None = None
+
+    def serves(self, other: "Origin") -> bool:
+        """Whether soft targets from here are those that another asks for; states beside the logits may be left unread."""
+        return self == (other if other.vectors is not None else replace(other, vectors=self.vectors))
 
     def differences(self, other: "Origin") -> list[str]:
-        """In what two origins differ, in words; the order of labels does not count."""
+        """In what two origins differ, in words; neither the order of labels nor what is kept beside the logits counts."""
         words = {
             "dataset": "data set",
             "teacher": "teacher (its weights or configuration have changed)",
@@ -90,6 +98,8 @@ class SoftTargets:
             made = manifest.origin
             if different := made.differences(origin):
                 raise Damaged(f"{folder}: the {about} were made from another {', another '.join(different)}")
+            if origin.vectors is not None and made.vectors is None:
+                raise Damaged(f"{folder}: the {about} are logits alone, and road.distill.layers compares states")
             check_shards(folder, manifest.files, verify)
         except Damaged as error:
             raise RoadError(f"{error}{again}") from None
@@ -97,12 +107,22 @@ class SoftTargets:
         self._files = [folder / name for name in manifest.files]
         self._shards = [ArrowRows(path) for path in self._files]
         self._order = order_of(made.labels, origin.labels)
+        self.shape = made.vectors
+        self._features = origin.features
+
+    def __len__(self) -> int:
+        return self._features
 
     def __getitem__(self, feature: int) -> np.ndarray:
         """The logits of a feature, flat: rows x classes without padding."""
         shard, offset = divmod(int(feature), SHARD)
         values = self._shards[shard][offset]["logits"]
         return values if self._order is None else values[self._order]
+
+    def vectors(self, feature: int) -> np.ndarray:
+        """The first token's hidden states of a feature, [layers, width], from the first layer on."""
+        shard, offset = divmod(int(feature), SHARD)
+        return self._shards[shard][offset]["vectors"].reshape(self.shape)
 
     def scores(self) -> np.ndarray:
         """Per feature 1 where the teacher is right and 0 where it is not; for a regression its squared error."""
@@ -113,7 +133,7 @@ def flaw(folder: Path, origin: Origin) -> str:
     """Why a folder is not finished soft targets of just this origin, with the file's name; "" when it is."""
     try:
         manifest = read_manifest(folder / MANIFEST, Written)
-        if manifest.origin != origin:
+        if not manifest.origin.serves(origin):
             return f"{folder}: made from something else"
         check_shards(folder, manifest.files)
     except RoadError as error:
@@ -138,13 +158,14 @@ def begin(folder: Path, origin: Origin) -> list[str]:
     In what the removed ones differed, in words; empty where nothing was removed. RoadError where it cannot be written, as
     in what follows.
     """
-    begun = read_json(folder / BEGUN)
-    if begun == asdict(origin):
-        return []
     different: list[str] = []
     if folder.exists():
         try:
-            different = Origin(**(begun or {})).differences(origin) or ["order of labels"]
+            begun = Origin(**(read_json(folder / BEGUN) or {}))
+            if begun == origin:
+                return []
+            beside = ["choice of states beside the logits"] if begun.vectors != origin.vectors else []
+            different = begun.differences(origin) or beside or ["order of labels"]
         except TypeError:
             different = ["origin"]
     with writing(folder):
@@ -179,34 +200,75 @@ def shard_scores(path: Path) -> np.ndarray:
         return pa.ipc.open_file(source).read_all().column("score").to_numpy()
 
 
-def write_shard(folder: Path, number: int, logits: Sequence[np.ndarray], scores: np.ndarray, origin: Origin) -> None:
+def write_shard(
+    folder: Path,
+    number: int,
+    logits: Sequence[np.ndarray],
+    scores: np.ndarray,
+    origin: Origin,
+    vectors: Sequence[np.ndarray] = (),
+) -> None:
     """Writes one shard; logits: per feature, any shape; scores: how right the teacher is on each, [features].
 
-    RoadError for logits that are not finite, in this dtype too.
+    vectors: per feature the first token's states, [layers, width], where the origin has them; kept in float16. RoadError
+    for numbers that are not finite, in this dtype too.
     """
-    flat = [values.ravel() for values in logits]
-    bounds = np.concatenate([[0], np.cumsum([len(values) for values in flat])])
-    with np.errstate(over="ignore"):
-        values = np.concatenate(flat).astype(origin.dtype)
-    if not np.isfinite(values).all():
-        feature = number * SHARD + int(np.searchsorted(bounds, np.flatnonzero(~np.isfinite(values))[0], "right")) - 1
-        whole = all(np.isfinite(part).all() for part in flat)
-        why = f"too large for {origin.dtype}: set road.distill.dtype to float32" if whole else "not finite"
-        raise RoadError(f"{origin.dataset}: the teacher's logits of feature {feature} are {why}; nothing was stored")
+    columns = {"logits": Column.of(logits, origin.dtype)}
+    if origin.vectors is not None:
+        columns["vectors"] = Column.of(vectors, "float16")
+    for name, column in columns.items():
+        if (row := column.broken()) is not None:
+            remedy = "set road.distill.dtype to float32" if name == "logits" else 'set road.distill.source to "online"'
+            why = f"too large for {column.values.dtype}: {remedy}" if column.whole else "not finite"
+            feature = number * SHARD + row
+            raise RoadError(
+                f"{origin.dataset}: the teacher's {name} of feature {feature} are {why}; nothing was stored"
+            )
     path = folder / f"{number:05}.arrow"
     staged = path.with_suffix(f".{os.getpid()}")
-    schema = pa.schema({"logits": pa.list_(pa.from_numpy_dtype(np.dtype(origin.dtype))), "score": pa.float32()})
+    schema = pa.schema({**{name: column.type for name, column in columns.items()}, "score": pa.float32()})
     with writing(folder):
         with pa.OSFile(str(staged), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
-            for first in range(0, len(flat), CHUNK):
-                part = bounds[first : first + CHUNK + 1]
-                rows = pa.ListArray.from_arrays(
-                    pa.array(part - part[0], pa.int32()), pa.array(values[part[0] : part[-1]]), type=schema.types[0]
-                )
+            for first in range(0, len(scores), CHUNK):
+                rows = [column.part(first) for column in columns.values()]
                 right = pa.array(scores[first : first + CHUNK], pa.float32())
-                writer.write_batch(pa.record_batch([rows, right], schema=schema))
+                writer.write_batch(pa.record_batch([*rows, right], schema=schema))
         os.replace(staged, path)
         write_manifest(folder / f"{number:05}.json", Manifest(files={path.name: Fingerprint.of(path)}))
+
+
+@dataclass(frozen=True)
+class Column:
+    """Numbers of each feature of a shard, as lists one behind the other; whole: all were finite in the type they came in."""
+
+    values: np.ndarray
+    bounds: np.ndarray
+    whole: bool
+
+    @classmethod
+    def of(cls, rows: Sequence[np.ndarray], dtype: str) -> "Column":
+        """The numbers of each feature, any shape, as this type."""
+        flat = [values.ravel() for values in rows]
+        with np.errstate(over="ignore"):
+            values = np.concatenate(flat).astype(dtype)
+        bounds = np.concatenate([[0], np.cumsum([len(values) for values in flat])])
+        return cls(values, bounds, all(np.isfinite(values).all() for values in flat))
+
+    def broken(self) -> int | None:
+        """The first feature with a number that is not finite."""
+        places = np.flatnonzero(~np.isfinite(self.values))
+        return int(np.searchsorted(self.bounds, places[0], "right")) - 1 if len(places) else None
+
+    @property
+    def type(self) -> pa.DataType:
+        """As Arrow calls it."""
+        return pa.list_(pa.from_numpy_dtype(self.values.dtype))
+
+    def part(self, first: int) -> pa.ListArray:
+        """The lists of a chunk of features."""
+        part = self.bounds[first : first + CHUNK + 1]
+        values = pa.array(self.values[part[0] : part[-1]])
+        return pa.ListArray.from_arrays(pa.array(part - part[0], pa.int32()), values, type=self.type)
 
 
 def finish(folder: Path, origin: Origin, name: str) -> None:
@@ -227,14 +289,15 @@ def finish(folder: Path, origin: Origin, name: str) -> None:
 
 
 def check_shards(folder: Path, files: dict[str, Fingerprint], verify: bool = True) -> None:
-    """Damaged names the shard that is not as it was written, or, where verified, holds a logit that is not finite."""
+    """Damaged names the shard that is not as it was written, or, where verified, holds a number that is not finite."""
     for name, written in files.items():
         check(folder / name, written, hashed=verify)
         if verify:
             with pa.memory_map(str(folder / name)) as source:
-                for batch in pa.ipc.open_file(source).read_all().to_batches():
-                    if not np.isfinite(batch.column(0).values.to_numpy()).all():
-                        raise Damaged(f"{folder / name}: a logit is not finite")
+                table = pa.ipc.open_file(source).read_all()
+                for kind in set(table.column_names) - {"score"}:
+                    if not all(np.isfinite(chunk.values.to_numpy()).all() for chunk in table[kind].iterchunks()):
+                        raise Damaged(f"{folder / name}: a {kind.removesuffix('s')} is not finite")
 
 
 def read_json(path: Path) -> dict[str, Any] | None:

@@ -1,6 +1,7 @@
 """Soft targets for a run: every teacher's logits for every training row, shared out over the processes, kept on disk."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -12,11 +13,13 @@ from road_ds.common.log import is_main, progress, say, table, warn
 from road_ds.common.ranks import Ranks
 from road_ds.common.sealed import MANIFEST
 from road_ds.config.file import load_config
-from road_ds.config.road import DatasetSpec
-from road_ds.data.batch import IGNORED
+from road_ds.config.road import DatasetSpec, RoadConfig
+from road_ds.data.batch import IGNORED, Batch
 from road_ds.data.features import FeatureSet, load_features
+from road_ds.distillation.neighbours import open_folder, texts_of
 from road_ds.distillation.objective import Taught
 from road_ds.distillation.registry import objective_from
+from road_ds.distillation.retrieve import encoded, folder_of, origin_of
 from road_ds.distillation.soft_targets import (
     Origin,
     SoftTargets,
@@ -30,10 +33,12 @@ from road_ds.distillation.soft_targets import (
 from road_ds.distillation.teachers import Pupil, pupil, targets_folder
 from road_ds.models.configuration import base_config, check_lengths, load_tokenizer
 from road_ds.models.predictor import Predictor
+from road_ds.models.states import States, Wanted
 from road_ds.tasks.base import Task
 from road_ds.tasks.evaluation import batch_logits
 from road_ds.tasks.labels import label_names, order_of
-from road_ds.tasks.registry import heads
+from road_ds.tasks.outputs import Outputs
+from road_ds.tasks.registry import Heads, heads
 
 
 def teach(path: str, overrides: list[str], batch_size: int = 64) -> None:
@@ -45,31 +50,45 @@ def teach(path: str, overrides: list[str], batch_size: int = 64) -> None:
     objective = objective_from(config)
     if not isinstance(objective, Taught):
         raise RoadError(f"{path}: road.distill names no teachers: there is nothing to write")
-    if objective.source == "online":
+    if objective.source != "cached":
         raise RoadError(
-            f"{path}: road.distill.source is online: the teachers run beside the student, nothing is written"
+            f"{path}: road.distill.source is {objective.source}: the teachers run beside the student, nothing is written"
         )
     ranks = Ranks.start(config.step_timeout)
     tasks = heads(config)
     tokenizer = ranks.together(lambda: load_tokenizer(config.model))
     check_lengths(base_config(config.model, tokenizer, config.dropout), tasks)
     lines, shares = [], []
-    for dataset in objective.teachers:
-        read = partial(read_rows, dataset, config.datasets[dataset], config.cache, tasks.task(dataset), ranks)
-        own = pupil(dataset, tasks, ranks.together(partial(read, tokenizer)), tokenizer)
-        scores = np.stack(
-            [ask(own, name, read, config.cache, objective, ranks, batch_size) for name in objective.teachers[dataset]]
-        )
-        for name, of in zip(objective.teachers[dataset], scores, strict=True):
+    for own, read in pupils(config, objective, tasks, tokenizer, ranks):
+        scores = np.stack([ask(own, name, read, config.cache, objective, ranks, batch_size) for name in own.teachers])
+        labelled = own.dataset in config.datasets
+        for name, of in zip(own.teachers, scores, strict=True):
             value = f"squared error {of.mean():.4g}" if own.task.continuous else f"{of.mean():.1%} right"
-            lines.append((dataset, name, f"{len(of):,}", value))
-        if not own.task.continuous:
-            shares.append((dataset, right_shares(scores)))
+            lines.append((own.dataset, name, f"{len(of):,}", value if labelled else "no labels"))
+        if labelled and not own.task.continuous:
+            shares.append((own.dataset, right_shares(scores)))
     say(table(lines, ("data set", "teacher", "features", "on its rows")), "")
     for dataset, share in shares:
         parts = ", ".join(f"{number}: {value:.1%}" for number, value in enumerate(share))
         say(f"{dataset}: teachers right on a row: {parts}")
     ranks.leave()
+
+
+def pupils(
+    config: RoadConfig, objective: Taught, tasks: Heads, tokenizer: Any, ranks: Ranks
+) -> Iterator[tuple[Pupil, Callable[[Any], FeatureSet]]]:
+    """What a run's teachers are asked about, each data set and the texts of its neighbours, and its reader."""
+    for dataset in objective.teachers:
+        task = tasks.task(dataset)
+        read = partial(read_rows, dataset, config.datasets[dataset], config.cache, task, ranks)
+        own = pupil(dataset, tasks, ranks.together(partial(read, tokenizer)), tokenizer, objective)
+        yield own, read
+        if settings := objective.neighbours.get(dataset):
+            folder = folder_of(objective, config.cache, dataset)
+            origin = ranks.together(partial(origin_of, dataset, settings, own.rows, task))
+            ranks.together(partial(open_folder, folder, origin, dataset, ranks.local_rank == 0, config.file))
+            read = partial(encoded, folder, dataset, task, config.cache, ranks.local_rank == 0)
+            yield replace(own, dataset=texts_of(dataset), rows=ranks.together(partial(read, tokenizer))), read
 
 
 def ask(
@@ -86,7 +105,7 @@ def ask(
     read: the data set's rows as the model of a tokenizer reads them; cache: the run's.
     """
     folder = ranks.together(lambda: own.accept(name))
-    origin = ranks.together(lambda: own.origin(name, folder, objective.dtype))
+    origin = ranks.together(lambda: own.origin(name, folder, objective.dtype, objective.compared is not None))
     target = targets_folder(objective, cache, own.dataset, name)
     flaws = ranks.gather(flaw(target, origin) if ranks.local_rank == 0 else "")
     if any(flaws):
@@ -126,23 +145,42 @@ def write(
     shards = list(enumerate(shard_rows(origin)))[ranks.rank :: ranks.world_size]
     order = order_of(label_names(predictor.task), origin.labels)
     lengths = np.asarray(read.lengths)
+    layers, _ = origin.vectors or (0, 0)
+    wanted = Wanted(tuple(range(1, layers + 1)), first=True)
     with progress(sum(len(rows) for _, rows in shards), f"teaching {own.dataset}", "row") as bar:
         for number, rows in shards:
             if not has_shard(folder, number):
                 logits: dict[int, np.ndarray] = {}
+                vectors: dict[int, np.ndarray] = {}
                 by_length = sorted(rows, key=lambda row: -lengths[row])
                 for first in range(0, len(rows), batch_size):
                     part = by_length[first : first + batch_size]
-                    values = batch_logits(
-                        predictor, read, part, own.task, "", predictor.tokenizer.pad_token_id or 0, predictor.device
-                    )
+                    values, states = said(predictor, read, part, own.task, wanted)
                     logits |= zip(part, values if order is None else [v[:, order] for v in values], strict=True)
+                    vectors |= zip(part, states, strict=True)
                     bar.update(len(part))
                 found = [logits[row] for row in rows]
                 labels = [np.asarray(own.rows[row].labels) for row in rows]
-                write_shard(folder, number, found, row_scores(own.task, found, labels), origin)
+                scores = row_scores(own.task, found, labels)
+                write_shard(folder, number, found, scores, origin, [vectors[row] for row in rows])
             else:
                 bar.update(len(rows))
+
+
+def said(
+    predictor: Predictor, read: FeatureSet, rows: Sequence[int], task: Task, wanted: Wanted
+) -> tuple[list[np.ndarray], np.ndarray]:
+    """A teacher's logits of some features, each [rows, classes], and the wanted first tokens' states, [features, layers, width]."""
+    seen: list[States] = []
+
+    def model(batch: Batch, head: str) -> Outputs:
+        outputs, states = predictor.observed(batch, wanted)
+        seen.append(states)
+        return outputs
+
+    logits = batch_logits(model, read, rows, task, "", predictor.tokenizer.pad_token_id or 0, predictor.device)
+    vectors = [state.float().cpu().numpy() for state in seen[0].hidden.values()]
+    return logits, np.stack(vectors, axis=1) if vectors else np.empty((len(rows), 0, 0))
 
 
 def row_scores(task: Task, logits: list[np.ndarray], labels: list[np.ndarray]) -> np.ndarray:

@@ -6,10 +6,11 @@ import pickle
 import random
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -24,10 +25,15 @@ from road_ds.common.sealed import MANIFEST, Damaged, Manifest, commit, seal
 
 COMMITTED = re.compile(r"step-(\d{8})(\.old)?")
 ENGINE = "engine"  # the folder, inside a checkpoint, that DeepSpeed writes and reads
+Engines = Mapping[str, Any]  # beside that one, each by its own folder
 
 
 class Saved(Manifest):
     """What a checkpoint says of itself."""
+
+    before: ClassVar[str] = (
+        " (then export it with the version that saved it, and give the exported folder as road.model)"
+    )
 
     run: str  # the id of the run that wrote it
     step: int  # steps done by then
@@ -50,7 +56,17 @@ class Checkpoint:
         return self.manifest.step
 
 
-def save(engine: Any, ranks: Ranks, root: Path, *, run: str, step: int, config: dict[str, Any], keep: int) -> None:
+def save(
+    engine: Any,
+    ranks: Ranks,
+    root: Path,
+    *,
+    run: str,
+    step: int,
+    config: dict[str, Any],
+    keep: int,
+    beside: Engines = MappingProxyType({}),
+) -> None:
     """Commits a checkpoint after `step` steps, on all ranks together, and prunes to the newest `keep`.
 
     The rename is the commit: a folder `step-N` is whole, anything else is not a checkpoint. When a rank cannot write
@@ -64,8 +80,9 @@ def save(engine: Any, ranks: Ranks, root: Path, *, run: str, step: int, config: 
                 shutil.rmtree(left)
             staged.mkdir()
     with all_or_none(ranks, staged) as faults:
-        with write_faults_kept(engine, faults):
-            engine.save_checkpoint(str(staged), tag=ENGINE, save_latest=False)
+        for name, one in {ENGINE: engine, **beside}.items():
+            with write_faults_kept(one, faults):
+                one.save_checkpoint(str(staged), tag=name, save_latest=False)
         save_file(random_state(), staged / f"random-{ranks.rank:05d}.safetensors")
     with all_or_none(ranks, staged):
         if ranks.rank == 0:
@@ -177,7 +194,7 @@ def refuse_strangers(folders: list[Path], run: str) -> None:
                 )
 
 
-def restore(engine: Any, ranks: Ranks, checkpoint: Checkpoint) -> None:
+def restore(engine: Any, ranks: Ranks, checkpoint: Checkpoint, beside: Engines = MappingProxyType({})) -> None:
     """Loads weights, optimizer, schedule and random states. RoadError when this run's shape cannot take them."""
     stage, world_size = checkpoint.manifest.stage, checkpoint.manifest.world_size
     if engine.zero_optimization_stage() != stage:
@@ -194,7 +211,8 @@ def restore(engine: Any, ranks: Ranks, checkpoint: Checkpoint) -> None:
         )
     refuse_other_groups(checkpoint, len(engine.optimizer.param_groups))
     with without_code(checkpoint):
-        engine.load_checkpoint(str(checkpoint.folder), tag=ENGINE)
+        for name, one in {ENGINE: engine, **beside}.items():
+            one.load_checkpoint(str(checkpoint.folder), tag=name)
     if ranks.rank == 0:
         set_aside(checkpoint)
     own = checkpoint.folder / f"random-{ranks.rank:05d}.safetensors"

@@ -16,7 +16,9 @@ def plot_curves(records: list[dict[str, Any]], metrics: list[str], path: str | P
     FigureCanvasAgg(figure)
     losses, rates, scores = figure.subplots(1, 3)
     for key in sorted({key for record in records for key in record if key.startswith("loss/")}):
-        steps, values = zip(*curve(key), strict=True)
+        if not (points := curve(key)):  # no loss of it was finite
+            continue
+        steps, values = zip(*points, strict=True)
         span = max(1, len(values) // 50)
         smooth = [sum(part) / len(part) for i in range(len(values)) if (part := values[max(0, i - span) : i + 1])]
         losses.plot(steps, smooth, label=key.removeprefix("loss/"), linewidth=1.2)

@@ -1,7 +1,8 @@
 """What the steps of a run measured: collected without waiting on the device, written to metrics.jsonl when asked."""
 
 import time
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,6 +15,7 @@ from road_ds.data.batches import Padding
 from road_ds.data.features import FeatureSet
 from road_ds.data.passes import Pass, micro_batches
 from road_ds.distillation.objective import Loss
+from road_ds.engine.forwards import COUNTED, Forwards
 from road_ds.engine.run_folder import RunFolder
 
 
@@ -27,11 +29,16 @@ class StepRecord:
     losses: list[torch.Tensor] = field(default_factory=list)
     parts: list[dict[str, torch.Tensor]] = field(default_factory=list)  # of each loss, by name
     cosines: dict[str, float] = field(default_factory=dict)
+    beside: dict[str, torch.Tensor] = field(default_factory=dict)  # measured before it
     gradient_norm: Any = None
     applied: bool = True
+    forwards: Forwards | None = None
+    rows: Counter[str] = field(default_factory=Counter)  # this rank's, by COUNTED
 
     def add(self, loss: Loss) -> None:
         """Takes in a micro-batch."""
+        if self.forwards:
+            self.rows += self.forwards.take()
         self.losses.append(loss.total.detach())
         self.parts.append(loss.parts())
 
@@ -40,14 +47,22 @@ class Meter:
     """Turns step records into lines of metrics.jsonl (rank 0).
 
     A loss is the mean over all ranks' rows. Rates are over the steps since the last line was written; `padding` is the
-    share of the tokens that the encoder computes and that are padding.
+    share of the tokens that the encoder computes and that are padding. generator: the seconds that one took since it was
+    last asked; `generator_share` is their share of the steps' time.
     """
 
     def __init__(
-        self, ranks: Ranks, folder: RunFolder, sources: Mapping[str, FeatureSet], micro: int, padding: Padding
+        self,
+        ranks: Ranks,
+        folder: RunFolder,
+        sources: Mapping[str, FeatureSet],
+        micro: int,
+        padding: Padding,
+        forwards: Forwards | None = None,
+        generator: Callable[[], float] | None = None,
     ):
         self.ranks, self.folder, self.sources = ranks, folder, sources
-        self.micro, self.padding = micro, padding
+        self.micro, self.padding, self.forwards, self.generator = micro, padding, forwards, generator
         self.records: list[StepRecord] = []
         self.since = time.perf_counter()
 
@@ -55,7 +70,9 @@ class Meter:
         """Opens the record of a step."""
         if not self.records:
             self.since = time.perf_counter()
-        self.records.append(StepRecord(step, lr))
+        if self.forwards:
+            self.forwards.take()  # an evaluation's
+        self.records.append(StepRecord(step, lr, forwards=self.forwards))
         return self.records[-1]
 
     def flush(self) -> str:
@@ -73,9 +90,14 @@ class Meter:
             self._line(record, row, names, part, seconds)
             for record, row, part in zip(records, losses, parts, strict=True)
         ]
+        said = ""
+        if self.generator is not None:
+            share = self.generator() / (seconds * len(records))
+            lines = [{**line, "generator_share": round(share, 4)} for line in lines]
+            said = f", generator {share:.0%} of the time"
         self.folder.record(*lines)
         last = lines[-1]
-        return f"loss {last['loss']:.3f}, {last['examples_per_second']:.0f} examples/s, padding {last['padding']:.0%}"
+        return f"loss {last['loss']:.3f}, {last['examples_per_second']:.0f} examples/s, padding {last['padding']:.0%}{said}"
 
     def _parts(self, records: list[StepRecord]) -> tuple[list[str], np.ndarray]:
         """The parts of each micro-batch's loss over all ranks: their names, and [steps, micro-batches, parts], NaN for none."""
@@ -107,6 +129,7 @@ class Meter:
             "grad_norm": None if norm is None else float(norm),
             "applied": record.applied,
             "datasets": names,
+            **{name: record.rows[name] * self.ranks.world_size for name in COUNTED if record.rows[name]},
             "examples_per_second": round(rows / seconds, 2),
             "tokens_per_second": round(tokens / seconds, 1),
             "padding": round(1 - tokens / computed, 4),
@@ -118,6 +141,7 @@ class Meter:
                 if not np.isnan(value := mean(parts_by_pass[:, i], name))
             },
             **record.cosines,
+            **{name: float(value) for name, value in record.beside.items()},
         }
 
     def _tokens(self, drawn: list[Pass]) -> tuple[int, int]:
@@ -138,7 +162,7 @@ class Meter:
                 for taken in record.drawn
                 for rows in micro_batches(taken.rows, self.micro, self.ranks.rank, self.ranks.world_size)
             ]
-            for (name, rows), loss in zip(pieces, losses, strict=True):
+            for (name, rows), loss in zip(pieces, losses.view(len(pieces), -1).sum(1), strict=True):
                 if not loss.isfinite():
                     source = self.sources[name]
                     ids = sorted({source.example(source[row].example).id for row in rows})

@@ -137,6 +137,7 @@ def _compute(model: nn.Module, lesson: Lesson, batch: Batch, beside: float) -> N
     """A forward and a backward pass beside so many bytes."""
     weights = sum(p.numel() * p.element_size() for p in model.parameters())
     rest = torch.empty(max(0, int(beside) - weights), dtype=torch.uint8, device=batch.input_ids.device)
-    lesson(model.train(), batch, 0.0).total.backward()
+    batch, teaching = lesson.read(batch, 0)
+    lesson(model.train(), batch, teaching, 0).total.backward()
     if rest.is_cuda:
         torch.cuda.synchronize(rest.device)

@@ -1,7 +1,7 @@
 """What a run does between its steps: dev scores, the best weights, checkpoints."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from road_ds.common.log import warn
@@ -17,7 +17,8 @@ from road_ds.tasks.registry import Heads
 @dataclass
 class Milestones:
     """dev: the rows to score, by data set; batch_size: rows a process evaluates at once; saved: the settings and rows that
-    a checkpoint is of; keep: how many checkpoints stay; best: where the best evaluation is kept, None where none is."""
+    a checkpoint is of; keep: how many checkpoints stay; best: where the best evaluation is kept, None where none is; beside:
+    other engines of the run, saved with the first."""
 
     engine: Any
     dev: Mapping[str, FeatureSet]
@@ -29,6 +30,7 @@ class Milestones:
     saved: Mapping[str, Any]
     keep: int
     best: Best | None
+    beside: checkpoint.Engines = field(default_factory=dict)
 
     def evaluate(self, step: int) -> dict[str, Evaluated]:
         """The dev scores after a step, recorded, on rank 0; empty elsewhere. The weights are kept where they are the best."""
@@ -37,16 +39,18 @@ class Milestones:
         if scores:
             self.folder.record({"step": step, **flat(scores)})
         if self.best is not None:
+            self.ranks.apart(self.folder.refuse_lost)
             self.best.offer(self.engine, self.ranks, step, scores)
         return scores
 
     def save(self, step: int) -> bool:
         """Whether a checkpoint was committed after a step; a fault is a warning, older ones stay."""
         folder = self.folder
+        self.ranks.apart(folder.refuse_lost)
         try:
             checkpoint.save(
                 self.engine, self.ranks, folder.path / "checkpoints",
-                run=folder.run, step=step, config=dict(self.saved), keep=self.keep,
+                run=folder.run, step=step, config=dict(self.saved), keep=self.keep, beside=self.beside,
             )  # fmt: skip
         except OSError as error:
             warn(f"step {step}: {error}; older checkpoints are kept")

@@ -16,7 +16,9 @@ from road_ds.data.batches import Padding
 from road_ds.data.features import FeatureSet
 from road_ds.data.passes import plan
 from road_ds.data.rows import Rows
-from road_ds.distillation.registry import teachers_of
+from road_ds.distillation.objective import Objective
+from road_ds.distillation.registry import adversarial_of, neighbours_of, teachers_of
+from road_ds.distillation.teachers import check_teachers
 from road_ds.engine.memory import bucket, memory, readable
 from road_ds.engine.micro_batch import ROOM, Demand, on_cpu, refuse_what_cannot_fit
 from road_ds.engine.settled import Machine, settle
@@ -25,6 +27,7 @@ from road_ds.models.build import fresh_model
 from road_ds.models.configuration import base_config, check_lengths, load_tokenizer
 from road_ds.models.generator import generator_config, own_parameters
 from road_ds.tasks.base import Task
+from road_ds.tasks.registry import Heads
 
 HALF = (8, 0)  # the compute capability of a GPU that is planned for and is not here
 
@@ -64,6 +67,7 @@ def report(config: RoadConfig, ds: dict[str, Any], gpus: int | None = None, faul
             settings = base_config(config.model, tokenizer, config.dropout)
             check_lengths(settings, tasks)
         rows = Rows.load(config.datasets, tasks.by_dataset(), tokenizer, config.cache, faults)
+        check_teachers(objective, tasks, rows.train, tokenizer, faults)
     faults.end()
     train, dev = rows.train, rows.dev
     lengths = {name: source.lengths for name, source in train.items()}
@@ -93,6 +97,7 @@ def report(config: RoadConfig, ds: dict[str, Any], gpus: int | None = None, faul
             f"{objective.objective}: {counted(len(names), 'teacher')} of {name}"
             for name, names in teachers_of(objective).items()
         ),
+        *more_passes(config, objective, steps),
         f"{settings.model_type}: {encoder / 1e6:.1f} M parameters in the encoder, "
         + ", ".join(f"{count:,} in the head {name}" for name, count in own.items()),
         "",
@@ -103,6 +108,22 @@ def report(config: RoadConfig, ds: dict[str, Any], gpus: int | None = None, faul
     ]
     warnings = [warning for p in plans for warning in p.warnings]
     return "\n".join([*lines, *(["", "warnings:", *(f"  {warning}" for warning in warnings)] if warnings else [])])
+
+
+def more_passes(config: RoadConfig, objective: Objective, steps: int) -> list[str]:
+    """What a run computes beside one forward and one backward pass over each row, a line each."""
+    lines, settings = [], adversarial_of(objective)
+    if config.freelb is not None:
+        lines.append(f"freelb: {config.freelb.steps} forward and backward passes over each row instead of 1")
+    if settings is not None:
+        own = counted(len(settings.steps(0, steps)), "step")
+        lines.append(
+            "adversarial: student and teachers read each row of a data set with teachers twice, as it is and generated; the "
+            f"generator reads it once, and has {own} of its own, in which all three read its text"
+        )
+    for name, near in neighbours_of(objective).items():
+        lines.append(f"neighbours of {name}: {near.k} of each row by {near.by}, {near.keep} learned from at each visit")
+    return lines
 
 
 def micro_batch(asked: int | str, sizes: Sequence[int], demand: Demand, on_gpu: bool) -> tuple[int | None, str]:
@@ -138,10 +159,10 @@ def dataset_table(plans: Sequence[DatasetPlan], weights: np.ndarray) -> str:
 
 
 def dataset_plan(
-    name: str, config: RoadConfig, tasks: dict[str, Task], train: FeatureSet, dev: FeatureSet | None, drawn: int
+    name: str, config: RoadConfig, tasks: Heads, train: FeatureSet, dev: FeatureSet | None, drawn: int
 ) -> DatasetPlan:
     """One data set's share of the run: epochs from the rows that will be drawn, and what looks unintended."""
-    head = config.head_of(name)
+    head = tasks.of[name]
     epochs = drawn / len(train)
     warnings = []
     if epochs < 1:

@@ -13,10 +13,11 @@ import torch
 from road_ds.common.log import say
 from road_ds.data.features import FeatureSet
 from road_ds.engine.curves import plot_curves
+from road_ds.engine.forwards import COUNTED
 from road_ds.engine.run_folder import RunFolder, full_disk_named
 from road_ds.engine.selection import Best
 from road_ds.models.export import export
-from road_ds.models.multi_task import MultiTaskModel
+from road_ds.models.multi_task import MultiTaskModel, parameter_count
 from road_ds.tasks.evaluation import Evaluated, report, write_results
 
 
@@ -48,20 +49,29 @@ def leave(
     with full_disk_named(folder.path):
         step, scores, state = outcome.chosen()
         card = report(scores)
+        folder.refuse_lost()
         exported = export(model, state, tokenizer, folder.path / "model", f"Dev scores:\n\n```\n{card}\n```")
         headlines = {name: f"{name}/{result.headline}" for name, result in scores.items()}
         best = {name: highest(folder, metric) for name, metric in headlines.items()}
         seconds = round(time.monotonic() - began, 1)
         known = {"step": outcome.step, "exported_step": step, "best": best, "wall_seconds": seconds}
+        known |= {"parameters": parameter_count(model.encoder) + parameter_count(model.heads), **rows_read(folder)}
+        folder.refuse_lost()
         write_results(folder.path, scores, {**known, **facts})
         plot_curves(folder.records(), list(headlines.values()), folder.path / "curves.png")
         return exported, card
 
 
+def rows_read(folder: RunFolder) -> dict[str, int]:
+    """The rows that student and teachers read in all steps of a run, by COUNTED."""
+    lines = list(folder.records())
+    return {name: sum(line.get(name, 0) for line in lines) for name in COUNTED}
+
+
 def highest(folder: RunFolder, metric: str) -> dict[str, Any]:
-    """The highest value of a metric over a run's evaluations, and its step."""
-    values = [(line[metric], line["step"]) for line in folder.records() if metric in line]
-    value, step = max(values, key=lambda pair: pair[0])
+    """The highest value of a metric over a run's evaluations, and its step; None where it was never finite."""
+    values = [(line[metric], line["step"]) for line in folder.records() if line.get(metric) is not None]
+    value, step = max(values, key=lambda pair: pair[0], default=(None, None))
     return {"metric": metric, "value": value, "step": step}
 
 

@@ -58,4 +58,9 @@ def settle(config: RoadConfig, ds: dict[str, Any], machine: Machine, faults: Fau
             "road.gradient_cosine_every: not under ZeRO 3, whose weights are partitioned: use zero_optimization.stage 2 "
             "or less, or 0 here"
         )
+    if getattr(objective, "source", None) == "average" and ds["zero_optimization"]["stage"] == 3:
+        faults.add(
+            "road.distill.source: average is not there under ZeRO 3, whose weights are partitioned: use zero_optimization.stage 2 "
+            "or less, or teachers"
+        )
     return Settled(found, objective, ds, precision, filled)

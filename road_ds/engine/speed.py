@@ -97,5 +97,10 @@ def prepare(
                 "road.compile: ZeRO 3 gathers weights between the layers, which a compiled encoder has no place for: "
                 "use stage 2, or leave road.compile out"
             )
+        if model.comparison is not None and model.comparison.own.scores:
+            raise RoadError(
+                "road.compile: a compiled encoder does not show the attention scores that road.distill.layers compares: leave "
+                "road.compile out, or take another method"
+            )
         model.encoder.compile(dynamic=True)  # one graph for batches of every size
     return mode, [text for text in (note, remark) if text]

@@ -3,19 +3,20 @@
 from typing import Any
 
 import torch
+from torch import nn
 
 from road_ds.config.fit import fit_buckets
 from road_ds.config.road import RateSettings
 from road_ds.engine import internals
 from road_ds.engine.adamw import LayerwiseAdamW
 from road_ds.engine.optim import parameter_groups, rate_shares, scheduler
-from road_ds.models.multi_task import MultiTaskModel, parameter_count
+from road_ds.models.multi_task import parameter_count
 
 ADAMW = ("lr", "betas", "eps", "weight_decay")  # the settings of AdamW that decide on the update
 
 
-def start(model: MultiTaskModel, ds: dict[str, Any], rates: RateSettings, *, steps: int, seed: int) -> Any:
-    """The engine of a run of so many steps. seed: of this process' dropout.
+def start(model: nn.Module, ds: dict[str, Any], rates: RateSettings, *, steps: int, seed: int, views: int = 1) -> Any:
+    """The engine of a run of so many steps. seed: of this process' dropout; views: how often it reads a micro-batch in a step.
 
     ds: DeepSpeed's settings, as `fit_batch`, `fit_precision` and `fit_optimizer` have completed them.
     """
@@ -24,6 +25,7 @@ def start(model: MultiTaskModel, ds: dict[str, Any], rates: RateSettings, *, ste
     settings = ds["optimizer"]["params"]
     rate = {"lr": settings["lr"], "weight_decay": settings.get("weight_decay", 0.0)}
     ds = fit_buckets(ds, parameter_count(model))
+    ds = {**ds, **{key: ds[key] * views for key in ("train_batch_size", "gradient_accumulation_steps") if key in ds}}
     torch.manual_seed(seed)
     client = None
     if takes_pieces(ds):

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 from transformers import AutoModel, PreTrainedModel
 from transformers.utils import logging
 
@@ -14,10 +15,10 @@ from road_ds.common.errors import RoadError, first_line
 from road_ds.common.hub import model_folder, trained_heads, warn_of_changes
 from road_ds.config.road import ModelSpec
 from road_ds.data.batch import Batch
-from road_ds.models.configuration import base_config, check_lengths, uses_token_types
+from road_ds.models.configuration import base_config, check_lengths, layers_taken, uses_token_types
 from road_ds.models.generator import build_generator, generator_config
 from road_ds.models.multi_task import MultiTaskModel
-from road_ds.models.pretrained import load_weights, read_tensors, written_head
+from road_ds.models.pretrained import load_weights, read_config, read_tensors, written_head
 from road_ds.tasks.base import Task
 
 
@@ -64,7 +65,7 @@ def build_model(
         of = {name: trained.get(name, folder) for name in shells}
         for read in dict.fromkeys((folder, *of.values())):
             warn_of_changes(read)
-        _load_encoder(encoder, folder, spec.name)
+        _load_encoder(encoder, folder, spec)
         for name, shell in shells.items():
             _load_head(shell, of[name], tasks[name])
     generators = {
@@ -91,9 +92,14 @@ def _try_out(model: MultiTaskModel) -> None:
     model.train(training)
 
 
-def _load_encoder(encoder: PreTrainedModel, folder: Path, name: str) -> None:
-    """Copies a folder's encoder weights, whether it holds them bare or inside a model with a head."""
-    source = load_weights(AutoModel, folder, name, spared="pooler", config=encoder.config, dtype=torch.float32)
+def _load_encoder(encoder: PreTrainedModel, folder: Path, spec: ModelSpec) -> None:
+    """Copies a folder's encoder weights, or some of its layers, whether it holds them bare or inside a model with a head."""
+    name, whole = spec.name or "", copy.deepcopy(encoder.config)
+    if spec.layers is not None:
+        whole.num_hidden_layers = read_config(folder, name).num_hidden_layers
+    source = load_weights(AutoModel, folder, name, spared="pooler", config=whole, dtype=torch.float32)
+    if spec.layers is not None:
+        source.encoder.layer = nn.ModuleList(source.encoder.layer[layer] for layer in layers_taken(spec, whole))
     found = source.state_dict()
     encoder.load_state_dict({key: found.get(key, value) for key, value in encoder.state_dict().items()})
 

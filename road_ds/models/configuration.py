@@ -16,6 +16,9 @@ from road_ds.data.tokenizer import check_vocabulary, read_tokenizer
 from road_ds.models.pretrained import read_config
 from road_ds.tasks.base import Task
 
+# Encoders whose layers are modules of their own, all alike, under encoder.layer.
+STACKED = ("bert", "roberta", "xlm-roberta", "camembert", "electra", "deberta", "deberta-v2")
+
 
 def load_tokenizer(spec: ModelSpec) -> Any:
     """The tokenizer of a model. RoadError when it cannot be used."""
@@ -46,6 +49,8 @@ def base_config(spec: ModelSpec, tokenizer: Any, dropout: float | None) -> Any:
     else:
         config = read_config(model_folder(spec.name or "", weights=False), spec.name or "", spec.config)
         _check_settings(type(config), spec.config)
+        if spec.layers is not None:
+            config.num_hidden_layers = len(layers_taken(spec, config))
     where = "road.model.config.vocab_size" if "vocab_size" in spec.config else spec.name or "road.model"
     check_vocabulary(tokenizer, config, where, trained=spec.name is not None)
     if dropout is not None:
@@ -53,6 +58,25 @@ def base_config(spec: ModelSpec, tokenizer: Any, dropout: float | None) -> Any:
             if "dropout" in key and (value is None or isinstance(value, float | int)) and not isinstance(value, bool):
                 setattr(config, key, dropout)
     return config
+
+
+def layers_taken(spec: ModelSpec, config: Any) -> list[int]:
+    """The layers of a pretrained encoder that the model of a run begins with; config: that encoder's own.
+
+    A number is spread evenly from the first layer on, as floor(i depth / number): of 12 layers, 4 are 0, 3, 6, 9. RoadError
+    for layers that are not there, or that cannot be taken apart.
+    """
+    depth, name = config.num_hidden_layers, spec.name
+    if config.model_type not in STACKED:
+        raise RoadError(
+            f"road.model.layers: the layers of {name} ({config.model_type}) cannot be taken one by one"
+            f"{': all depths share them' if config.model_type == 'albert' else ''}; that works for {', '.join(STACKED)}"
+        )
+    given = spec.layers
+    chosen = [i * depth // given for i in range(given)] if isinstance(given, int) else given or []
+    if len(chosen) > depth or chosen[-1] >= depth:
+        raise RoadError(f"road.model.layers: got {given}; {name} has {depth} layers, 0 to {depth - 1}")
+    return chosen
 
 
 def _check_settings(kind: type, settings: Mapping[str, Any]) -> None:

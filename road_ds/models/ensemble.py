@@ -78,12 +78,11 @@ class Ensemble:
 
 def evaluate_run(names: Sequence[str], config: RoadConfig, batch_size: int = 64) -> dict[str, Evaluated]:
     """The scores of an ensemble on each dev part of a run's data sets. RoadError where a model suits none of its tasks."""
-    results = {}
+    results, tasks = {}, heads(config)
     for dataset, spec in config.datasets.items():
         if spec.dev is not None:
-            head = config.head_of(dataset)
-            ensemble = Ensemble.of(names, head)
-            _check_alike(f"datasets.{dataset}", heads(config)[head], names[0], ensemble.task)
+            ensemble = Ensemble.of(names, tasks.of[dataset])
+            _check_alike(f"datasets.{dataset}", tasks.task(dataset), names[0], ensemble.task)
             metric = Source.of(dataset, "dev", spec).metric
             results[dataset] = ensemble.evaluate(read_part(dataset, "dev", spec).examples, batch_size, metric)
     if not results:

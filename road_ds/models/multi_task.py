@@ -15,6 +15,7 @@ from road_ds.data.masking import Masking
 from road_ds.data.packing import Packing
 from road_ds.models.attention import ATTENTION, unpack_output
 from road_ds.models.generator import Generator, generator_model, shown
+from road_ds.models.states import NOTHING, States, Wanted, observed
 from road_ds.tasks.base import Task
 from road_ds.tasks.outputs import Outputs
 
@@ -60,26 +61,28 @@ class MultiTaskModel(nn.Module):
             setattr(shell, shell.base_model_prefix, Replay())
             modules = {n: m for n, m in shell.named_children() if n != shell.base_model_prefix}
             self.heads[_key(name)] = nn.ModuleDict(modules)
-        self.compared: list[int] = []  # the layers whose hidden states a teacher's are compared with
+        self.comparison: Any = None
 
     def stacks(self) -> list[PreTrainedModel]:
         """Everything with layers: the encoder, and the generators' own."""
         return [self.encoder, *(generator.electra for generator in self.generators.values())]  # type: ignore[list-item]
 
-    def project(self, layers: list[int], width: int) -> None:
-        """Adds the learned projection of hidden states to a teacher's width; trained with the rest, never exported."""
-        self.compared = layers
-        self.projection = nn.Linear(self.encoder.config.hidden_size, width)
+    def compare(self, comparison: nn.Module) -> None:
+        """Adds a comparison of layers with a teacher's; its weights are trained with the rest, never exported."""
+        self.comparison = comparison
+        if self.comparison.own.scores:
+            self.encoder.set_attn_implementation("eager")  # the one that computes them where they can be seen
 
-    def forward(self, batch: Batch, head: str) -> Outputs:
-        """The logits of a batch under a head, [rows, classes].
+    def forward(self, batch: Batch, head: str, teachers: States | None = None, step: int = 0) -> Outputs:
+        """The logits of a batch under a head, [rows, classes]; in training with the term between layers.
+
+        teachers: the states of the batch's teachers that are compared; step: the run's, from 0.
 
         In training every other head runs on one row of zeros with weight 0: a head without a gradient in some
         micro-batch keeps an old one under ZeRO 3, and differs between ranks in what is reduced under ZeRO 2.
         """
-        comparing = self.training and bool(self.compared)
         batch, touched = self._generated(batch, head)
-        encoded = self.encode(batch, hidden_states=comparing)
+        encoded, states = self.encode(batch, NOTHING if teachers is None else self.comparison.own)
         if not self.training:
             return self.tasks[head].outputs(self._head(head, encoded, batch.attention_mask), batch)
         # Zeros, not another data set's row: what overflows there in half precision would make the gradient NaN.
@@ -92,15 +95,18 @@ class MultiTaskModel(nn.Module):
             for name in self._shells
         }
         outputs = self.tasks[head].outputs(found.pop(head), batch)
-        hidden = tuple(self.projection(encoded.hidden_states[layer]) for layer in self.compared) if comparing else ()
-        # A data set without a teacher leaves the projection idle too.
-        touched += [value for rest in found.values() for value in rest.values()] + [state[:1] for state in hidden]
+        layers = None
+        touched += [value for rest in found.values() for value in rest.values()]
+        if teachers is not None:
+            layers = self.comparison(states, teachers, batch.attention_mask, step)
+        elif self.comparison is not None and self.comparison.trained:  # a data set without a teacher leaves it idle too
+            touched.append(self.comparison.idle(encoded.last_hidden_state))
         logits, loss = outputs.logits, outputs.loss
         for value in touched:
             nothing = 0.0 * value.float().nan_to_num(0.0, 0.0, 0.0).mean()
             logits = logits + nothing.to(logits.dtype)
             loss = None if loss is None else loss + nothing
-        return replace(outputs, logits=logits, hidden=hidden, loss=loss)
+        return replace(outputs, logits=logits, layers=layers, loss=loss)
 
     def _generated(self, batch: Batch, head: str) -> tuple[Batch, list[torch.Tensor]]:
         """The batch as its head's generator changes it, if it has one, and in training a value of each other generator."""
@@ -115,11 +121,14 @@ class MultiTaskModel(nn.Module):
                 touched.append(generator(0.0 * embeddings(input_ids=first.input_ids), first).generated.loss)
         return batch, touched
 
-    def encode(self, batch: Batch, hidden_states: bool = False) -> Any:
-        """What the encoder computes of a batch, last_hidden_state [features, tokens, hidden]; all layers' if asked for."""
+    def encode(self, batch: Batch, wanted: Wanted = NOTHING) -> tuple[Any, States]:
+        """What the encoder computes of a batch, last_hidden_state [features, tokens, hidden], and the wanted states."""
         tokens, where = self._inputs(batch)
-        more = {"output_hidden_states": True} if hidden_states else {}
-        return self.encoder(**tokens, **where, **more)
+        added = batch.added
+        if added is not None:
+            words = self.words(tokens.pop("input_ids"))
+            tokens["inputs_embeds"] = words + (batch.packing.pack(added) if batch.packing else added).to(words.dtype)
+        return observed(self.encoder, {**tokens, **where}, wanted, batch.packing)
 
     def _inputs(self, batch: Batch) -> tuple[dict[str, Any], dict[str, Any]]:
         """What the embeddings read of a batch, and what the layers do."""
@@ -134,11 +143,18 @@ class MultiTaskModel(nn.Module):
         first = getattr(self.encoder.embeddings, "padding_idx", -1) + 1
         return {**tokens, "position_ids": packing.positions + first}, {"packing": packing}
 
+    @property
+    def words(self) -> nn.Embedding:
+        """The encoder's word embeddings."""
+        return self.encoder.get_input_embeddings()  # type: ignore[return-value]
+
     def use_packing(self) -> str:
         """Makes the encoder ready for packed batches; why it cannot run them, or "" when it can.
 
         Two rows are computed both ways, which speaks for every architecture, known here or not.
         """
+        if self.comparison is not None and self.comparison.own.scores:
+            return "attention scores are compared with a teacher's, which packed rows have none of"
         if not getattr(self.encoder, "_supports_attention_backend", False):
             return f"the attention of {self.encoder.config.model_type} is its own and knows no rows inside a sequence"
         lengths, training = np.array([5, 3]), self.training
@@ -148,17 +164,17 @@ class MultiTaskModel(nn.Module):
         before = self.encoder.config._attn_implementation
         self.eval()
         with torch.no_grad():
-            expected = self.encode(padded).last_hidden_state[real]
+            expected = self.encode(padded)[0].last_hidden_state[real]
             for stack in self.stacks():
                 stack.set_attn_implementation(ATTENTION)
             try:
-                found = self.encode(replace(padded, packing=Packing.of(lengths, 5))).last_hidden_state[real]
+                found = self.encode(replace(padded, packing=Packing.of(lengths, 5)))[0].last_hidden_state[real]
                 same = torch.allclose(found, expected, rtol=1e-3, atol=1e-4)
             except (TypeError, RuntimeError, IndexError):  # no position ids, say
                 same = False
         self.train(training)
         if same:
-            return "hidden states are compared with a teacher's, row by row" if self.compared else ""
+            return ""
         for stack in self.stacks():
             stack.set_attn_implementation(before)
         return f"{self.encoder.config.model_type} computes something else when rows are packed"

@@ -1,7 +1,7 @@
 """An exported folder at work: examples in, predictions or scores out."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ from road_ds.data.tokenizer import check_vocabulary, read_tokenizer
 from road_ds.models.configuration import uses_token_types
 from road_ds.models.export import read_task
 from road_ds.models.pretrained import load_weights, read_config
+from road_ds.models.states import NOTHING, States, Wanted, observed
 from road_ds.tasks.base import Task
 from road_ds.tasks.evaluation import MemorySet, compute_logits
 from road_ds.tasks.outputs import Outputs
@@ -44,14 +45,25 @@ class Predictor:
         model = load_weights(task.model, folder, name)
         return cls(name, model.eval().to(device), tokenizer, task.reading(tokenizer), device)
 
-    def __call__(self, batch: Batch, head: str, layers: Sequence[int] = ()) -> Outputs:
-        """The logits of a batch, and the hidden states of the given layers."""
+    def __call__(self, batch: Batch, head: str) -> Outputs:
+        """The logits of a batch."""
+        return self.observed(batch, NOTHING)[0]
+
+    def observed(self, batch: Batch, wanted: Wanted) -> tuple[Outputs, States]:
+        """The logits of a batch, and the wanted states of the encoder; for scores its attention must be eager."""
         inputs: dict[str, Any] = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
         if uses_token_types(self.model.config, self.tokenizer):
             inputs["token_type_ids"] = batch.token_type_ids
-        answered = self.model(**inputs, output_hidden_states=bool(layers))
-        outputs = self.task.outputs(answered, batch)
-        return replace(outputs, hidden=tuple(answered.hidden_states[layer] for layer in layers))
+        if batch.added is not None:
+            words = self.words(inputs.pop("input_ids"))
+            inputs["inputs_embeds"] = words + batch.added.to(words.dtype)
+        answered, states = observed(self.model, inputs, wanted)
+        return self.task.outputs(answered, batch), states
+
+    @property
+    def words(self) -> torch.nn.Embedding:
+        """The encoder's word embeddings."""
+        return self.model.get_input_embeddings()
 
     def predict(self, examples: Sequence[Example], batch_size: int = 64) -> list[Any]:
         """One prediction per example, in order."""

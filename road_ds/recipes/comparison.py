@@ -98,7 +98,25 @@ def compare(groups: Groups, baseline: str | None = None) -> dict[str, Any]:
     return {
         "baseline": baseline,
         "data_sets": {name: compare_on(name, groups, baseline) for name in names},
+        "costs": {name: costs(runs) for name, runs in groups.items()},
     }
+
+
+COSTS = {  # of a run: what results.json says of it -> the column's name
+    "parameters": "parameters",
+    "step": "steps",
+    "rows_trained": "rows trained on",
+    "rows_asked": "rows asked",
+    "rows_of_teachers": "rows of teachers",
+    "rows_of_soft_targets": "of soft targets",
+    "wall_seconds": "seconds",
+}
+
+
+def costs(runs: Sequence[Finished]) -> dict[str, float | None]:
+    """The mean of each of COSTS over runs; None where one of them does not say it."""
+    found: dict[str, list[Any]] = {key: [run.results.get(key) for run in runs] for key in COSTS}
+    return {key: None if None in values else float(np.mean(values)) for key, values in found.items()}
 
 
 def compare_on(dataset: str, groups: Groups, baseline: str | None) -> dict[str, Any]:
@@ -195,14 +213,31 @@ def lines(report: Mapping[str, Any]) -> list[tuple[str, ...]]:
     return found
 
 
+COSTS_HEADER = ("runs", *COSTS.values())
+
+
+def cost_lines(report: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    """The rows of the table of costs, under COSTS_HEADER."""
+    return [
+        (name, *("-" if value is None else f"{value:,.0f}" for value in of.values()))
+        for name, of in report["costs"].items()
+    ]
+
+
 def text(report: Mapping[str, Any]) -> str:
-    """The comparison as a table, with what the numbers are below it."""
-    return "\n".join([table(lines(report), HEADER), "", *notes(report)])
+    """The comparison as tables, scores and costs, with what the numbers are below them."""
+    scores, spent = table(lines(report), HEADER), table(cost_lines(report), COSTS_HEADER)
+    return "\n".join([scores, "", spent, "", *notes(report)])
 
 
 def notes(report: Mapping[str, Any]) -> list[str]:
     """What a reader must know of the numbers."""
-    said = ["sd: standard deviation over runs (n - 1); each: the runs in the order given."]
+    said = [
+        "sd: standard deviation over runs (n - 1); each: the runs in the order given.",
+        "Costs: the mean of a run of its own, not of those it begins with or learns from. Rows trained on: read with a gradient; "
+        "asked: read by the student without one; of teachers: read by teachers beside it; of soft targets: read by teachers "
+        "once, before.",
+    ]
     if report["baseline"] is not None:
         said.append(
             f"difference: against {report['baseline']}, on the same rows, matched by id. Interval and p: Student's t, for "

@@ -11,7 +11,7 @@ from road_ds.common.errors import RoadError
 from road_ds.common.hub import local_file
 from road_ds.common.log import versions, write_json
 from road_ds.common.strict_json import flat_keys, quote
-from road_ds.config.road import RoadConfig, models_of
+from road_ds.config.road import RoadConfig, models_of, unlabelled_of
 from road_ds.data.sources import Part, Source
 from road_ds.engine.resume import CHANGEABLE
 
@@ -48,6 +48,11 @@ def inputs_of(
                         found[f"{rows}{path}"] = content(Path(str(path)))
                 except RoadError as error:
                     missing[rows] = str(error)
+    for name, file in unlabelled_of(config):
+        try:
+            found[f"neighbours of {name}: {file}"] = content(local_file(file))
+        except RoadError as error:
+            missing[f"neighbours of {name}: "] = str(error)
     for name in models_of(config):
         if local_file(name).exists() and not _inside(name, before):
             models = local_file(name) / "model"  # of a run folder only what it exported

@@ -41,6 +41,10 @@ class Launcher:
         """The command line that writes a run's soft targets."""
         return self.command("--module", "road_ds", "teach", "--deepspeed_config", str(config), *sets(overrides))
 
+    def neighbours(self, config: Path, overrides: Sequence[str]) -> list[str]:
+        """The command line that finds a run's neighbours; one process without a launcher."""
+        return [sys.executable, "-m", "road_ds", "neighbours", "--deepspeed_config", str(config), *sets(overrides)]
+
     def evaluate(self, models: Sequence[str], config: Path, overrides: Sequence[str], output: Path) -> list[str]:
         """The command line that scores an ensemble; one process without a launcher."""
         module = [sys.executable, "-m", "road_ds", "evaluate", *models]

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from html import escape
 from typing import Any
 
-from road_ds.recipes.comparison import HEADER, Groups, lines, notes
+from road_ds.recipes.comparison import COSTS_HEADER, HEADER, Groups, cost_lines, lines, notes
 
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; margin: 2em auto; max-width: 75em; padding: 0 1em; color: #222 }
@@ -29,6 +29,7 @@ def page(report: Mapping[str, Any], groups: Groups) -> str:
     return (
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>Runs compared</title><style>{STYLE}</style></head>'
         f"<body><h1>Runs compared</h1>{html_table(lines(report), HEADER)}"
+        + html_table(cost_lines(report), COSTS_HEADER)
         + "".join(f'<p class="note">{escape(note)}</p>' for note in notes(report))
         + pictures
         + "<h2>Runs</h2>"

@@ -13,9 +13,9 @@ from road_ds.common.log import counted, table
 from road_ds.config.file import load_config
 from road_ds.config.road import RoadConfig
 from road_ds.distillation.objective import Taught
-from road_ds.distillation.registry import objective_from
+from road_ds.distillation.registry import neighbours_of, objective_from
 from road_ds.engine.checkpoint import committed
-from road_ds.engine.run_folder import RunFolder
+from road_ds.engine.run_folder import MARKER, STATUS, RunFolder
 from road_ds.recipes.inputs import FILE, Inputs, Missing, differences, inputs_of, is_finished, keep_inputs, kept_inputs
 from road_ds.recipes.launcher import Launcher
 from road_ds.recipes.recipe import Run, chosen, with_dependents
@@ -49,15 +49,16 @@ class Step:
         return not self.run.models and isinstance(objective, Taught) and objective.source == "cached"
 
     @property
+    def retrieves(self) -> bool:
+        """Whether neighbours are to be found before the teaching."""
+        return not self.run.models and bool(neighbours_of(objective_from(self.config)))
+
+    @property
     def kind(self) -> str:
         """What is launched."""
-        return (
-            f"evaluate {counted(len(self.run.models), 'model')}"
-            if self.run.models
-            else "teach, train"
-            if self.teaches
-            else "train"
-        )
+        if self.run.models:
+            return f"evaluate {counted(len(self.run.models), 'model')}"
+        return ", ".join([*["neighbours"] * self.retrieves, *["teach"] * self.teaches, "train"])
 
 
 def look(runs: Sequence[Run], redo: Sequence[str] = (), *, rows: bool = True) -> list[Step]:
@@ -107,7 +108,7 @@ def state_of(run: Run, inputs: Inputs, missing: Missing) -> str:
     """
     before = kept_inputs(run.folder)
     if before is None:
-        if (run.folder / "config.json").exists() or (run.folder / "results.json").exists():
+        if RunFolder(run.folder).leftovers():
             raise RoadError(
                 f"{run.folder} holds a run that no recipe made ({FILE} is missing): move it away, or use --output"
             )
@@ -136,6 +137,8 @@ def commands(step: Step, launcher: Launcher, *more: str) -> Iterator[list[str]]:
         overrides = [f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in run.settings.items()]
         yield launcher.evaluate(run.models, run.config, overrides, run.folder)
         return
+    if step.retrieves:
+        yield launcher.neighbours(run.config, run.overrides)
     if step.teaches:
         yield launcher.teach(run.config, run.overrides)
     yield launcher.train(run.config, run.overrides, *more)
@@ -152,7 +155,7 @@ def carry_out(steps: Sequence[Step], launcher: Launcher) -> None:
             continue
         resume = ["--resume"] if step.state == RESUME else []
         if not resume:
-            wipe(run.folder)
+            wipe(run)
         print(f"{head}: {step.kind}{', resumed' if resume else ''}", flush=True)
         inputs, _ = inputs_for(run, step.config, step.ds, folders)
         keep_inputs(run.folder, inputs)
@@ -168,15 +171,21 @@ def carry_out(steps: Sequence[Step], launcher: Launcher) -> None:
             raise StageError(f"{run.name} ended without results: see {run.folder / 'log.txt'}", 1)
 
 
-def wipe(folder: Path) -> None:
-    """Removes what an earlier run left in a folder, its status included."""
-    run = RunFolder(folder)
-    run.lock()
+def wipe(run: Run) -> None:
+    """Removes what an earlier making of a run left in its folder, its status and mark included.
+
+    RoadError where something lies there that no run left; an evaluation leaves no mark.
+    """
+    folder = RunFolder(run.folder)
+    if not (run.models and kept_inputs(run.folder)):
+        folder.refuse_use(resume=False)
+    folder.lock()
     try:
-        run.clear()
-        (folder / "status.json").unlink(missing_ok=True)
+        folder.clear()
+        for name in (STATUS, MARKER):
+            (run.folder / name).unlink(missing_ok=True)
     finally:
-        run.release()
+        folder.release()
 
 
 def results(steps: Sequence[Step]) -> str:

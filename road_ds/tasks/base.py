@@ -40,6 +40,10 @@ class Task(Strict):
         """What an example that is not labelled lacks, and the setting that names the column of it."""
         return "label", "columns.label"
 
+    def reads(self, pairs: bool | None) -> bool:
+        """Whether the head reads rows that are pairs of texts, lone ones (False), or some of each (None)."""
+        return True
+
     def trained_on(self, pairs: Collection[bool | None]) -> "Task":
         """The task with what its head's rows were: for each data set whether they are pairs, None where some are."""
         return self

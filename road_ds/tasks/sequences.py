@@ -134,7 +134,7 @@ class Words:
     """The token ids of lines, without special tokens.
 
     Where a tokenizer reads what stands between spaces by itself, as BERT's and ELECTRA's do, each word is tokenized once:
-    ten times as fast, since a text has few words many times.
+    half of the time or less, since a text has few words many times.
     """
 
     def __init__(self, tokenizer: Any):

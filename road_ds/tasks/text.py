@@ -21,6 +21,9 @@ class TextTask(Task):
 
     model: ClassVar[Any] = AutoModelForSequenceClassification
 
+    def reads(self, pairs):
+        return self.pairs in (None, pairs)
+
     def trained_on(self, pairs):
         return self.model_copy(update={"pairs": next(iter(pairs))}) if len(set(pairs)) == 1 else self
 
@@ -31,7 +34,7 @@ class TextTask(Task):
             rows = [number for number, e in enumerate(examples) if (e.text_b is not None) == paired]
             if not rows:
                 continue
-            if self.pairs not in (None, paired):
+            if not self.reads(paired):
                 said = "two texts, the head reads one" if paired else "one text, the head reads two: give both"
                 raise RoadError(f"{examples[rows[0]].where}: {said}")
             second = [examples[row].text_b for row in rows] if paired else None
