@@ -27,7 +27,7 @@ from road_ds.common.strict_json import flat_keys
 from road_ds.config.file import load_config
 from road_ds.config.fit import AUTO, MICRO, fit_batch, micro_sizes
 from road_ds.config.road import RoadConfig
-from road_ds.data.batches import Draw, Padding, ahead, assemble
+from road_ds.data.batches import Padding, ahead, assemble
 from road_ds.data.passes import Passes, plan
 from road_ds.data.rows import Rows
 from road_ds.distillation.adversarial import Vocabulary
@@ -199,7 +199,7 @@ def run(
     views = FreeLB(config.freelb, model.words.embedding_dim, config.seed) if config.freelb else once
     micro = engine.train_micro_batch_size_per_gpu()
     steps = range(first, parts.steps)
-    batches = ahead(assemble(parts.passes, parts.rows.train, padding, ranks, micro, steps, draws(parts.heads)))
+    batches = ahead(assemble(parts.passes, parts.rows.train, padding, ranks, micro, steps, parts.heads.draws()))
     seconds = generator.watch.seconds if generator else None
     meter = Meter(ranks, folder, parts.rows.train, micro, padding, Forwards(model, parts.teachers), seconds)
     step, reason = fit(
@@ -301,7 +301,7 @@ def sized(
     micro = ds[MICRO]
     if micro == AUTO:
         micro = before if before in sizes else choose(
-            sizes, demand, model, lesson, parts.rows.train, ranks, precision, draws(parts.heads)
+            sizes, demand, model, lesson, parts.rows.train, ranks, precision, parts.heads.draws()
         )  # fmt: skip
     elif ranks.device.type == "cuda":
         refuse_what_cannot_fit(demand, micro, sizes, torch.cuda.get_device_properties(ranks.device).total_memory)
@@ -310,11 +310,6 @@ def sized(
     return replace(
         parts, settled=replace(parts.settled, ds=ds), resolved=parts.resolved | pieces, saved=parts.saved | pieces
     )
-
-
-def draws(heads: Heads) -> dict[str, Draw]:
-    """What is drawn anew for the rows of each data set."""
-    return {name: task.draw for name, task in heads.by_dataset().items()}
 
 
 def begin(

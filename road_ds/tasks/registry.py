@@ -1,6 +1,6 @@
 """The tasks by type, and the heads of a run. A new task is a file beside this one and a line here."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from road_ds.common.errors import Faults, RoadError, nearest
@@ -8,6 +8,7 @@ from road_ds.common.strict_json import quote
 from road_ds.config.road import RoadConfig
 from road_ds.config.settings import sound, validated
 from road_ds.config.trainer_words import NO_TASK, TASK_HERE
+from road_ds.data.batch import Batch
 from road_ds.tasks.base import Task
 from road_ds.tasks.classification import Classification
 from road_ds.tasks.regression import Regression
@@ -52,6 +53,10 @@ class Heads(dict[str, Task]):
     def by_dataset(self) -> dict[str, Task]:
         """The task of each data set."""
         return {name: self[head] for name, head in self.of.items()}
+
+    def draws(self) -> dict[str, Callable[..., Batch]]:
+        """What is drawn anew for the rows of each data set, as `assemble` takes it."""
+        return {name: task.draw for name, task in self.by_dataset().items()}
 
     def pairs(self, pairs: Mapping[str, bool | None]) -> dict[str, list[bool | None]]:
         """By head what is given by data set: whether its rows are pairs of texts, None where some are."""
