@@ -13,56 +13,44 @@ import argparse
 import contextlib
 import time
 import traceback
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import torch
 
 from road_ds.common import heartbeat
-from road_ds.common.errors import Faults, RankError, RoadError, Terminated, readable
-from road_ds.common.log import counted, is_main, print_anywhere, quiet_libraries, say, spared_output, versions, warn
+from road_ds.common.errors import RankError, RoadError, Terminated, readable
+from road_ds.common.log import counted, is_main, print_anywhere, quiet_libraries, say, spared_output, warn
 from road_ds.common.ranks import Ranks
-from road_ds.common.strict_json import flat_keys
 from road_ds.config.file import load_config
 from road_ds.config.fit import AUTO, MICRO, fit_batch, micro_sizes
 from road_ds.config.road import RoadConfig
 from road_ds.data.batches import Padding, ahead, assemble
-from road_ds.data.passes import Passes, plan
-from road_ds.data.rows import Rows
-from road_ds.distillation.adversarial import Vocabulary
 from road_ds.distillation.average import AverageTeacher
 from road_ds.distillation.freelb import FreeLB, once
-from road_ds.distillation.guard import Guarded
-from road_ds.distillation.lesson import Lesson
-from road_ds.distillation.minimax import Minimax
-from road_ds.distillation.neighbours import Neighbours
 from road_ds.distillation.objective import Taught
-from road_ds.distillation.registry import adversarial_of, teachers_of
-from road_ds.distillation.retrieve import open_neighbours
-from road_ds.distillation.teachers import AnyTeachers, CachedTeachers, NoTeachers, OnlineTeachers, open_teachers
+from road_ds.distillation.registry import teachers_of
+from road_ds.distillation.teachers import NoTeachers
 from road_ds.engine import speed, surroundings
 from road_ds.engine.checkpoint import Checkpoint, Engines, prune, restore
 from road_ds.engine.forwards import Forwards
-from road_ds.engine.generator import Generator, open_generator, rows_of_generator, start_generator
 from road_ds.engine.meter import Meter
 from road_ds.engine.micro_batch import Demand, choose, refuse_what_cannot_fit
 from road_ds.engine.milestones import Milestones
+from road_ds.engine.parts import Parts, build_generator, facts_of, gather
 from road_ds.engine.preemption import Preemption, exit_code
 from road_ds.engine.results import Outcome, closing, leave
-from road_ds.engine.resume import OWN, resumable
+from road_ds.engine.resume import resumable
 from road_ds.engine.run_folder import RunFolder, full_disk_named
 from road_ds.engine.selection import Best
-from road_ds.engine.settled import Machine, Settled, settle
+from road_ds.engine.settled import Machine
 from road_ds.engine.start import start
 from road_ds.engine.weights import full_state
 from road_ds.loop import fit
 from road_ds.models.build import build_model
-from road_ds.models.configuration import base_config, check_lengths, load_tokenizer
-from road_ds.models.masked_lm import MaskedLM
 from road_ds.models.multi_task import MultiTaskModel, parameter_count
 from road_ds.models.states import Shape
-from road_ds.tasks.registry import Heads
 
 
 @spared_output()
@@ -141,29 +129,6 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-@dataclass(frozen=True)
-class Parts:
-    """What a run is made of before it has weights. saved: what decides on the weights, which a resumed run must keep."""
-
-    settled: Settled
-    heads: Heads
-    tokenizer: Any
-    rows: Rows
-    teachers: AnyTeachers
-    neighbours: dict[str, Neighbours]
-    generator: MaskedLM | None
-    passes: Passes
-    steps: int
-    resolved: dict[str, Any]  # the settings with every default
-    saved: dict[str, Any]
-
-    def lesson(self, padding: Padding) -> Lesson:
-        """What a batch teaches; padding: how those of neighbours are made."""
-        objective, heads = Guarded(self.settled.objective), self.heads.of
-        minimax = Minimax(self.neighbours, self.teachers, heads, padding) if self.neighbours else None
-        return Lesson(objective, self.teachers, heads, self.steps, minimax=minimax)
-
-
 def run(
     config: RoadConfig, ds: dict[str, Any], ranks: Ranks, folder: RunFolder, preemption: Preemption, *, resume: bool
 ) -> tuple[int, str]:
@@ -222,50 +187,6 @@ def run(
 
     ranks.apart(lambda: finish() if is_main() else None)
     return step, ""
-
-
-def gather(config: RoadConfig, ds: dict[str, Any], ranks: Ranks, machine: Machine) -> Parts:
-    """What a run is made of, the same on all ranks. RoadError with all that is wrong with settings, or with the rows."""
-    faults = Faults()
-    settled = settle(config, ds, machine, faults)
-    faults.end()
-    for note in surroundings.notes():
-        warn(note)
-    heads = settled.heads
-    tokenizer = ranks.together(lambda: load_tokenizer(config.model))
-    check_lengths(base_config(config.model, tokenizer, config.dropout), heads)
-    rows = ranks.together(
-        lambda: Rows.load(config.datasets, heads.by_dataset(), tokenizer, config.cache, verify=ranks.local_rank == 0)
-    )
-    places = {"cache": config.cache, "config": config.file}
-    neighbours = ranks.together(
-        lambda: open_neighbours(settled.objective, heads, rows.train, tokenizer, ranks, **places)
-    )
-    teachers = ranks.together(
-        lambda: open_teachers(settled.objective, heads, rows.train, tokenizer, ranks, neighbours=neighbours, **places)
-    )
-    generator, adversarial = None, adversarial_of(settled.objective)
-    if adversarial is not None:
-        generator, written_by = ranks.together(
-            lambda: open_generator(adversarial, config.model, tokenizer, heads, config.dropout)
-        )
-    lengths = {name: source.lengths for name, source in rows.train.items()}
-    passes, steps = plan(config, settled.ds["train_batch_size"], lengths)
-    block = "auto" if settled.precision in settled.ds else settled.precision  # DeepSpeed's block says it already
-    road = {**config.model_dump(), "steps": steps, "epochs": None, "precision": block}
-    resolved = {**settled.ds, "road": road}
-    saved = {**resolved, "data": rows.fingerprints()["train"], "pairs": heads.pairs(rows.pairs)}
-    if teachers.identity:
-        saved["teachers"] = teachers.identity
-    if generator is not None:
-        saved["generator"] = written_by
-    if neighbours:
-        saved["neighbours"] = {name: found.identity for name, found in neighbours.items()}
-    ranks.agree({key: value for key, value in flat_keys(saved).items() if key not in OWN})
-    return Parts(
-        settled, heads.trained_on(rows.pairs).reading(tokenizer), tokenizer, rows, teachers, neighbours, generator, passes, steps,
-        resolved, saved,
-    )  # fmt: skip
 
 
 def shape(config: RoadConfig, parts: Parts, machine: Machine) -> tuple[MultiTaskModel, Padding, list[str]]:
@@ -338,26 +259,6 @@ def begin(
     return engine
 
 
-def build_generator(
-    config: RoadConfig, parts: Parts, ranks: Ranks, padding: Padding, student: Any, first: int
-) -> Generator | None:
-    """The generator of a run from step `first` on, under its engine; None where there is none."""
-    settings, train, ds = adversarial_of(parts.settled.objective), parts.rows.train, parts.settled.ds
-    if settings is None or parts.generator is None:
-        return None
-    assert isinstance(parts.teachers, OnlineTeachers)
-    micro = student.train_micro_batch_size_per_gpu()
-    vocabulary = Vocabulary.of(parts.tokenizer, ranks.device)
-    passes = rows_of_generator(config, ds["train_batch_size"], train, parts.teachers.teachers)
-    steps = settings.steps(first, parts.steps)
-    batches = ahead(assemble(passes, train, padding, ranks, micro, steps))
-    engine = start_generator(parts.generator, ds, settings, config.seed + 1 + ranks.rank)
-    say(
-        f"generator: {parameter_count(parts.generator) / 1e6:.1f} M parameters, {counted(len(steps), 'step')} of its own"
-    )
-    return Generator(engine, settings, vocabulary, batches, student, parts.teachers, parts.heads.of, ranks, config.seed)
-
-
 def go_on(
     engine: Any, beside: Engines, ranks: Ranks, folder: RunFolder, found: Checkpoint, steps: int, keep: int
 ) -> None:
@@ -371,22 +272,6 @@ def go_on(
         lambda: folder.forget(lambda line: line["step"] > step or (line["step"] == steps and "loss" not in line))
     )
     say(f"resumed from {found.folder.name}")
-
-
-def facts_of(config: RoadConfig, parts: Parts, machine: Machine, padding: Padding) -> dict[str, Any]:
-    """What results.json says of a run beside its scores."""
-    return {
-        "world_size": machine.processes,
-        "device": torch.cuda.get_device_name() if machine.capability else "cpu",
-        "precision": parts.settled.precision,
-        "padding": padding.mode,
-        "seed": config.seed,
-        "data": parts.rows.fingerprints(),
-        "teachers": parts.teachers.identity,
-        "rows_of_soft_targets": parts.teachers.rows() if isinstance(parts.teachers, CachedTeachers) else 0,
-        "generator": parts.saved.get("generator"),
-        "versions": versions(),
-    }
 
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ from road_ds.distillation import (
     Teaching,
     supervised,
 )
+from road_ds.engine import parts
 from road_ds.models import Shape, States, Wanted
 from road_ds.tasks import TASKS, TextTask
 
@@ -179,7 +180,7 @@ def test_a_teacher_from_outside_is_learned_from(config_file, tmp_path, monkeypat
 
 def test_a_method_on_layers_from_outside_is_trained(config_file, tmp_path, monkeypatch):
     monkeypatch.setitem(METHODS, "shorter", Shorter)
-    monkeypatch.setattr(train, "open_teachers", lambda *rows, **places: Oracle(layers=True))
+    monkeypatch.setattr(parts, "open_teachers", lambda *rows, **places: Oracle(layers=True))
     block = {"objective": "layers", "teachers": {"inference": ["oracle"]}, "layers": {"method": "shorter"}}
     config = tiny_config(use=["inference"], distill=block, steps=10)
     assert train.main(["--deepspeed_config", str(config_file(config))]) == 0

@@ -79,6 +79,7 @@ ROOMS = {
         {"internals", "meter", "micro_batch", "resume", "weights"},
         {"plan", "selection", "start"},
         {"generator", "milestones", "results"},
+        {"parts"},
     ],
     "loop": [{""}],
     "train": [{""}],

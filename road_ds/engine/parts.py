@@ -1,0 +1,134 @@
+"""What a run is made of before it has weights: settings on this machine, tokenizer, rows, teachers, the plan."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from road_ds.common.errors import Faults
+from road_ds.common.log import counted, say, versions, warn
+from road_ds.common.ranks import Ranks
+from road_ds.common.strict_json import flat_keys
+from road_ds.config.road import RoadConfig
+from road_ds.data.batches import Padding, ahead, assemble
+from road_ds.data.passes import Passes, plan
+from road_ds.data.rows import Rows
+from road_ds.distillation.adversarial import Vocabulary
+from road_ds.distillation.guard import Guarded
+from road_ds.distillation.lesson import Lesson
+from road_ds.distillation.minimax import Minimax
+from road_ds.distillation.neighbours import Neighbours
+from road_ds.distillation.registry import adversarial_of
+from road_ds.distillation.retrieve import open_neighbours
+from road_ds.distillation.teachers import AnyTeachers, CachedTeachers, OnlineTeachers, open_teachers
+from road_ds.engine import surroundings
+from road_ds.engine.generator import Generator, open_generator, rows_of_generator, start_generator
+from road_ds.engine.resume import OWN
+from road_ds.engine.settled import Machine, Settled, settle
+from road_ds.models.configuration import base_config, check_lengths, load_tokenizer
+from road_ds.models.masked_lm import MaskedLM
+from road_ds.models.multi_task import parameter_count
+from road_ds.tasks.registry import Heads
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a run is made of before it has weights. saved: what decides on the weights, which a resumed run must keep."""
+
+    settled: Settled
+    heads: Heads
+    tokenizer: Any
+    rows: Rows
+    teachers: AnyTeachers
+    neighbours: dict[str, Neighbours]
+    generator: MaskedLM | None
+    passes: Passes
+    steps: int
+    resolved: dict[str, Any]  # the settings with every default
+    saved: dict[str, Any]
+
+    def lesson(self, padding: Padding) -> Lesson:
+        """What a batch teaches; padding: how those of neighbours are made."""
+        objective, heads = Guarded(self.settled.objective), self.heads.of
+        minimax = Minimax(self.neighbours, self.teachers, heads, padding) if self.neighbours else None
+        return Lesson(objective, self.teachers, heads, self.steps, minimax=minimax)
+
+
+def gather(config: RoadConfig, ds: dict[str, Any], ranks: Ranks, machine: Machine) -> Parts:
+    """What a run is made of, the same on all ranks. RoadError with all that is wrong with settings, or with the rows."""
+    faults = Faults()
+    settled = settle(config, ds, machine, faults)
+    faults.end()
+    for note in surroundings.notes():
+        warn(note)
+    heads = settled.heads
+    tokenizer = ranks.together(lambda: load_tokenizer(config.model))
+    check_lengths(base_config(config.model, tokenizer, config.dropout), heads)
+    rows = ranks.together(
+        lambda: Rows.load(config.datasets, heads.by_dataset(), tokenizer, config.cache, verify=ranks.local_rank == 0)
+    )
+    places = {"cache": config.cache, "config": config.file}
+    neighbours = ranks.together(
+        lambda: open_neighbours(settled.objective, heads, rows.train, tokenizer, ranks, **places)
+    )
+    teachers = ranks.together(
+        lambda: open_teachers(settled.objective, heads, rows.train, tokenizer, ranks, neighbours=neighbours, **places)
+    )
+    generator, adversarial = None, adversarial_of(settled.objective)
+    if adversarial is not None:
+        generator, written_by = ranks.together(
+            lambda: open_generator(adversarial, config.model, tokenizer, heads, config.dropout)
+        )
+    lengths = {name: source.lengths for name, source in rows.train.items()}
+    passes, steps = plan(config, settled.ds["train_batch_size"], lengths)
+    block = "auto" if settled.precision in settled.ds else settled.precision  # DeepSpeed's block says it already
+    road = {**config.model_dump(), "steps": steps, "epochs": None, "precision": block}
+    resolved = {**settled.ds, "road": road}
+    saved = {**resolved, "data": rows.fingerprints()["train"], "pairs": heads.pairs(rows.pairs)}
+    if teachers.identity:
+        saved["teachers"] = teachers.identity
+    if generator is not None:
+        saved["generator"] = written_by
+    if neighbours:
+        saved["neighbours"] = {name: found.identity for name, found in neighbours.items()}
+    ranks.agree({key: value for key, value in flat_keys(saved).items() if key not in OWN})
+    return Parts(
+        settled, heads.trained_on(rows.pairs).reading(tokenizer), tokenizer, rows, teachers, neighbours, generator, passes, steps,
+        resolved, saved,
+    )  # fmt: skip
+
+
+def build_generator(
+    config: RoadConfig, parts: Parts, ranks: Ranks, padding: Padding, student: Any, first: int
+) -> Generator | None:
+    """The generator of a run from step `first` on, under its engine; None where there is none."""
+    settings, train, ds = adversarial_of(parts.settled.objective), parts.rows.train, parts.settled.ds
+    if settings is None or parts.generator is None:
+        return None
+    assert isinstance(parts.teachers, OnlineTeachers)
+    micro = student.train_micro_batch_size_per_gpu()
+    vocabulary = Vocabulary.of(parts.tokenizer, ranks.device)
+    passes = rows_of_generator(config, ds["train_batch_size"], train, parts.teachers.teachers)
+    steps = settings.steps(first, parts.steps)
+    batches = ahead(assemble(passes, train, padding, ranks, micro, steps))
+    engine = start_generator(parts.generator, ds, settings, config.seed + 1 + ranks.rank)
+    say(
+        f"generator: {parameter_count(parts.generator) / 1e6:.1f} M parameters, {counted(len(steps), 'step')} of its own"
+    )
+    return Generator(engine, settings, vocabulary, batches, student, parts.teachers, parts.heads.of, ranks, config.seed)
+
+
+def facts_of(config: RoadConfig, parts: Parts, machine: Machine, padding: Padding) -> dict[str, Any]:
+    """What results.json says of a run beside its scores."""
+    return {
+        "world_size": machine.processes,
+        "device": torch.cuda.get_device_name() if machine.capability else "cpu",
+        "precision": parts.settled.precision,
+        "padding": padding.mode,
+        "seed": config.seed,
+        "data": parts.rows.fingerprints(),
+        "teachers": parts.teachers.identity,
+        "rows_of_soft_targets": parts.teachers.rows() if isinstance(parts.teachers, CachedTeachers) else 0,
+        "generator": parts.saved.get("generator"),
+        "versions": versions(),
+    }
