@@ -101,6 +101,8 @@ def _as_script(place: Path, surroundings: dict[str, str], arguments: list[str]) 
             runpy.run_path(arguments[0], run_name="__main__")
     except SystemExit as stop:
         code = stop.code or 0
+        if isinstance(code, str):
+            print(code, file=sys.stderr)
     except BaseException:
         traceback.print_exc()
         code = 1

@@ -16,6 +16,7 @@ from road_ds.common.hub import sample_path
 from road_ds.config.file import load_config
 from road_ds.config.road import DatasetSpec, ModelSpec
 from road_ds.data.features import load_features
+from road_ds.distillation.kd import KD
 from road_ds.distillation.teachers import pupil
 from road_ds.models.configuration import base_config, load_tokenizer
 from road_ds.tasks.registry import heads, task_from
@@ -73,12 +74,16 @@ def test_it_is_refused_wherever_a_model_is_used(faulty, use, command, config_fil
         config, _ = load_config(path)
         tokenizer = load_tokenizer(config.model)
         with pytest.raises(RoadError) as error:
-            pupil("inference", heads(config), None, tokenizer).accept(str(folder))
+            pupil("inference", heads(config), None, tokenizer, taught_by(folder)).accept(str(folder))
         assert f"road.distill.teachers.inference: {folder}: {said}" in str(error.value)
     else:
         rows = "sample:inference.dev.jsonl"
         arguments = {"check": [path], "predict": [folder, "--text", "a"], "evaluate": [folder, "--data", rows]}[use]
         assert said in error_of(command(use, *arguments))
+
+
+def taught_by(teacher: object) -> KD:
+    return KD(objective="kd", teachers={"inference": [str(teacher)]})
 
 
 def copied(model: Path, folder: Path, **task) -> str:
@@ -93,7 +98,9 @@ def copied(model: Path, folder: Path, **task) -> str:
 def test_a_teacher_of_pairs_does_not_teach_lone_rows(model, tmp_path, config_file, rows, head):
     config, _ = load_config(config_file(tiny_config(use=["inference"])))
     teacher = copied(model, tmp_path / "teacher", pairs=head)
-    own = pupil("inference", heads(config), SimpleNamespace(pairs=rows), load_tokenizer(config.model))
+    own = pupil(
+        "inference", heads(config), SimpleNamespace(pairs=rows), load_tokenizer(config.model), taught_by(teacher)
+    )
     if head in (None, rows):
         assert own.accept(teacher) == Path(teacher)
         return
