@@ -15,6 +15,7 @@ from road_ds.common.hub import model_folder, sample_path
 from road_ds.config.road import ModelSpec
 from road_ds.models.build import build_model
 from road_ds.models.configuration import load_tokenizer
+from road_ds.models.multi_task import MultiTaskModel
 from road_ds.models.predictor import Predictor
 from road_ds.tasks.registry import task_from
 
@@ -38,17 +39,22 @@ def folder(whole, tmp_path) -> Path:
     return tmp_path / "model"
 
 
-def build(name: str) -> None:
+def build(name: str) -> MultiTaskModel:
     spec = ModelSpec(name=name)
-    build_model(spec, {"t": TASK}, load_tokenizer(spec), dropout=None, seed=0)
+    return build_model(spec, {"t": TASK}, load_tokenizer(spec), dropout=None, seed=0)
 
 
 USES = {"train": build, "predict": Predictor.load}
 
 
 def test_a_whole_folder_is_used(folder):
-    for use in USES.values():
-        use(str(folder))
+    built, loaded = build(str(folder)), Predictor.load(str(folder))
+    weights = load_file(folder / "model.safetensors")
+    kept = loaded.model.state_dict()
+    assert weights.keys() <= kept.keys() and all(torch.equal(kept[name], value) for name, value in weights.items())
+    own = {name.partition(".")[2]: value for name, value in weights.items()}
+    found = {name: value for name, value in built.encoder.state_dict().items() if name in own}
+    assert found and all(torch.equal(value, own[name]) for name, value in found.items())
 
 
 @pytest.mark.parametrize("use", USES)

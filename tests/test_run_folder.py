@@ -279,6 +279,7 @@ def test_what_a_run_writes_it_can_write(settings):
         folder = opened(settings(), overwrite=True)
         folder.begin({})
         written(folder)[number]()
+        assert not folder.is_lost
         folder.release()
 
 

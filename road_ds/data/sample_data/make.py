@@ -17,7 +17,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+from tokenizers import Tokenizer, normalizers, pre_tokenizers
+
+from road_ds.data.wordpiece import SPECIAL, assembled
 
 SEED = 11
 HELD_OUT = 6  # one name in six is a dev name
@@ -403,8 +405,6 @@ def data_files() -> Iterator[tuple[str, str]]:
 
 # Tokenizer ----------------------------------------------------------------------------------------
 
-SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
-
 
 def build_tokenizer(texts: list[str]) -> Tokenizer:
     """A lower-casing WordPiece tokenizer: every character of the texts, the parts of the towns' names, frequent words."""
@@ -421,18 +421,7 @@ def build_tokenizer(texts: list[str]) -> Tokenizer:
         *(f"##{tail}" for tail in TOWN_TAILS),
         *sorted(word for word, count in counts.items() if count >= 10 and word not in towns),
     ]
-    vocabulary = {piece: number for number, piece in enumerate(dict.fromkeys(pieces))}
-    tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]", max_input_chars_per_word=100))
-    tokenizer.add_special_tokens(list(SPECIAL))
-    tokenizer.normalizer = normalizer
-    tokenizer.pre_tokenizer = splitter
-    tokenizer.decoder = decoders.WordPiece(prefix="##")
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="[CLS]:0 $A:0 [SEP]:0",
-        pair="[CLS]:0 $A:0 [SEP]:0 $B:1 [SEP]:1",
-        special_tokens=[(token, vocabulary[token]) for token in ("[CLS]", "[SEP]")],
-    )
-    return tokenizer
+    return assembled(list(dict.fromkeys(pieces)), normalizer)
 
 
 def tokenizer_files(texts: list[str]) -> Iterator[tuple[str, str]]:
