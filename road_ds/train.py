@@ -27,18 +27,20 @@ from road_ds.config.file import load_config
 from road_ds.config.fit import AUTO, MICRO, fit_batch, micro_sizes
 from road_ds.config.road import RoadConfig
 from road_ds.data.batches import Padding, ahead, assemble
+from road_ds.distillation.adversarial import Vocabulary
 from road_ds.distillation.average import AverageTeacher
 from road_ds.distillation.freelb import FreeLB, once
 from road_ds.distillation.objective import Taught
-from road_ds.distillation.registry import teachers_of
-from road_ds.distillation.teachers import NoTeachers
+from road_ds.distillation.registry import adversarial_of, teachers_of
+from road_ds.distillation.teachers import NoTeachers, OnlineTeachers
 from road_ds.engine import speed, surroundings
 from road_ds.engine.checkpoint import Checkpoint, Engines, prune, restore
 from road_ds.engine.forwards import Forwards
+from road_ds.engine.generator import Generator, rows_of_generator, start_generator
 from road_ds.engine.meter import Meter
 from road_ds.engine.micro_batch import Demand, choose, refuse_what_cannot_fit
 from road_ds.engine.milestones import Milestones
-from road_ds.engine.parts import Parts, build_generator, facts_of, gather
+from road_ds.engine.parts import Parts, facts_of, gather
 from road_ds.engine.preemption import Preemption, exit_code
 from road_ds.engine.results import Outcome, closing, leave
 from road_ds.engine.resume import resumable
@@ -257,6 +259,26 @@ def begin(
     if isinstance(parts.teachers, AverageTeacher):
         parts.teachers.follow(engine)
     return engine
+
+
+def build_generator(
+    config: RoadConfig, parts: Parts, ranks: Ranks, padding: Padding, student: Any, first: int
+) -> Generator | None:
+    """The generator of a run from step `first` on, under its engine; None where there is none."""
+    settings, train, ds = adversarial_of(parts.settled.objective), parts.rows.train, parts.settled.ds
+    if settings is None or parts.generator is None:
+        return None
+    assert isinstance(parts.teachers, OnlineTeachers)
+    micro = student.train_micro_batch_size_per_gpu()
+    vocabulary = Vocabulary.of(parts.tokenizer, ranks.device)
+    passes = rows_of_generator(config, ds["train_batch_size"], train, parts.teachers.teachers)
+    steps = settings.steps(first, parts.steps)
+    batches = ahead(assemble(passes, train, padding, ranks, micro, steps))
+    engine = start_generator(parts.generator, ds, settings, config.seed + 1 + ranks.rank)
+    say(
+        f"generator: {parameter_count(parts.generator) / 1e6:.1f} M parameters, {counted(len(steps), 'step')} of its own"
+    )
+    return Generator(engine, settings, vocabulary, batches, student, parts.teachers, parts.heads.of, ranks, config.seed)
 
 
 def go_on(

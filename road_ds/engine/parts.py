@@ -6,28 +6,26 @@ from typing import Any
 import torch
 
 from road_ds.common.errors import Faults
-from road_ds.common.log import counted, say, versions, warn
+from road_ds.common.log import versions, warn
 from road_ds.common.ranks import Ranks
 from road_ds.common.strict_json import flat_keys
 from road_ds.config.road import RoadConfig
-from road_ds.data.batches import Padding, ahead, assemble
+from road_ds.data.batches import Padding
 from road_ds.data.passes import Passes, plan
 from road_ds.data.rows import Rows
-from road_ds.distillation.adversarial import Vocabulary
 from road_ds.distillation.guard import Guarded
 from road_ds.distillation.lesson import Lesson
 from road_ds.distillation.minimax import Minimax
 from road_ds.distillation.neighbours import Neighbours
 from road_ds.distillation.registry import adversarial_of
 from road_ds.distillation.retrieve import open_neighbours
-from road_ds.distillation.teachers import AnyTeachers, CachedTeachers, OnlineTeachers, open_teachers
+from road_ds.distillation.teachers import AnyTeachers, CachedTeachers, open_teachers
 from road_ds.engine import surroundings
-from road_ds.engine.generator import Generator, open_generator, rows_of_generator, start_generator
+from road_ds.engine.generator import open_generator
 from road_ds.engine.resume import OWN
 from road_ds.engine.settled import Machine, Settled, settle
 from road_ds.models.configuration import base_config, check_lengths, load_tokenizer
 from road_ds.models.masked_lm import MaskedLM
-from road_ds.models.multi_task import parameter_count
 from road_ds.tasks.registry import Heads
 
 
@@ -96,26 +94,6 @@ def gather(config: RoadConfig, ds: dict[str, Any], ranks: Ranks, machine: Machin
         settled, heads.trained_on(rows.pairs).reading(tokenizer), tokenizer, rows, teachers, neighbours, generator, passes, steps,
         resolved, saved,
     )  # fmt: skip
-
-
-def build_generator(
-    config: RoadConfig, parts: Parts, ranks: Ranks, padding: Padding, student: Any, first: int
-) -> Generator | None:
-    """The generator of a run from step `first` on, under its engine; None where there is none."""
-    settings, train, ds = adversarial_of(parts.settled.objective), parts.rows.train, parts.settled.ds
-    if settings is None or parts.generator is None:
-        return None
-    assert isinstance(parts.teachers, OnlineTeachers)
-    micro = student.train_micro_batch_size_per_gpu()
-    vocabulary = Vocabulary.of(parts.tokenizer, ranks.device)
-    passes = rows_of_generator(config, ds["train_batch_size"], train, parts.teachers.teachers)
-    steps = settings.steps(first, parts.steps)
-    batches = ahead(assemble(passes, train, padding, ranks, micro, steps))
-    engine = start_generator(parts.generator, ds, settings, config.seed + 1 + ranks.rank)
-    say(
-        f"generator: {parameter_count(parts.generator) / 1e6:.1f} M parameters, {counted(len(steps), 'step')} of its own"
-    )
-    return Generator(engine, settings, vocabulary, batches, student, parts.teachers, parts.heads.of, ranks, config.seed)
 
 
 def facts_of(config: RoadConfig, parts: Parts, machine: Machine, padding: Padding) -> dict[str, Any]:
