@@ -305,7 +305,14 @@ def test_batch_sizes_follow_from_each_other():
             r"train_micro_batch_size_per_gpu 5 x 2 processes does not divide the 12 rows of a pass \(train_batch_size 48 / "
             r"passes 4\); micro-batch sizes that fit 2 processes: 1, 2, 3, 6$",
         ),
-        ({"train_batch_size": 12}, 4, 2, r"fit 2 processes: none: train_batch_size must be a multiple of 8$"),
+        (
+            {"train_batch_size": 12, "train_micro_batch_size_per_gpu": 1}, 4, 2,
+            r"fit 2 processes: none: train_batch_size must be a multiple of 8$",
+        ),
+        (
+            {"train_batch_size": 12}, 4, 2,
+            r"^train_batch_size 12 / passes 4: 2 processes cannot share the 3 rows of a pass evenly: make .* a multiple of 8$",
+        ),
         (
             {"train_batch_size": 24, "train_micro_batch_size_per_gpu": 4, "gradient_accumulation_steps": 4}, 3, 1,
             r"gradient_accumulation_steps 4 does not fit: train_batch_size 24 / \(micro-batch 4 x 1 processes\) = 6; leave",

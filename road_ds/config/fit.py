@@ -25,7 +25,12 @@ def fit_batch(ds: dict[str, Any], passes: int, world_size: int) -> dict[str, Any
             f"take {' or '.join(map(str, fit))} rows, or passes that divide {total}"
         )
     fitting = micro_sizes(total, passes, world_size)
-    if micro not in fitting and (micro != AUTO or not fitting):
+    if micro == AUTO and not fitting:
+        raise RoadError(
+            f"train_batch_size {total} / passes {passes}: {world_size} processes cannot share the {total // passes} rows of a "
+            f"pass evenly: make train_batch_size a multiple of {passes * world_size}"
+        )
+    if micro not in (*fitting, AUTO):
         sizes = ", ".join(map(str, fitting)) or f"none: train_batch_size must be a multiple of {passes * world_size}"
         raise RoadError(
             f"{MICRO} {micro} x {world_size} processes does not divide the {total // passes} rows of a pass "

@@ -103,7 +103,7 @@ class MultiTaskModel(nn.Module):
             touched.append(self.comparison.idle(encoded.last_hidden_state))
         logits, loss = outputs.logits, outputs.loss
         for value in touched:
-            nothing = 0.0 * value.float().nan_to_num(0.0, 0.0, 0.0).mean()
+            nothing = (0.0 * value.float().nan_to_num(0.0, 0.0, 0.0)).mean()  # a sum of large ones would be inf
             logits = logits + nothing.to(logits.dtype)
             loss = None if loss is None else loss + nothing
         return replace(outputs, logits=logits, layers=layers, loss=loss)
