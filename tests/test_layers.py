@@ -38,6 +38,7 @@ ROOMS = {
         {"evaluation", "labels", "span_qa", "text"},
         {"classification", "multi_label", "regression", "replaced_tokens"},
         {"registry"},
+        {"inferred"},
     ],
     "models": [
         {"exchange", "pretrained", "states"},

@@ -24,7 +24,7 @@ class Classification(TextTask):
     """One of a list of labels for a text or a pair. Labels are compared by name, their order is the head's."""
 
     type: Literal["classification"]
-    labels: LabelNames
+    labels: LabelNames = []
     headline: ClassVar[str] = "accuracy"
     row_metric: ClassVar[str] = "accuracy"
 
