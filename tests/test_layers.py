@@ -25,7 +25,7 @@ ROOMS = {
     "data": [
         {"arrow", "masking", "packing", "passes", "publishers", "tokenizer", "wordpiece"},
         {"batch", "formats", "labels"},
-        {"batches", "files"},
+        {"batches", "choices", "files"},
         {"readers"},
         {"negatives"},
         {"sources"},
@@ -36,7 +36,7 @@ ROOMS = {
         {"label_sets", "metrics", "outputs", "spans"},
         {"base", "sequences"},
         {"evaluation", "labels", "span_qa", "text"},
-        {"classification", "multi_label", "regression", "replaced_tokens"},
+        {"classification", "multi_label", "multiple_choice", "regression", "replaced_tokens"},
         {"registry"},
         {"inferred"},
     ],

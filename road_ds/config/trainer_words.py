@@ -63,4 +63,4 @@ TASK_HERE = {
     "text_classification": "classification",
 }
 # Words for what no task here does: none is to be taken for the task that is spelt like it.
-NO_TASK = {"token_classification", "masked_lm", "multiple_choice", "ner", "pos"}
+NO_TASK = {"token_classification", "masked_lm", "ner", "pos"}

@@ -13,6 +13,7 @@ import numpy as np
 from road_ds.common.errors import RoadError, nearest
 from road_ds.common.strict_json import quote
 from road_ds.config.road import Columns, DatasetSpec
+from road_ds.data.choices import Choice, choice_columns, choices_of
 from road_ds.data.files import Piece, origin_of, pieces
 from road_ds.data.formats import FORMATS, plain, quote_all
 from road_ds.data.labels import Label, flagged, has_any, label_of, whole
@@ -28,10 +29,13 @@ TEXTS = (
     ("text_a", "text_b"),
     ("text", None),
     ("sentence", None),
+    ("sent1", "sent2"),
+    ("ctx", None),
+    ("question_stem", None),
 )
 LONE = ("text_a", "text", "sentence")
 SECOND = "text_b"  # always the second text where `columns` names no other
-LABELS = ("label", "gold_label", "labels")
+LABELS = ("label", "gold_label", "labels", "answerKey")
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +52,7 @@ class Example:
     label: Label | None
     answers: tuple[Answer, ...] | None  # None: no answers column; (): unanswerable
     where: str  # "train.tsv:17", "dev.json data[0].paragraphs[3].qas[1]"
+    choices: tuple[Choice, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +64,7 @@ class Found:
     text_b: str | int | None
     label: str | int | list[str | int] | None
     answers: str | int | None
+    choices: str | int | list[str | int] | None
     lone: bool
 
 
@@ -177,7 +183,7 @@ def _rows(source: str, spec: DatasetSpec, reading: Reading) -> Iterator[Example]
     every = (example for piece in pieces(source, spec) for example in _examples(piece, spec, reading))
     for example in islice(every, spec.max_rows):
         if spec.drop_duplicates:
-            texts = f"{example.text_a}\0{example.text_b}".encode()
+            texts = "\0".join(map(str, (example.text_a, example.text_b, *(example.choices or ())))).encode()
             key = hashlib.blake2b(texts, digest_size=16).digest()
             if key in seen:
                 reading.dropped["duplicate"] = reading.dropped.get("duplicate", 0) + 1
@@ -229,7 +235,8 @@ def _find(given: Columns, row: Row, before: Found | None) -> Found:
 
     Bad where the row could have its texts or its label elsewhere than the rows before: which is meant is not guessed.
     """
-    pairs = [(a, b) for a, b in TEXTS if a in row and (b in row or a in LONE)]
+    choices = given.choices if "choices" in given.model_fields_set else choice_columns(row)
+    pairs = [(a, b) for a, b in TEXTS if a in row and (b in row or a in LONE or choices is not None)]
     text_a = given.text_a
     if text_a is None:
         text_a = _column("text_a", [a for a, _ in pairs], row, before)
@@ -255,6 +262,7 @@ def _find(given: Columns, row: Row, before: Found | None) -> Found:
         text_b=column("text_b", seconds),
         label=column("label", LABELS),
         answers=column("answers", ("answers",)),
+        choices=choices,
         lone="text_b" not in given.model_fields_set,
     )
 
@@ -276,7 +284,15 @@ def _example(row: Row, columns: Found, label: Label | None, generated_id: str, w
     lacking = columns.text_b == SECOND and columns.lone and row.get(SECOND) in (None, "")
     text_b = None if lacking or columns.text_b is None else _text(row, columns, "text_b")
     answers = None if columns.answers is None else _answers(row, columns, id, text_a, text_b)
-    return Example(id, text_a, text_b, label, answers, where)
+    return Example(id, text_a, text_b, label, answers, where, _choices(row, columns))
+
+
+def _choices(row: Row, columns: Found) -> tuple[Choice, ...] | None:
+    if not isinstance(columns.choices, list):
+        return None if columns.choices is None else choices_of(_value(row, columns, "choices"))
+    if lacking := [name for name in columns.choices if name not in row]:
+        raise Bad(_absent(row, lacking[0], "choices"))
+    return choices_of([row[name] for name in columns.choices])
 
 
 def _value(row: Row, columns: Found, setting: str) -> Any:
