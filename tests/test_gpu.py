@@ -36,7 +36,7 @@ pytestmark = pytest.mark.gpu
 
 CUDA = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if CUDA else "cpu")
-FP32, HALF = 1e-4, 0.03  # of a value; as much of 1 where it is small
+FP32, HALF = 1e-4, 0.02  # of a value; as much of 1 where it is small
 DRAWN = ("disagreement", "generated/", "neighbours/")  # rounding moves a choice of tokens or texts, and with it these
 LAYERS = {
     "hidden": HIDDEN,
