@@ -24,7 +24,7 @@ ROOMS = {
     ],
     "data": [
         {"arrow", "masking", "packing", "passes", "publishers", "tokenizer", "wordpiece"},
-        {"batch", "formats"},
+        {"batch", "formats", "labels"},
         {"batches", "files"},
         {"readers"},
         {"negatives"},
@@ -33,10 +33,10 @@ ROOMS = {
         {"rows"},
     ],
     "tasks": [
-        {"metrics", "outputs", "spans"},
+        {"label_sets", "metrics", "outputs", "spans"},
         {"base", "sequences"},
         {"evaluation", "labels", "span_qa", "text"},
-        {"classification", "regression", "replaced_tokens"},
+        {"classification", "multi_label", "regression", "replaced_tokens"},
         {"registry"},
     ],
     "models": [

@@ -23,13 +23,14 @@ from road_ds.config.settings import NAME, Count, Number, Strict
 class Columns(Strict):
     """Which columns of a table hold what: a column's name, or its position (from 0) in a file without a header.
 
-    A null that is given says that there is none; what is not given is looked for by well-known names.
+    A null that is given says that there is none; what is not given is looked for by well-known names. label: several columns
+    hold 0 or 1 each, and their names are the labels.
     """
 
     id: str | int | None = None
     text_a: str | int | None = None
     text_b: str | int | None = None
-    label: str | int | None = None
+    label: str | int | Annotated[list[str | int], Field(min_length=2)] | None = None
     answers: str | int | None = None
 
     @model_serializer(mode="wrap")
@@ -53,6 +54,7 @@ class DatasetSpec(Strict):
     columns: Columns = Columns()
     header: bool = True
     quoting: bool | None = None
+    label_separator: Annotated[str, Field(min_length=1)] | None = None  # between the labels of a row in one text
     label_map: dict[str, str] = {}
     drop_labels: list[str] = []
     skip_bad: Number = 0

@@ -52,6 +52,8 @@ HERE = {
 TASK_HERE = {
     "extractive_question_answering": "span_qa",
     "multi_class_classification": "classification",
+    "multi_label_classification": "multi_label",
+    "multilabel": "multi_label",
     "nli": "classification",
     "paraphrase": "classification",
     "question_answering": "span_qa",
@@ -61,4 +63,4 @@ TASK_HERE = {
     "text_classification": "classification",
 }
 # Words for what no task here does: none is to be taken for the task that is spelt like it.
-NO_TASK = {"token_classification", "multi_label_classification", "masked_lm", "multiple_choice", "ner", "pos"}
+NO_TASK = {"token_classification", "masked_lm", "multiple_choice", "ner", "pos"}

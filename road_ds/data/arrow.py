@@ -39,7 +39,7 @@ class ArrowRows:
         batch = self._file.get_batch(chunk)
         columns: dict[str, tuple[np.ndarray | None, Any]] = {}
         for name, column in zip(batch.schema.names, batch.columns, strict=True):
-            if pa.types.is_list(column.type) and not pa.types.is_struct(column.type.value_type):
+            if pa.types.is_list(column.type) and pa.types.is_primitive(column.type.value_type):
                 columns[name] = (column.offsets.to_numpy(), column.values.to_numpy())
             elif pa.types.is_integer(column.type) or pa.types.is_floating(column.type):
                 columns[name] = (None, column.to_numpy())

@@ -55,7 +55,8 @@ class KD(Taught):
 class WeightedKD(KD):
     """KD in which a teacher that is wrong about a row counts `wrong_scale` there, and the right ones more (Algorithm 2).
 
-    correctness: a span's teacher is right where start and end both are ("joint"), or position by position.
+    correctness: a span's teacher is right where start and end both are ("joint"), or position by position. Of several labels
+    each is a row of its own.
     """
 
     objective: Literal["weighted_kd"]  # type: ignore[assignment]
@@ -65,10 +66,10 @@ class WeightedKD(KD):
 
     def kernel(self, outputs, teachers, labels, progress):
         options = super().kernel(outputs, teachers, labels, progress)
-        if outputs.lengths is None or self.correctness == "per_position":
+        if outputs.joint == 1 or self.correctness == "per_position":
             return {**options, "wrong_scale": self.wrong_scale}
-        # Rows come in pairs, start and end of a window.
-        right = right_rows(teachers, labels, outputs.lengths).unflatten(1, (-1, 2)).all(-1).repeat_interleave(2, dim=1)
+        right = right_rows(teachers, labels, outputs.lengths).unflatten(1, (-1, outputs.joint)).all(-1)
+        right = right.repeat_interleave(outputs.joint, dim=1)
         return {**options, "teacher_weights": weights_from_correctness(right, self.wrong_scale)}
 
     def fits(self, dataset, number):

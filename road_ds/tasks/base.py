@@ -23,10 +23,16 @@ class Task(Strict):
     model: ClassVar[Any]
     headline: ClassVar[str]
     row_metric: ClassVar[str]
-    rows_per_feature: ClassVar[int] = 1
+    over_tokens: ClassVar[bool] = False  # the classes of a row of logits are the feature's tokens
+    numbers_per_label: ClassVar[int] = 1  # of a feature's logits; where the rows are labels, all classes of one
     continuous: ClassVar[bool] = False
     supervised: ClassVar[bool] = True  # labels or answers are read
     truncates: ClassVar[bool] = True  # a row of more than max_length tokens loses its end
+
+    @property
+    def rows_per_feature(self) -> int:
+        """Rows of logits that a feature gives."""
+        return 1
 
     def head_settings(self) -> dict[str, Any]:
         """What the head's Hugging Face configuration holds."""

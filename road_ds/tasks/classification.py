@@ -5,11 +5,10 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import numpy as np
-from pydantic import field_validator
 
-from road_ds.common.errors import RoadError, misspelt
 from road_ds.data.batch import IGNORED
 from road_ds.tasks import metrics
+from road_ds.tasks.labels import LabelNames, head_labels, lone, position
 from road_ds.tasks.text import TextTask
 
 
@@ -25,35 +24,17 @@ class Classification(TextTask):
     """One of a list of labels for a text or a pair. Labels are compared by name, their order is the head's."""
 
     type: Literal["classification"]
-    labels: list[str]
+    labels: LabelNames
     headline: ClassVar[str] = "accuracy"
     row_metric: ClassVar[str] = "accuracy"
 
-    @field_validator("labels")
-    @classmethod
-    def at_least_two(cls, labels: list[str]) -> list[str]:
-        if len(labels) < 2 or len(set(labels)) != len(labels):
-            raise ValueError(f"expected two or more different label names, got {labels}")
-        return labels
-
     def head_settings(self) -> dict[str, Any]:
-        return {
-            "num_labels": len(self.labels),
-            "id2label": dict(enumerate(self.labels)),
-            "label2id": {label: i for i, label in enumerate(self.labels)},
-            "problem_type": "single_label_classification",
-        }
+        return {**head_labels(self.labels), "problem_type": "single_label_classification"}
 
     def label(self, example):
         if example.label is None:
             return IGNORED
-        try:
-            return self.labels.index(str(example.label))
-        except ValueError:
-            raise RoadError(
-                f"{example.where}: label {example.label!r} is none of the task's labels ({', '.join(self.labels)})"
-                f"{misspelt(str(example.label), self.labels)}; rename it with label_map, or leave such rows out with drop_labels"
-            ) from None
+        return position(lone(example), self.labels, example.where)
 
     def predict(self, examples, features, logits):
         results = []

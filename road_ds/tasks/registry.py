@@ -11,6 +11,7 @@ from road_ds.config.trainer_words import NO_TASK, TASK_HERE
 from road_ds.data.batch import Batch
 from road_ds.tasks.base import Task
 from road_ds.tasks.classification import Classification
+from road_ds.tasks.multi_label import MultiLabel
 from road_ds.tasks.regression import Regression
 from road_ds.tasks.replaced_tokens import ReplacedTokens
 from road_ds.tasks.span_qa import SpanQA
@@ -18,6 +19,7 @@ from road_ds.tasks.span_qa import SpanQA
 TASKS: dict[str, type[Task]] = {
     "span_qa": SpanQA,
     "classification": Classification,
+    "multi_label": MultiLabel,
     "regression": Regression,
     "replaced_tokens": ReplacedTokens,
 }

@@ -6,6 +6,7 @@ import numpy as np
 
 from road_ds.common.errors import RoadError
 from road_ds.tasks import metrics
+from road_ds.tasks.labels import lone
 from road_ds.tasks.text import TextTask
 
 FLOAT32 = float(np.finfo(np.float32).max)
@@ -26,7 +27,7 @@ class Regression(TextTask):
         if example.label is None:
             return float("nan")
         try:
-            value = float(example.label)
+            value = float(lone(example))
         except ValueError:
             value = float("nan")
         if not np.isfinite(value):
