@@ -77,7 +77,7 @@ class Ours:
         with Preemption() as preemption:
             fit(
                 engine, ahead(plan), lesson, meter, rows.ranks, preemption, rows.config,  # type: ignore[arg-type]
-                start=steps.start, steps=steps.stop, evaluate=lambda step: None, save=lambda step: True,
+                start=steps.start, steps=steps.stop, evaluate=lambda step: False, save=lambda step: True,
             )  # fmt: skip
         wait(rows.ranks.device)
         self.seconds = rows.clock() - meter.began

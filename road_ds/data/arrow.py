@@ -1,6 +1,7 @@
 """Rows in Arrow files: written chunk by chunk, mapped into memory, read as they are asked for."""
 
 from bisect import bisect_right
+from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from itertools import accumulate
@@ -34,6 +35,14 @@ class ArrowRows:
     def missing(self, column: str) -> int:
         """How many rows have nothing in a column."""
         return sum(self._file.get_batch(i).column(column).null_count for i in range(self._file.num_record_batches))
+
+    def counts(self, column: str) -> Counter[Any]:
+        """How often each value stands in a column."""
+        found: Counter[Any] = Counter()
+        for i in range(self._file.num_record_batches):
+            for pair in self._file.get_batch(i).column(column).value_counts().to_pylist():
+                found[pair["values"]] += pair["counts"]
+        return found
 
     def _columns(self, chunk: int) -> dict[str, tuple[np.ndarray | None, Any]]:
         batch = self._file.get_batch(chunk)

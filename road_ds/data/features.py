@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 from array import array
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -79,6 +80,10 @@ class FeatureSet:
         """Whether its examples are pairs of texts; None where some are."""
         lone = self._examples.missing("text_b")
         return None if 0 < lone < self.manifest.examples else not lone
+
+    def labels(self) -> Counter[str | None]:
+        """How many examples have each label."""
+        return self._examples.counts("label")
 
     def examples(self) -> Iterator[Example]:
         """The examples one by one, in file order."""

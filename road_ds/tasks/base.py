@@ -1,6 +1,6 @@
 """What every task answers: how an example becomes features, which head reads them, what its logits say."""
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Annotated, Any, ClassVar
 
 import numpy as np
@@ -70,8 +70,12 @@ class Task(Strict):
         """The task with what it has to know of the tokenizer beyond its rows."""
         return self
 
+    def counting(self, labels: Callable[[], Mapping[str | None, int]]) -> "Task":
+        """The task with what it has to know of how often each label stands in the rows that it learns from."""
+        return self
+
     def draw(self, batch: Batch, key: Sequence[int], lengths: np.ndarray) -> Batch:
-        """The batch with what is drawn anew each time its rows are seen, on the host; most tasks draw nothing.
+        """The batch with what is drawn anew each time its rows are seen, or looked up for them, on the host; most tasks add nothing.
 
         key: whole numbers that decide on the draws beside a row's own number; lengths: tokens of the rows of the whole pass.
         """
