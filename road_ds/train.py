@@ -49,6 +49,7 @@ from road_ds.engine.micro_batch import Demand, choose, refuse_what_cannot_fit
 from road_ds.engine.milestones import Milestones
 from road_ds.engine.parts import Parts, facts_of, gather
 from road_ds.engine.preemption import Preemption, exit_code
+from road_ds.engine.report import settings_given
 from road_ds.engine.results import Outcome, closing, leave
 from road_ds.engine.resume import resumable
 from road_ds.engine.run_folder import RunFolder, full_disk_named
@@ -174,7 +175,7 @@ def run(
     Nothing but the folder's lock and status.json is written, and nothing of an overwritten run removed, before
     all that can be wrong with settings, model and data has been looked at.
     """
-    began = time.monotonic()
+    began, given = time.monotonic(), settings_given(config, ds)
     machine = Machine.of(ranks)
     parts = gather(config, ds, ranks, machine)
     found = ranks.together(lambda: resumable(folder, parts.saved, extend=extend)) if resume or extend else None
@@ -217,7 +218,7 @@ def run(
 
     def finish() -> None:
         facts = facts_of(config, parts, machine, padding)
-        exported, card = leave(folder, outcome, model, parts.tokenizer, facts, began)
+        exported, card = leave(folder, outcome, model, parts.tokenizer, facts, began, given, parts.rows, parts.heads)
         by_head = {
             parts.heads.of[name]: rows for name, rows in reversed({**parts.rows.train, **parts.rows.dev}.items())
         }

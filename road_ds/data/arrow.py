@@ -2,7 +2,7 @@
 
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from itertools import accumulate
 from pathlib import Path
@@ -43,6 +43,12 @@ class ArrowRows:
             for pair in self._file.get_batch(i).column(column).value_counts().to_pylist():
                 found[pair["values"]] += pair["counts"]
         return found
+
+    def columns(self, *names: str) -> Iterator[tuple[Any, ...]]:
+        """Some columns of all rows, a chunk in memory at a time."""
+        for i in range(self._file.num_record_batches):
+            batch = self._file.get_batch(i)
+            yield from zip(*(batch.column(name).to_pylist() for name in names), strict=True)
 
     def _columns(self, chunk: int) -> dict[str, tuple[np.ndarray | None, Any]]:
         batch = self._file.get_batch(chunk)

@@ -28,7 +28,7 @@ STATUS = "status.json"
 FOLDERS = ("checkpoints", "model", "best", "predictions")
 GONE = (errno.ENOENT, errno.ENOTDIR, errno.ESTALE)
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-FILES = ("metrics.jsonl", "results.json", "curves.png", "config.json")
+FILES = ("metrics.jsonl", "results.json", "curves.png", "report.html", "config.json")
 
 
 class RunFolder:

@@ -12,6 +12,7 @@ from road_ds.data.readers import Example
 from road_ds.tasks.outputs import Outputs
 
 Scores = dict[str, float]
+Golds = Sequence[str | float]  # classes by name, or values
 
 
 class Task(Strict):
@@ -28,6 +29,7 @@ class Task(Strict):
     continuous: ClassVar[bool] = False
     supervised: ClassVar[bool] = True  # labels or answers are read
     truncates: ClassVar[bool] = True  # a row of more than max_length tokens loses its end
+    errors: ClassVar[bool] = False  # a row's score is an error: the lower, the better
 
     @property
     def rows_per_feature(self) -> int:
@@ -110,3 +112,17 @@ class Task(Strict):
     def describe(self, prediction: Any) -> dict[str, Any]:
         """A prediction as plain values, for people and JSON."""
         raise NotImplementedError
+
+    # What a run's report shows of rows beyond texts and scores. What a task does not say is left out there.
+
+    def golds(self, example: Example) -> Golds:
+        """What is right for an example, as classes or values."""
+        return ()
+
+    def matched(self, example: Example, said: Mapping[str, Any]) -> Sequence[tuple[str | float, str | float]]:
+        """What is right for an example beside what a described prediction says, in pairs of classes or values."""
+        return ()
+
+    def certainty(self, said: Mapping[str, Any]) -> float | None:
+        """How sure a described prediction is of itself, for an order of rows; None where the task cannot tell."""
+        return None

@@ -91,3 +91,12 @@ class Classification(TextTask):
 
     def describe(self, prediction):
         return {"label": prediction.label, **{k: round(v, 4) for k, v in prediction.probabilities.items()}}
+
+    def golds(self, example):
+        return [str(example.label)]
+
+    def matched(self, example, said):
+        return [(str(example.label), said["label"])]
+
+    def certainty(self, said):
+        return max(value for name, value in said.items() if name != "label")
