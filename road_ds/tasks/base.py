@@ -28,6 +28,7 @@ class Task(Strict):
     continuous: ClassVar[bool] = False
     supervised: ClassVar[bool] = True  # labels or answers are read
     truncates: ClassVar[bool] = True  # a row of more than max_length tokens loses its end
+    hub_task: ClassVar[str | None] = None  # what a hub calls it
     errors: ClassVar[bool] = False  # a row's score is an error: the lower, the better
 
     def head_settings(self) -> dict[str, Any]:

@@ -33,6 +33,7 @@ class SpanQA(Task):
     null_threshold: float = 0.0
 
     model: ClassVar[Any] = AutoModelForQuestionAnswering
+    hub_task: ClassVar[str | None] = "question-answering"
     headline: ClassVar[str] = "f1"
     row_metric: ClassVar[str] = "f1"
     rows_per_feature: ClassVar[int] = 2
