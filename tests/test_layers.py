@@ -24,7 +24,7 @@ ROOMS = {
     ],
     "data": [
         {"arrow", "masking", "packing", "passes", "publishers", "tokenizer", "wordpiece"},
-        {"batch", "formats"},
+        {"batch", "formats", "labels"},
         {"batches", "files"},
         {"readers"},
         {"negatives"},
@@ -33,10 +33,10 @@ ROOMS = {
         {"overlap", "rows"},
     ],
     "tasks": [
-        {"metrics", "outputs", "spans"},
+        {"label_sets", "metrics", "outputs", "spans"},
         {"base", "sequences"},
         {"evaluation", "labels", "span_qa", "text"},
-        {"classification", "regression", "replaced_tokens"},
+        {"classification", "multi_label", "regression", "replaced_tokens"},
         {"findings", "registry"},
     ],
     "models": [
@@ -77,7 +77,7 @@ ROOMS = {
             "update",
         },
         {"internals", "meter", "micro_batch", "resume", "weights"},
-        {"plan", "report", "selection", "start"},
+        {"finished", "plan", "report", "selection", "start"},
         {"generator", "milestones", "results"},
         {"parts"},
     ],
@@ -100,6 +100,7 @@ ROOMS = {
             "neighbours",
             "predict",
             "push",
+            "python",
             "score",
             "teach",
             "tokenizer",

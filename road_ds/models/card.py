@@ -54,7 +54,7 @@ class Card:
             '    tokenizer = AutoTokenizer.from_pretrained(".")\n'
             f'    model = {task.model.__name__}.from_pretrained(".")',
             "With road_ds, which also cuts long texts into windows and turns logits into answers:",
-            "    python -m road_ds predict . --file rows.jsonl",
+            f'    from road_ds import load\n    ask = load(".")\n    {task.asked}',
             f"Dev scores:\n\n```\n{report(scores)}\n```" if scores else "",
             f"Task settings (`{TASK_FILE}`):\n\n```json\n{settings}\n```",
         ]

@@ -6,6 +6,7 @@ import numpy as np
 
 from road_ds.common.errors import RoadError
 from road_ds.tasks import metrics
+from road_ds.tasks.labels import lone
 from road_ds.tasks.text import TextTask
 
 FLOAT32 = float(np.finfo(np.float32).max)
@@ -24,10 +25,11 @@ class Regression(TextTask):
         return {"num_labels": 1, "problem_type": "regression"}
 
     def label(self, example):
-        if example.label is None:
+        label = lone(example)
+        if label is None:
             return float("nan")
         try:
-            value = float(example.label)
+            value = float(label)
         except ValueError:
             value = float("nan")
         if not np.isfinite(value):

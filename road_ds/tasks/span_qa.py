@@ -34,9 +34,10 @@ class SpanQA(Task):
 
     model: ClassVar[Any] = AutoModelForQuestionAnswering
     hub_task: ClassVar[str | None] = "question-answering"
+    asked: ClassVar[str] = 'ask(question="Who ...?", context="...")  # transformers has no pipeline for this any more'
     headline: ClassVar[str] = "f1"
     row_metric: ClassVar[str] = "f1"
-    rows_per_feature: ClassVar[int] = 2
+    over_tokens: ClassVar[bool] = True
     truncates: ClassVar[bool] = False
 
     @model_validator(mode="after")
@@ -47,6 +48,10 @@ class SpanQA(Task):
                 f"max_question_length {self.max_question_length} tokens: raise the first or lower the second"
             )
         return self
+
+    @property
+    def rows_per_feature(self):
+        return 2
 
     def head_settings(self) -> dict[str, Any]:
         return {"num_labels": 2}
@@ -89,7 +94,7 @@ class SpanQA(Task):
 
     def outputs(self, head, batch):
         logits = torch.stack([head.start_logits, head.end_logits], dim=1).flatten(0, 1)  # [features x 2, tokens]
-        return Outputs(logits, batch.lengths.repeat_interleave(2))
+        return Outputs(logits, batch.lengths.repeat_interleave(2), joint=2)
 
     def predict(self, examples, features, logits):
         parts: dict[int, list] = {}
