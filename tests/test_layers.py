@@ -40,13 +40,13 @@ ROOMS = {
         {"findings", "registry"},
     ],
     "models": [
-        {"exchange", "pretrained", "states"},
+        {"card", "exchange", "pretrained", "states"},
         {"apex", "configuration", "dropout", "linear"},
         {"attention", "generator"},
         {"multi_task"},
         {"build", "export", "masked_lm"},
         {"predictor"},
-        {"ensemble"},
+        {"ensemble", "graph"},
     ],
     "distillation": [
         {"adversarial", "freelb", "layers.base", "layers.maps", "neighbours", "schedule", "search", "soft_targets"},
@@ -99,6 +99,7 @@ ROOMS = {
             "launch",
             "neighbours",
             "predict",
+            "push",
             "python",
             "score",
             "teach",
