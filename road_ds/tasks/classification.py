@@ -58,6 +58,7 @@ class Classification(TextTask):
     def draw(self, batch, key, lengths):
         if self.class_weights is None:
             return batch
+        assert isinstance(self.class_weights, dict), "counting() comes first"
         weights = torch.tensor([self.class_weights[label] for label in self.labels])
         return replace(batch, weights=weights[batch.labels.clamp(min=0)])
 
