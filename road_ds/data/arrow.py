@@ -35,6 +35,11 @@ class ArrowRows:
         """How many rows have nothing in a column."""
         return sum(self._file.get_batch(i).column(column).null_count for i in range(self._file.num_record_batches))
 
+    def counts(self, column: str) -> np.ndarray:
+        """How many values each row has in a column of lists, [rows]."""
+        lists = [self._file.get_batch(i).column(column) for i in range(self._file.num_record_batches)]
+        return np.concatenate([np.diff(found.offsets.to_numpy()) for found in lists])
+
     def _columns(self, chunk: int) -> dict[str, tuple[np.ndarray | None, Any]]:
         batch = self._file.get_batch(chunk)
         columns: dict[str, tuple[np.ndarray | None, Any]] = {}

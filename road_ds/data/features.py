@@ -7,6 +7,7 @@ import shutil
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +74,11 @@ class FeatureSet:
         if labels is not None:
             row["label"] = tuple(labels)
         return Example(**row, answers=None if answers is None else tuple(Answer(**a) for a in answers))
+
+    @cached_property
+    def rows(self) -> np.ndarray:
+        """Rows of logits that each feature gives, [features]."""
+        return self._features.counts("labels")
 
     @property
     def pairs(self) -> bool | None:
@@ -224,6 +230,7 @@ def feature_schema(label: pa.DataType) -> pa.Schema:
             "example": pa.int32(),
             "offsets": pa.list_(pa.int32()),
             "best": pa.list_(pa.int8()),  # not bool, whose packed bits would be copied on every read
+            "words": pa.list_(pa.int32()),
         }
     )
 

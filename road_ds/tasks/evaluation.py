@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,11 @@ class MemorySet:
     def lengths(self) -> np.ndarray:
         """The tokens of each feature, [features]."""
         return np.array([len(f.input_ids) for f in self.features])
+
+    @cached_property
+    def rows(self) -> np.ndarray:
+        """Rows of logits that each feature gives, [features]."""
+        return np.array([len(f.labels) for f in self.features])
 
     @classmethod
     def encode(cls, name: str, examples: Sequence[Example], task: Task, tokenizer: Any) -> "MemorySet":
