@@ -129,7 +129,10 @@ def batch_logits(
     # Nothing is compiled for the many widths and row counts that occur only here.
     with torch.no_grad(), torch.compiler.set_stance("force_eager"):
         outputs = model(batch, head)
-    values = outputs.logits.float().cpu().numpy().reshape(len(rows), task.rows_per_feature, -1)
+    values = outputs.logits.float().cpu().numpy()
+    if task.rows_per_feature is None:
+        return np.split(values, np.cumsum(source.rows[rows])[:-1])
+    values = values.reshape(len(rows), task.rows_per_feature, -1)
     if outputs.lengths is None:
         return list(values)
     classes = outputs.lengths.cpu().numpy().reshape(len(rows), -1)[:, 0]

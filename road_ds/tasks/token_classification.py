@@ -1,19 +1,20 @@
 """A tag for each word of a text: named entities, parts of speech."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import numpy as np
-from pydantic import field_validator
 from transformers import AutoModelForTokenClassification
 
-from road_ds.common.errors import RoadError, misspelt
+from road_ds.common.errors import RoadError
 from road_ds.data.batch import IGNORED, Feature
 from road_ds.data.readers import Example
 from road_ds.data.words import word_places
 from road_ds.tasks.base import Task
 from road_ds.tasks.entities import OUTSIDE, entities, entity_scores, mark_entities
+from road_ds.tasks.labels import LabelNames, head_labels, position
 from road_ds.tasks.outputs import Outputs
 
 
@@ -34,17 +35,10 @@ class TokenClassification(Task):
     """
 
     type: Literal["token_classification"]
-    labels: list[str]
+    labels: LabelNames
 
     model: ClassVar[Any] = AutoModelForTokenClassification
     row_metric: ClassVar[str] = "accuracy"
-
-    @field_validator("labels")
-    @classmethod
-    def at_least_two(cls, labels: list[str]) -> list[str]:
-        if len(labels) < 2 or len(set(labels)) != len(labels):
-            raise ValueError(f"expected two or more different tags, got {labels}")
-        return labels
 
     @property
     def headline(self) -> str:  # type: ignore[override]
@@ -56,11 +50,7 @@ class TokenClassification(Task):
         return None
 
     def head_settings(self):
-        return {
-            "num_labels": len(self.labels),
-            "id2label": dict(enumerate(self.labels)),
-            "label2id": {label: i for i, label in enumerate(self.labels)},
-        }
+        return head_labels(self.labels)
 
     def reads(self, pairs):
         return pairs is False
@@ -99,12 +89,7 @@ class TokenClassification(Task):
                 f"{example.where}: {len(tags)} tags for {words} words ({example.text_a[:60]!r}); expected one for each word: "
                 "words are a list, or a text in which spaces part them; set columns.text_a and columns.label to the two columns"
             )
-        if unknown := [tag for tag in tags if tag not in self.labels]:
-            raise RoadError(
-                f"{example.where}: tag {unknown[0]!r} is none of the task's labels ({', '.join(self.labels)})"
-                f"{misspelt(unknown[0], self.labels)}; rename it with label_map, or leave such rows out with drop_labels"
-            )
-        return [self.labels.index(tag) for tag in tags]
+        return [position(tag, self.labels, example.where) for tag in tags]
 
     def outputs(self, head, batch):
         logits = head.logits.flatten(0, 1)
@@ -145,8 +130,7 @@ class TokenClassification(Task):
 
     def baseline(self, examples):
         """Those of the commonest tag for every word."""
-        tags = [tag for example in examples for tag in example.label]
-        usual = max(self.labels, key=tags.count)
+        ((usual, _),) = Counter(tag for example in examples for tag in example.label).most_common(1)
         return self.score(examples, [Tagged("", [], [usual] * len(example.label)) for example in examples])
 
     def describe(self, prediction):
