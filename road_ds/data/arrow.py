@@ -1,7 +1,7 @@
 """Rows in Arrow files: written chunk by chunk, mapped into memory, read as they are asked for."""
 
 from bisect import bisect_right
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from itertools import accumulate
 from pathlib import Path
@@ -35,10 +35,11 @@ class ArrowRows:
         """How many rows have nothing in a column."""
         return sum(self._file.get_batch(i).column(column).null_count for i in range(self._file.num_record_batches))
 
-    def counts(self, column: str) -> np.ndarray:
-        """How many values each row has in a column of lists, [rows]."""
-        lists = [self._file.get_batch(i).column(column) for i in range(self._file.num_record_batches)]
-        return np.concatenate([np.diff(found.offsets.to_numpy()) for found in lists])
+    def lists(self, column: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """A column of lists of numbers, chunk by chunk: where each row's list begins and the last one ends, and all values."""
+        for i in range(self._file.num_record_batches):
+            found = self._file.get_batch(i).column(column)
+            yield found.offsets.to_numpy(), found.values.to_numpy()
 
     def _columns(self, chunk: int) -> dict[str, tuple[np.ndarray | None, Any]]:
         batch = self._file.get_batch(chunk)

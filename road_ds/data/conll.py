@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterable, Iterator
 
+from road_ds.common.log import counted
 from road_ds.common.strict_json import quote
 from road_ds.data.publishers import Bad, Rows
 
@@ -43,7 +44,7 @@ def sentences(lines: Iterable[tuple[int, str | Bad]]) -> Rows:
 
 def _ragged(fields: list[str], width: int) -> str:
     return (
-        f"found {len(fields)} columns ({quote(' '.join(fields)[:80])}), expected {width} as in the first line: a word and "
+        f"found {counted(len(fields), 'column')} ({quote(' '.join(fields)[:80])}), expected {width} as in the first line: a word and "
         "its tags a line, parted by tabs or by spaces, and a blank line between sentences"
     )
 

@@ -78,7 +78,18 @@ class FeatureSet:
     @cached_property
     def rows(self) -> np.ndarray:
         """Rows of logits that each feature gives, [features]."""
-        return self._features.counts("labels")
+        return np.concatenate([np.diff(bounds) for bounds, _ in self._features.lists("labels")])
+
+    def unread(self) -> str:
+        """How many words have no token that was read, in words; "" where there is none."""
+        counts = []
+        for bounds, words in self._features.lists("words"):
+            counts.append(np.diff(np.concatenate([[0], np.cumsum(words < 0)])[bounds]))
+        found = np.concatenate(counts)
+        if not found.any():
+            return ""
+        rows = counted(int(np.count_nonzero(found)), "row")
+        return f"{counted(int(found.sum()), 'word')} of {rows} not read (behind max_length, or no token at all): they count as O"
 
     @property
     def pairs(self) -> bool | None:

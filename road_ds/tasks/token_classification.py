@@ -9,6 +9,7 @@ import numpy as np
 from transformers import AutoModelForTokenClassification
 
 from road_ds.common.errors import RoadError
+from road_ds.common.log import counted
 from road_ds.data.batch import IGNORED, Feature
 from road_ds.data.readers import Example
 from road_ds.data.words import word_places
@@ -86,7 +87,7 @@ class TokenClassification(Task):
             )
         if len(tags) != words:
             raise RoadError(
-                f"{example.where}: {len(tags)} tags for {words} words ({example.text_a[:60]!r}); expected one for each word: "
+                f"{example.where}: {counted(len(tags), 'tag')} for {counted(words, 'word')} ({example.text_a[:60]!r}); expected one for each word: "
                 "words are a list, or a text in which spaces part them; set columns.text_a and columns.label to the two columns"
             )
         return [position(tag, self.labels, example.where) for tag in tags]
