@@ -12,8 +12,8 @@ ROOT = Path(__file__).resolve().parent.parent / "road_ds"
 ROOMS = {
     "common": [
         {"digest", "errors", "exports", "heartbeat", "processes"},
-        {"log", "noise", "ranks", "strict_json"},
-        {"sealed"},
+        {"log", "noise", "plots", "ranks", "strict_json"},
+        {"pages", "sealed"},
         {"hub"},
     ],
     "config": [
@@ -31,14 +31,14 @@ ROOMS = {
         {"negatives"},
         {"sources"},
         {"features"},
-        {"rows"},
+        {"overlap", "rows"},
     ],
     "tasks": [
         {"entities", "label_sets", "metrics", "outputs", "spans"},
         {"base", "sequences"},
         {"evaluation", "labels", "span_qa", "text"},
         {"classification", "multi_label", "regression", "replaced_tokens", "token_classification"},
-        {"registry"},
+        {"findings", "registry"},
     ],
     "models": [
         {"exchange", "pretrained", "states"},
@@ -78,7 +78,7 @@ ROOMS = {
             "update",
         },
         {"internals", "meter", "micro_batch", "resume", "weights"},
-        {"plan", "selection", "start"},
+        {"finished", "plan", "report", "selection", "start"},
         {"generator", "milestones", "results"},
         {"parts"},
     ],
@@ -100,6 +100,7 @@ ROOMS = {
             "launch",
             "neighbours",
             "predict",
+            "python",
             "score",
             "teach",
             "tokenizer",

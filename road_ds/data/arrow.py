@@ -1,6 +1,7 @@
 """Rows in Arrow files: written chunk by chunk, mapped into memory, read as they are asked for."""
 
 from bisect import bisect_right
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from itertools import accumulate
@@ -40,6 +41,20 @@ class ArrowRows:
         for i in range(self._file.num_record_batches):
             found = self._file.get_batch(i).column(column)
             yield found.offsets.to_numpy(), found.values.to_numpy()
+
+    def counts(self, column: str) -> Counter[Any]:
+        """How often each value stands in a column."""
+        found: Counter[Any] = Counter()
+        for i in range(self._file.num_record_batches):
+            for pair in self._file.get_batch(i).column(column).value_counts().to_pylist():
+                found[pair["values"]] += pair["counts"]
+        return found
+
+    def columns(self, *names: str) -> Iterator[tuple[Any, ...]]:
+        """Some columns of all rows, a chunk in memory at a time."""
+        for i in range(self._file.num_record_batches):
+            batch = self._file.get_batch(i)
+            yield from zip(*(batch.column(name).to_pylist() for name in names), strict=True)
 
     def _columns(self, chunk: int) -> dict[str, tuple[np.ndarray | None, Any]]:
         batch = self._file.get_batch(chunk)

@@ -51,9 +51,10 @@ class Batch:
     generated: Generated | None = None  # what it has replaced
     tokens: tuple[int, ...] = ()  # [features] the lengths once more, known to the host
     words: torch.Tensor | None = None  # [rows] the first token of each word, in the flattened padded batch
-    weight: float = (
-        1.0  # of the mean over its rows in that over a pass's: its rows over those of a micro-batch on average
+    share: float = (
+        1.0  # of the mean over its rows of logits in that over a pass's: they over a micro-batch's on average
     )
+    weights: torch.Tensor | None = None  # [rows] how much each label counts; None: all alike
     added: torch.Tensor | None = None  # [features, tokens, width] what a reader's word embeddings are moved by
     original: "Batch | None" = None  # the first half of the rows, where the others were generated from them
 

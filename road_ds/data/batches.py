@@ -77,7 +77,7 @@ def assemble(
             usual = source.rows[taken.rows].mean() * micro or 1.0  # rows of logits in a micro-batch
             for rows in micro_batches(taken.rows, micro, ranks.rank, ranks.world_size):
                 batch = padding.collate(source, rows)
-                batch = replace(batch, weight=(len(batch.labels) or usual) / usual)
+                batch = replace(batch, share=(len(batch.labels) or usual) / usual)
                 if draw is not None:
                     batch = draw(batch, (passes.seed, TRAINED, number[taken.dataset], step), source.lengths[taken.rows])
                 batches.append(batch)

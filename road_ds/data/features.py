@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 from array import array
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from functools import cached_property
@@ -97,9 +98,17 @@ class FeatureSet:
         lone = self._examples.missing("text_b")
         return None if 0 < lone < self.manifest.examples else not lone
 
+    def labels(self) -> Counter[str | None]:
+        """How many examples have each label."""
+        return self._examples.counts("label")
+
     def examples(self) -> Iterator[Example]:
         """The examples one by one, in file order."""
         return map(self.example, range(self.manifest.examples))
+
+    def texts(self) -> Iterator[tuple[str, str | None]]:
+        """Both texts of the examples, in file order: read by columns, so that all of them are looked at in no time."""
+        return self._examples.columns("text_a", "text_b")
 
 
 def note(folder: Path, **facts: Any) -> None:

@@ -117,10 +117,21 @@ def choose(source: str, spec: DatasetSpec) -> tuple[np.ndarray, list[Any]]:
     return np.arange(len(every)), every
 
 
+def of_rows(rows: Iterable[Row]) -> list[Example]:
+    """The examples of rows in memory, of which neither labels nor answers are read. RoadError names a row by its number."""
+    spec = DatasetSpec(task="", columns=Columns(id=None, label=None, answers=None))
+    places = ((f"row {number}", row) for number, row in enumerate(rows))
+    return list(_plain_examples(places, Piece("", "", "", "", "row"), spec, Reading()))
+
+
 def _examples(piece: Piece, spec: DatasetSpec, reading: Reading) -> Iterator[Example]:
+    return _plain_examples(_shaped(FORMATS[piece.format](piece.source, spec), spec), piece, spec, reading)
+
+
+def _plain_examples(rows: Rows, piece: Piece, spec: DatasetSpec, reading: Reading) -> Iterator[Example]:
     columns: Found | None = None  # as far as the rows so far have settled them
     names: tuple[str | int, ...] = ()  # of the row that `columns` was found for
-    for number, (place, row) in enumerate(_shaped(FORMATS[piece.format](piece.source, spec), spec)):
+    for number, (place, row) in enumerate(rows):
         if isinstance(row, Dropped):
             reading.dropped[row] = reading.dropped.get(row, 0) + 1
             continue

@@ -44,11 +44,11 @@ class Lesson:
         outputs = model(batch, self.heads[batch.dataset], teaching and teaching.states, step)
         if outputs.loss is not None:
             return Loss(outputs.loss, terms=outputs.terms)
-        if batch.weight == 1.0:
+        if batch.share == 1.0:
             loss = self._whole(outputs, teaching, batch, progress, measured)
         else:  # the term between layers is a mean over features, of which all micro-batches have as many
-            outputs = outputs if outputs.layers is None else replace(outputs, layers=outputs.layers / batch.weight)
-            loss = self._whole(outputs, teaching, batch, progress, measured).scaled(batch.weight)
+            outputs = outputs if outputs.layers is None else replace(outputs, layers=outputs.layers / batch.share)
+            loss = self._whole(outputs, teaching, batch, progress, measured).scaled(batch.share)
         objective = self.objective.objective
         if self.minimax is not None and (added := self.minimax(model, batch.original or batch, objective, progress)):
             loss = replace(loss, total=loss.total + added[0], neighbours=added[1])

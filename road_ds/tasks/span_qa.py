@@ -15,6 +15,7 @@ from road_ds.tasks.outputs import Outputs
 from road_ds.tasks.spans import Answered, PairTemplate, answer, token_range, trimmed, windows
 
 NO_SPAN = 1e9  # by how much "no answer" wins where a context has no tokens
+KINDS = ("no answer", "answer")  # of questions
 
 
 class SpanQA(Task):
@@ -145,3 +146,13 @@ class SpanQA(Task):
             "score": round(max(prediction.score, -NO_SPAN), 4),
             "no_answer": round(min(prediction.no_answer, NO_SPAN), 4),
         }
+
+    def golds(self, example):
+        return [KINDS[bool(example.answers)]]
+
+    def matched(self, example, said):
+        return [(KINDS[bool(example.answers)], KINDS[bool(said["answer"])])]
+
+    def certainty(self, said):
+        """How far the best span's score is from that of no answer, at the threshold."""
+        return abs(said["no_answer"] - self.null_threshold)

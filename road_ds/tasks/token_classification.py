@@ -146,6 +146,12 @@ class TokenClassification(Task):
             ],
         }  # fmt: skip
 
+    def golds(self, example):
+        return example.label
+
+    def matched(self, example, said):
+        return [*zip(example.label, known(said["tags"]), strict=True)]
+
 
 def first_tokens(places: Sequence[tuple[int, int]], offsets: np.ndarray) -> np.ndarray:
     """The first token of each word, [words], -1 where it has none.
