@@ -23,8 +23,9 @@ ROOMS = {
         {"file"},
     ],
     "data": [
-        {"arrow", "masking", "packing", "passes", "publishers", "tokenizer", "wordpiece"},
-        {"batch", "formats", "labels"},
+        {"arrow", "masking", "packing", "passes", "publishers", "tokenizer", "wordpiece", "words"},
+        {"batch", "conll", "labels"},
+        {"formats"},
         {"batches", "files"},
         {"readers"},
         {"negatives"},
@@ -33,10 +34,10 @@ ROOMS = {
         {"overlap", "rows"},
     ],
     "tasks": [
-        {"label_sets", "metrics", "outputs", "spans"},
+        {"entities", "label_sets", "metrics", "outputs", "spans"},
         {"base", "sequences"},
         {"evaluation", "labels", "span_qa", "text"},
-        {"classification", "multi_label", "regression", "replaced_tokens"},
+        {"classification", "multi_label", "regression", "replaced_tokens", "token_classification"},
         {"findings", "registry"},
     ],
     "models": [

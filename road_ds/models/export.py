@@ -199,6 +199,8 @@ def read_task(folder: Path) -> Task:
         return task_from({"type": "span_qa"}, str(folder))
     if architecture.endswith("ForSequenceClassification") and len(labels) > 1:
         return task_from({"type": "multi_label" if several else "classification", "labels": labels}, str(folder))
+    if architecture.endswith("ForTokenClassification"):
+        return task_from({"type": "token_classification", "labels": labels}, str(folder))
     if architecture.endswith("ForSequenceClassification"):
         return task_from({"type": "regression"}, str(folder))
     raise RoadError(f"{folder}: {architecture} has no task head: expected a question-answering or classification model")

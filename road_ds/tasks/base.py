@@ -37,8 +37,8 @@ class Task(Strict):
     errors: ClassVar[bool] = False  # a row's score is an error: the lower, the better
 
     @property
-    def rows_per_feature(self) -> int:
-        """Rows of logits that a feature gives."""
+    def rows_per_feature(self) -> int | None:
+        """Rows of logits that a feature gives; None: each as many as it has labels."""
         return 1
 
     def head_settings(self) -> dict[str, Any]:
@@ -91,6 +91,10 @@ class Task(Strict):
     def outputs(self, head: Any, batch: Batch) -> Outputs:
         """The logits of a batch, from what the head's model returned."""
         raise NotImplementedError
+
+    def aligned(self, own: Feature, other: Feature, logits: np.ndarray) -> np.ndarray:
+        """The logits of another tokenizer's feature of the same row, for the rows of logits of `own`. RoadError where it lacks some."""
+        return logits
 
     def predict(
         self, examples: Sequence[Example], features: Sequence[Feature], logits: Sequence[np.ndarray]

@@ -56,6 +56,9 @@ class SpanQA(Task):
     def head_settings(self) -> dict[str, Any]:
         return {"num_labels": 2}
 
+    def reads(self, pairs):
+        return pairs is True
+
     def labelled(self, example):
         return example.answers is not None and example.text_b is not None
 
