@@ -14,6 +14,7 @@ from road_ds.commands import (
     launch,
     neighbours,
     predict,
+    push,
     recipe,
     score,
     teach,
@@ -25,7 +26,7 @@ from road_ds.common.strict_json import half_character, quote
 from road_ds.engine.surroundings import working_folder
 
 COMMANDS = (
-    check, neighbours, teach, evaluate, predict, datasets, tokenizer, export, recipe, compare, score, launch,
+    check, neighbours, teach, evaluate, predict, datasets, tokenizer, export, push, recipe, compare, score, launch,
 )  # fmt: skip
 
 

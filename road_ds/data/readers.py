@@ -17,6 +17,7 @@ from road_ds.data.files import Piece, origin_of, pieces
 from road_ds.data.formats import FORMATS, plain, quote_all
 from road_ds.data.labels import Label, flagged, has_any, label_of, whole
 from road_ds.data.publishers import SHAPES, Bad, Dropped, Row, Rows
+from road_ds.data.words import joined
 
 # Where `columns` names no text, the first pair that the row has. A text of LONE may stand without its second.
 TEXTS = (
@@ -28,10 +29,12 @@ TEXTS = (
     ("text_a", "text_b"),
     ("text", None),
     ("sentence", None),
+    ("tokens", None),
+    ("words", None),
 )
-LONE = ("text_a", "text", "sentence")
+LONE = ("text_a", "text", "sentence", "tokens", "words")
 SECOND = "text_b"  # always the second text where `columns` names no other
-LABELS = ("label", "gold_label", "labels")
+LABELS = ("label", "gold_label", "labels", "tags", "ner_tags")
 
 
 @dataclass(frozen=True, slots=True)
@@ -314,8 +317,10 @@ def _headless(row: Row, wanted: str | int = "") -> str:
 
 def _text(row: Row, columns: Found, setting: str) -> str:
     text, name = _value(row, columns, setting), getattr(columns, setting)
+    if isinstance(text, list) and all(isinstance(word, str) for word in text):
+        text = joined(text)
     if not isinstance(text, str):
-        raise Bad(f"column {quote(name)} (columns.{setting}) is {quote(text)}; expected text")
+        raise Bad(f"column {quote(name)} (columns.{setting}) is {quote(text)}; expected text, or a list of words")
     if not text:
         raise Bad(f"column {quote(name)} (columns.{setting}) is empty; expected text")
     return whole(text, f"column {quote(name)}")

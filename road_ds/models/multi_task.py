@@ -148,6 +148,11 @@ class MultiTaskModel(nn.Module):
         return {**tokens, "position_ids": packing.positions + first}, {"packing": packing}
 
     @property
+    def encoder_prefix(self) -> str:
+        """How the encoder's weights are called inside the heads' models: "electra", "bert"."""
+        return next(iter(self._shells.values())).base_model_prefix
+
+    @property
     def words(self) -> nn.Embedding:
         """The encoder's word embeddings."""
         return self.encoder.get_input_embeddings()  # type: ignore[return-value]

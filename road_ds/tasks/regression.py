@@ -25,10 +25,11 @@ class Regression(TextTask):
         return {"num_labels": 1, "problem_type": "regression"}
 
     def label(self, example):
-        if example.label is None:
+        label = lone(example)
+        if label is None:
             return float("nan")
         try:
-            value = float(lone(example))
+            value = float(label)
         except ValueError:
             value = float("nan")
         if not np.isfinite(value):
