@@ -86,7 +86,10 @@ ROOMS = {
     "recipes": [
         {"difference", "glue", "inputs", "launcher", "recipe"},
         {"comparison", "stages"},
-        {"page"},
+        {"page", "sweep"},
+        {"study"},
+        {"trials"},
+        {"findings"},
     ],
     "commands": [
         {"arguments", "rows"},
@@ -103,7 +106,7 @@ ROOMS = {
             "teach",
             "tokenizer",
         },
-        {"recipe"},
+        {"recipe", "sweep"},
     ],
     "__main__": [{""}],
 }
