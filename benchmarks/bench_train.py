@@ -31,6 +31,7 @@ the device after each part. The table is printed and written after every turn.
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import os
 import sys
@@ -169,14 +170,16 @@ def against(works: dict[str, list[Work]], name: str) -> dict[str, float]:
 
 
 def bench(
-    name: str, asked: str, options: argparse.Namespace, ranks: Ranks, tell: Callable[[dict[str, Any]], None]
+    name: str, asked: str, micro: Any, options: argparse.Namespace, ranks: Ranks, tell: Callable[[dict[str, Any]], None]
 ) -> dict[str, Any]:
-    """The table and ratios of one preset in one precision; `tell` is given them after every turn."""
+    """The table and ratios of one preset in one precision; `tell` is given them after every turn.
+
+    micro: rows of a micro-batch, "auto", or None for the preset's.
+    """
     preset = PRESETS[name]
     preset = preset._replace(rows=options.rows or preset.rows)
     most = preset.rows // (PASSES * ranks.world_size)  # a pass over all GPUs at once
-    given = None if options.micro == AUTO else options.micro
-    preset = preset._replace(micro=min(given or preset.micro, most))
+    preset = preset._replace(micro=min(preset.micro if micro in (None, AUTO) else micro, most))
     if preset.micro < 1 or preset.rows % (PASSES * ranks.world_size * preset.micro):
         raise SystemExit(
             f"{preset.rows} rows a step are not {PASSES} passes of whole micro-batches of {preset.micro} rows on each of "
@@ -200,7 +203,7 @@ def bench(
         if unknown := set(options.only or ()) - set(known):
             raise SystemExit(f"--only {min(unknown)}: there are {', '.join(known)}")
         wanted = [label for label in known if label in (options.only or known)]
-        if options.micro == AUTO:
+        if micro == AUTO:
             preset = preset._replace(micro=automatic(rows, case.stages[0], case.modes[0], len(wanted)))
             case, rows = case._replace(preset=preset), rows._replace(preset=preset)
         every = dict(providers(case, rows))
@@ -301,8 +304,9 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--steps", type=int, help="steps per turn")
     parser.add_argument("--rows", type=int, help="rows per step, over all GPUs")
     parser.add_argument(
-        "--micro", type=lambda text: text if text == AUTO else int(text), help="rows per micro-batch and GPU, or auto"
-    )
+        "--micro", type=lambda text: text if text == AUTO else int(text), action="append",
+        help="rows per micro-batch and GPU, or auto; may be given more than once",
+    )  # fmt: skip
     parser.add_argument(
         "--quick", action="store_true", help="fewer turns and steps, not fixed padding: within 4 minutes"
     )
@@ -328,8 +332,8 @@ def main(arguments: list[str] | None = None) -> None:
     path = options.json or folder(ranks.device) / "bench_train.json"
     found: dict[str, dict[str, Any]] = {}
     presets = options.preset or (["electra-base", "electra-large"] if on_gpu else ["tiny", "electra-small"])
-    for name, precision in product(presets, options.precision or ["auto"]):
-        title = " ".join([name] + [precision] * (precision != "auto") + ["auto micro-batch"] * (options.micro == AUTO))
+    for name, precision, micro in product(presets, options.precision or ["auto"], options.micro or [None]):
+        title = " ".join([name] + [precision] * (precision != "auto") + [f"{micro} micro-batch"] * (micro is not None))
 
         def tell(one: dict[str, Any], title: str = title) -> None:
             found[title] = one
@@ -337,7 +341,9 @@ def main(arguments: list[str] | None = None) -> None:
                 print(f"\n{title}\n\n{table(one['rows'], COLUMNS)}\n", flush=True)
                 write_json(path, (json.loads(path.read_text()) if path.exists() else {}) | found)
 
-        one = bench(name, precision, options, ranks, tell)
+        one = bench(name, precision, micro, options, ranks, tell)
+        gc.collect()  # engines hold on to themselves
+        torch.cuda.empty_cache()
         if ranks.rank == 0:
             print(json.dumps({key: value for key, value in one.items() if key not in ("rows", "ratios")}))
     if ranks.rank == 0:

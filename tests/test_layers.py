@@ -12,8 +12,8 @@ ROOT = Path(__file__).resolve().parent.parent / "road_ds"
 ROOMS = {
     "common": [
         {"digest", "errors", "exports", "heartbeat", "processes"},
-        {"log", "noise", "ranks", "strict_json"},
-        {"sealed"},
+        {"log", "noise", "plots", "ranks", "strict_json"},
+        {"pages", "sealed"},
         {"hub"},
     ],
     "config": [
@@ -24,20 +24,20 @@ ROOMS = {
     ],
     "data": [
         {"arrow", "masking", "packing", "passes", "publishers", "tokenizer", "wordpiece"},
-        {"batch", "formats"},
+        {"batch", "formats", "labels"},
         {"batches", "files"},
         {"readers"},
         {"negatives"},
         {"sources"},
         {"features"},
-        {"rows"},
+        {"overlap", "rows"},
     ],
     "tasks": [
-        {"metrics", "outputs", "spans"},
+        {"label_sets", "metrics", "outputs", "spans"},
         {"base", "sequences"},
         {"evaluation", "labels", "span_qa", "text"},
-        {"classification", "regression", "replaced_tokens"},
-        {"registry"},
+        {"classification", "multi_label", "regression", "replaced_tokens"},
+        {"findings", "registry"},
     ],
     "models": [
         {"exchange", "pretrained", "states"},
@@ -77,7 +77,7 @@ ROOMS = {
             "update",
         },
         {"internals", "meter", "micro_batch", "resume", "weights"},
-        {"plan", "selection", "start"},
+        {"finished", "plan", "report", "selection", "start"},
         {"generator", "milestones", "results"},
         {"parts"},
     ],
@@ -102,6 +102,7 @@ ROOMS = {
             "launch",
             "neighbours",
             "predict",
+            "python",
             "score",
             "teach",
             "tokenizer",

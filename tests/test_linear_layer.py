@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from runs import records, run_python, tiny_config
+from forked import run_forked
+from runs import records, tiny_config
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
@@ -121,7 +122,8 @@ def test_zero_3_trains_as_zero_0_does_with_torchs_layers(config_file, tmp_path):
         config["zero_optimization"] = {"stage": stage}
         if stage == 3:
             config["zero_optimization"] |= {"stage3_param_persistence_threshold": 0}
-        code = f"""
+        script = tmp_path / f"{stage}.py"
+        script.write_text(f"""
 import runpy, sys, torch
 from road_ds.models import linear
 from road_ds.engine import speed
@@ -133,8 +135,8 @@ try:
     runpy.run_path("road_ds/train.py", run_name="__main__")
 finally:
     print("handed over", len(count) > 0)
-"""
-        done = run_python("-c", code)
+""")
+        done = run_forked(script)
         assert done.returncode == 0 and f"handed over {stage == 3}" in done.stdout, done.stderr[-3000:]
         losses.append([line["loss"] for line in records(tmp_path / str(stage)) if "loss" in line])
     assert losses[0] == pytest.approx(losses[1], abs=1e-5) and losses[0][0] != losses[0][-1]

@@ -43,7 +43,7 @@ def spans(windows: int = 6, tokens: int = 9, teachers: int = 3, seed: int = 0):
     lengths = torch.randint(1, tokens + 1, (windows,)).repeat_interleave(2)
     logits = (2 * torch.randn(2 * windows, tokens)).requires_grad_()
     labels = (torch.rand(2 * windows) * lengths).long()
-    return Outputs(logits, lengths), Teaching(3 * torch.randn(teachers, 2 * windows, tokens)), labels
+    return Outputs(logits, lengths, joint=2), Teaching(3 * torch.randn(teachers, 2 * windows, tokens)), labels
 
 
 def rows_of(outputs, teaching, labels):

@@ -20,7 +20,7 @@ from road_ds.recipes import findings, trials
 from road_ds.recipes.inputs import content
 from road_ds.recipes.launcher import Enough, Launcher
 from road_ds.recipes.study import Study
-from road_ds.recipes.sweep import load_sweep, refuse_unfit, runs_of
+from road_ds.recipes.sweep import headlines, load_sweep, refuse_unfit, runs_of
 
 optuna = pytest.importorskip("optuna", reason="the extra [sweep] is not installed")
 
@@ -64,7 +64,7 @@ class Pretended:
                 {
                     "step": step,
                     "places/exact": 0.0,
-                    **{f"{name}/{metric}": score - 5 + step for name, metric in HEADLINES},
+                    "mean_headline": score - 5 + step,
                 }
             )
             launcher.watch()
@@ -276,6 +276,13 @@ def test_a_trial_below_the_median_is_stopped_early(tmp_path, sweep, pretended):
     assert all((tmp_path / "out" / name / "metrics.jsonl").exists() for name in stopped)
     pretended.launched.clear()
     assert lines_of(sweep(trials=10, prune=prune)) == rows and pretended.launched == []
+
+
+def test_one_data_sets_headline_is_its_own_metric_or_its_tasks(config_file):
+    config = tiny_config()
+    assert headlines("paraphrase", load_config(config_file(config))[0]) == ["paraphrase/accuracy"]
+    config["road"] |= {"datasets": ["cola"], "tasks": {}}
+    assert headlines("cola", load_config(config_file(config))[0]) == ["cola/mcc", "cola/accuracy"]
 
 
 def test_a_trial_that_was_to_be_stopped_is_not_started_again(tmp_path, sweep, pretended, monkeypatch):

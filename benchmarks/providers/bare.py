@@ -7,13 +7,11 @@ import torch
 from presets import DROPOUT, LONGEST
 from torch.nn import functional as F
 
-from providers.case import CLIP, DECAY, DTYPES, LR, Rows, Work, wait
-from road_ds.config.road import ModelSpec
+from providers.case import CLIP, DECAY, DTYPES, LR, Rows, Work, fresh, wait
 from road_ds.data.batch import Batch
 from road_ds.data.batches import Padding, assemble
 from road_ds.engine.speed import fit_cpu
 from road_ds.models.attention import ATTENTION
-from road_ds.models.build import build_model
 from road_ds.tasks.registry import heads
 
 
@@ -27,9 +25,10 @@ class Bare:
         self.rows = rows
         device = rows.ranks.device
         tasks = heads(rows.config)
-        built = build_model(ModelSpec(**rows.config.model.model_dump()), tasks, rows.tokenizer, dropout=DROPOUT, seed=0)
+        built = fresh(rows, DROPOUT)
         state = built.state_dict()
-        self.models = {name: built.head_model(name, state).train() for name in tasks}
+        with device:
+            self.models = {name: built.head_model(name, state).train() for name in tasks}
         encoder = self.models["mrc"].base_model
         for model in self.models.values():
             setattr(model, model.base_model_prefix, encoder)

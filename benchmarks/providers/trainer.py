@@ -46,7 +46,8 @@ class HuggingFace:
         preset = rows.preset
         torch.manual_seed(0)
         settings = {"hidden_dropout_prob": DROPOUT, "attention_probs_dropout_prob": DROPOUT, **preset.config}
-        model = AutoModelForQuestionAnswering.from_config(AutoConfig.for_model("electra", **settings))
+        with rows.ranks.device:
+            model = AutoModelForQuestionAnswering.from_config(AutoConfig.for_model("electra", **settings))
         arguments = TrainingArguments(
             output_dir=str(scratch / f"trainer-{by_length}"),
             per_device_train_batch_size=preset.micro,

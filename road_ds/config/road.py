@@ -19,17 +19,20 @@ from road_ds.common.strict_json import quote
 from road_ds.config.deepspeed_keys import Engine
 from road_ds.config.settings import NAME, Count, Number, Strict
 
+KEPT = 2  # checkpoints of a run at work: where the newest is damaged, the one before it serves
+
 
 class Columns(Strict):
     """Which columns of a table hold what: a column's name, or its position (from 0) in a file without a header.
 
-    A null that is given says that there is none; what is not given is looked for by well-known names.
+    A null that is given says that there is none; what is not given is looked for by well-known names. label: several columns
+    hold 0 or 1 each, and their names are the labels.
     """
 
     id: str | int | None = None
     text_a: str | int | None = None
     text_b: str | int | None = None
-    label: str | int | None = None
+    label: str | int | Annotated[list[str | int], Field(min_length=2)] | None = None
     answers: str | int | None = None
 
     @model_serializer(mode="wrap")
@@ -53,6 +56,7 @@ class DatasetSpec(Strict):
     columns: Columns = Columns()
     header: bool = True
     quoting: bool | None = None
+    label_separator: Annotated[str, Field(min_length=1)] | None = None  # between the labels of a row in one text
     label_map: dict[str, str] = {}
     drop_labels: list[str] = []
     skip_bad: Number = 0
@@ -197,8 +201,9 @@ class RoadConfig(PlanSettings, RateSettings, SpeedSettings, LoopSettings):
     distill: dict[str, Any] | None = None
     freelb: FreeLBSettings | None = None
     select: Literal["last", "best"] = "last"
+    patience: Count | None = None  # evaluations in a row that may be no better than the best before; null: any number
     evaluate_batch_size: Count = 64
-    keep: Count = 2
+    keep: Count | None = None  # checkpoints that stay; null: KEPT while the run is at work, none of a finished one
     output: str | None = None
     cache: str = "~/.cache/road_ds"
     _file: str = PrivateAttr("FILE")  # where the block was read, for messages that give a command line
@@ -252,13 +257,14 @@ class RoadConfig(PlanSettings, RateSettings, SpeedSettings, LoopSettings):
                 )
             if sum(self.sampling.weights.values()) <= 0:
                 yield {"sampling"}, "sampling.weights are all zero"
-        if self.select == "best" and not (
+        if not (
             self.evaluate_every and any(self.datasets[n].dev for n in self.use or self.datasets if n in self.datasets)
         ):
-            yield (
-                {"select", "evaluate_every", "use", "datasets"},
-                'select "best" chooses among the evaluations of a run: set evaluate_every, and give a data set a dev part',
-            )
+            needed = "the evaluations of a run: set evaluate_every, and give a data set a dev part"
+            if self.select == "best":
+                yield {"select", "evaluate_every", "use", "datasets"}, f'select "best" chooses among {needed}'
+            if self.patience is not None:
+                yield {"patience", "evaluate_every", "use", "datasets"}, f"patience counts {needed}"
 
     def _unfit_use(self) -> Iterator[str]:
         for name in self.use or ():

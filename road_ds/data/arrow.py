@@ -1,7 +1,8 @@
 """Rows in Arrow files: written chunk by chunk, mapped into memory, read as they are asked for."""
 
 from bisect import bisect_right
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from itertools import accumulate
 from pathlib import Path
@@ -35,11 +36,25 @@ class ArrowRows:
         """How many rows have nothing in a column."""
         return sum(self._file.get_batch(i).column(column).null_count for i in range(self._file.num_record_batches))
 
+    def counts(self, column: str) -> Counter[Any]:
+        """How often each value stands in a column."""
+        found: Counter[Any] = Counter()
+        for i in range(self._file.num_record_batches):
+            for pair in self._file.get_batch(i).column(column).value_counts().to_pylist():
+                found[pair["values"]] += pair["counts"]
+        return found
+
+    def columns(self, *names: str) -> Iterator[tuple[Any, ...]]:
+        """Some columns of all rows, a chunk in memory at a time."""
+        for i in range(self._file.num_record_batches):
+            batch = self._file.get_batch(i)
+            yield from zip(*(batch.column(name).to_pylist() for name in names), strict=True)
+
     def _columns(self, chunk: int) -> dict[str, tuple[np.ndarray | None, Any]]:
         batch = self._file.get_batch(chunk)
         columns: dict[str, tuple[np.ndarray | None, Any]] = {}
         for name, column in zip(batch.schema.names, batch.columns, strict=True):
-            if pa.types.is_list(column.type) and not pa.types.is_struct(column.type.value_type):
+            if pa.types.is_list(column.type) and pa.types.is_primitive(column.type.value_type):
                 columns[name] = (column.offsets.to_numpy(), column.values.to_numpy())
             elif pa.types.is_integer(column.type) or pa.types.is_floating(column.type):
                 columns[name] = (None, column.to_numpy())

@@ -48,6 +48,7 @@ class Batch:
     masking: Masking | None = None  # which tokens a generator shall replace
     generated: Generated | None = None  # what it has replaced
     tokens: tuple[int, ...] = ()  # [features] the lengths once more, known to the host
+    weights: torch.Tensor | None = None  # [rows] how much each label counts; None: all alike
     added: torch.Tensor | None = None  # [features, tokens, width] what a reader's word embeddings are moved by
     original: "Batch | None" = None  # the first half of the rows, where the others were generated from them
 

@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 from array import array
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -28,7 +29,7 @@ from road_ds.data.readers import Answer, Example, Reading, distinct
 from road_ds.data.sources import Part, Source, unlabelled
 from road_ds.data.tokenizer import check_texts, tokenizer_hash
 
-ENCODING = 6  # part of every cache key: raise it when the same rows encode to other features, or are kept otherwise
+ENCODING = 7  # part of every cache key: raise it when the same rows encode to other features, or are kept otherwise
 
 
 class Encoded(Manifest):
@@ -69,7 +70,9 @@ class FeatureSet:
     def example(self, index: int) -> Example:
         """The example with this number."""
         row = self._examples[int(index)]
-        answers = row.pop("answers")
+        answers, labels = row.pop("answers"), row.pop("labels")
+        if labels is not None:
+            row["label"] = tuple(labels)
         return Example(**row, answers=None if answers is None else tuple(Answer(**a) for a in answers))
 
     @property
@@ -78,9 +81,17 @@ class FeatureSet:
         lone = self._examples.missing("text_b")
         return None if 0 < lone < self.manifest.examples else not lone
 
+    def labels(self) -> Counter[str | None]:
+        """How many examples have each label."""
+        return self._examples.counts("label")
+
     def examples(self) -> Iterator[Example]:
         """The examples one by one, in file order."""
         return map(self.example, range(self.manifest.examples))
+
+    def texts(self) -> Iterator[tuple[str, str | None]]:
+        """Both texts of the examples, in file order: read by columns, so that all of them are looked at in no time."""
+        return self._examples.columns("text_a", "text_b")
 
 
 def note(folder: Path, **facts: Any) -> None:
@@ -106,7 +117,7 @@ def load_features(
     or are read without it. RoadError for anything wrong with the rows.
     """
     source = Source.of(name, part, spec if task.supervised and labelled else unlabelled(spec))
-    if source.spec.negatives and task.rows_per_feature == 1:
+    if source.spec.negatives and not task.over_tokens:
         raise RoadError(f"datasets.{name}.negatives: only questions over a context get negative ones, not {task.type}")
     content = _rows_hash(source.examples(Reading())) if source.by_rows else _file_content(source)
     whole = {"train", "dev"} - ({"dev"} if isinstance(spec.dev, float) else set())
@@ -206,6 +217,7 @@ EXAMPLE_SCHEMA = pa.schema(
         "text_a": pa.string(),
         "text_b": pa.string(),
         "label": pa.string(),
+        "labels": pa.list_(pa.string()),
         "answers": pa.list_(pa.struct({"text": pa.string(), "start": pa.int32()})),
         "where": pa.string(),
     }
@@ -311,7 +323,8 @@ def _check_labelled(example: Example, name: str, task: Any) -> None:
 def example_columns(examples: Sequence[Example], schema: pa.Schema) -> list[pa.Array]:
     columns = {
         **{name: [getattr(e, name) for e in examples] for name in ("id", "text_a", "text_b", "where")},
-        "label": [None if e.label is None else str(e.label) for e in examples],
+        "label": [None if e.label is None or isinstance(e.label, tuple) else str(e.label) for e in examples],
+        "labels": [e.label if isinstance(e.label, tuple) else None for e in examples],
         "answers": [
             None if e.answers is None else [{"text": a.text, "start": a.start} for a in e.answers] for e in examples
         ],

@@ -344,12 +344,19 @@ def _disk(source: str, spec: DatasetSpec) -> Rows:
 def _table(dataset) -> Rows:
     from datasets import ClassLabel
 
-    names = {column: kind.names for column, kind in dataset.features.items() if isinstance(kind, ClassLabel)}
+    kinds = {column: getattr(kind, "feature", kind) for column, kind in dataset.features.items()}  # of a list's values
+    names = {column: kind.names for column, kind in kinds.items() if isinstance(kind, ClassLabel)}
     for number, row in enumerate(dataset.with_format(None)):
         for column, known in names.items():
-            if row[column] is not None and 0 <= row[column] < len(known):  # -1 (no label) stays a number
-                row[column] = known[row[column]]
+            row[column] = _named(row[column], known)
         yield f"[{number}]", row
+
+
+def _named(value: Any, known: list[str]) -> Any:
+    """A class by its name, each of a list; -1 (no label) stays a number."""
+    if isinstance(value, list):
+        return [_named(one, known) for one in value]
+    return known[value] if value is not None and 0 <= value < len(known) else value
 
 
 FORMATS: dict[str, Callable[[str, DatasetSpec], Rows]] = {

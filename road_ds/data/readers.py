@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 
 from road_ds.common.errors import RoadError, nearest
-from road_ds.common.strict_json import SURROGATE, quote
+from road_ds.common.strict_json import quote
 from road_ds.config.road import Columns, DatasetSpec
 from road_ds.data.files import Piece, origin_of, pieces
 from road_ds.data.formats import FORMATS, plain, quote_all
+from road_ds.data.labels import Label, flagged, has_any, label_of, whole
 from road_ds.data.publishers import SHAPES, Bad, Dropped, Row, Rows
 
 # Where `columns` names no text, the first pair that the row has. A text of LONE may stand without its second.
@@ -30,8 +31,7 @@ TEXTS = (
 )
 LONE = ("text_a", "text", "sentence")
 SECOND = "text_b"  # always the second text where `columns` names no other
-LABELS = ("label", "gold_label")
-BOOLEANS = {"true": ("True", "1"), "false": ("False", "0")}
+LABELS = ("label", "gold_label", "labels")
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +45,7 @@ class Example:
     id: str
     text_a: str  # span QA: the question
     text_b: str | None  # span QA: the context
-    label: str | float | None  # a number only where the source has a fraction or exponent; an integer is text, "5"
+    label: Label | None
     answers: tuple[Answer, ...] | None  # None: no answers column; (): unanswerable
     where: str  # "train.tsv:17", "dev.json data[0].paragraphs[3].qas[1]"
 
@@ -57,7 +57,7 @@ class Found:
     id: str | int | None
     text_a: str | int | None
     text_b: str | int | None
-    label: str | int | None
+    label: str | int | list[str | int] | None
     answers: str | int | None
     lone: bool
 
@@ -114,10 +114,21 @@ def choose(source: str, spec: DatasetSpec) -> tuple[np.ndarray, list[Any]]:
     return np.arange(len(every)), every
 
 
+def of_rows(rows: Iterable[Row]) -> list[Example]:
+    """The examples of rows in memory, of which neither labels nor answers are read. RoadError names a row by its number."""
+    spec = DatasetSpec(task="", columns=Columns(id=None, label=None, answers=None))
+    places = ((f"row {number}", row) for number, row in enumerate(rows))
+    return list(_plain_examples(places, Piece("", "", "", "", "row"), spec, Reading()))
+
+
 def _examples(piece: Piece, spec: DatasetSpec, reading: Reading) -> Iterator[Example]:
+    return _plain_examples(_shaped(FORMATS[piece.format](piece.source, spec), spec), piece, spec, reading)
+
+
+def _plain_examples(rows: Rows, piece: Piece, spec: DatasetSpec, reading: Reading) -> Iterator[Example]:
     columns: Found | None = None  # as far as the rows so far have settled them
     names: tuple[str | int, ...] = ()  # of the row that `columns` was found for
-    for number, (place, row) in enumerate(_shaped(FORMATS[piece.format](piece.source, spec), spec)):
+    for number, (place, row) in enumerate(rows):
         if isinstance(row, Dropped):
             reading.dropped[row] = reading.dropped.get(row, 0) + 1
             continue
@@ -126,9 +137,10 @@ def _examples(piece: Piece, spec: DatasetSpec, reading: Reading) -> Iterator[Exa
                 raise row
             if columns is None or names != tuple(row):
                 columns, names = _find(spec.columns, row, columns), tuple(row)
-            label = None if columns.label is None else _label(_value(row, columns, "label"))
-            if label is not None and any(name in label_names(label) for name in spec.drop_labels):
-                reading.dropped[str(label)] = reading.dropped.get(str(label), 0) + 1
+            label = _label(row, columns, spec.label_separator)
+            if label is not None and has_any(label, spec.drop_labels):
+                what = ", ".join(label) if isinstance(label, tuple) else str(label)
+                reading.dropped[what] = reading.dropped.get(what, 0) + 1
                 continue
             example = _example(row, columns, label, f"{piece.stem}-{number}", piece.name + place)
         except Bad as bad:
@@ -269,7 +281,7 @@ def _column(role: str, known: Iterable[str | None], row: Row, before: Found | No
     return settled
 
 
-def _example(row: Row, columns: Found, label: str | float | None, generated_id: str, where: str) -> Example:
+def _example(row: Row, columns: Found, label: Label | None, generated_id: str, where: str) -> Example:
     id = generated_id if columns.id is None else _id(row, columns)
     text_a = _text(row, columns, "text_a")
     lacking = columns.text_b == SECOND and columns.lone and row.get(SECOND) in (None, "")
@@ -281,10 +293,14 @@ def _example(row: Row, columns: Found, label: str | float | None, generated_id: 
 def _value(row: Row, columns: Found, setting: str) -> Any:
     name = getattr(columns, setting)
     if name not in row:
-        raise Bad(f"no column {quote(name)} (columns.{setting}); found {quote_all(row)}{_headless(row, name)}")
+        raise Bad(_absent(row, name, setting))
     if row[name] is None:
         raise Bad(f"column {quote(name)} (columns.{setting}) is null")
     return row[name]
+
+
+def _absent(row: Row, name: str | int, setting: str) -> str:
+    return f"no column {quote(name)} (columns.{setting}); found {quote_all(row)}{_headless(row, name)}"
 
 
 def _headless(row: Row, wanted: str | int = "") -> str:
@@ -302,14 +318,7 @@ def _text(row: Row, columns: Found, setting: str) -> str:
         raise Bad(f"column {quote(name)} (columns.{setting}) is {quote(text)}; expected text")
     if not text:
         raise Bad(f"column {quote(name)} (columns.{setting}) is empty; expected text")
-    return _whole(text, f"column {quote(name)}")
-
-
-def _whole(text: str, what: str) -> str:
-    """The text itself. Bad where it holds half a surrogate pair, which UTF-8 cannot say."""
-    if found := SURROGATE.search(text):
-        raise Bad(f"{what} has {quote(found[0])} at {found.start()}, half a character; mend the text")
-    return text
+    return whole(text, f"column {quote(name)}")
 
 
 def _id(row: Row, columns: Found) -> str:
@@ -317,25 +326,17 @@ def _id(row: Row, columns: Found) -> str:
     value = row[columns.id] if columns.id in row else _value(row, columns, "id")
     if isinstance(value, bool) or not isinstance(value, str | int) or value == "":
         raise Bad(f"id is {quote(value)}; expected text or an integer, or set columns.id to null to number the rows")
-    return _whole(str(value), "id")
+    return whole(str(value), "id")
 
 
-def _label(value: Any) -> str | float:
-    """Text as it is, true, false and integers as JSON writes them, and other numbers as float."""
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, float) and abs(value) < float("inf"):
-        return value
-    if isinstance(value, str | int) and value != "":
-        return _whole(str(value), "label")
-    raise Bad(f"label is {quote(value)}; expected text or a finite number")
-
-
-def label_names(label: str | float) -> tuple[str, ...]:
-    """What `label_map` and `drop_labels` may call a label: as it is written; 1.0 also "1", and true also "True" and "1"."""
-    if isinstance(label, float):
-        return (str(label), f"{label + 0:.0f}") if label.is_integer() else (str(label),)
-    return (label, *BOOLEANS.get(label, ()))
+def _label(row: Row, columns: Found, separator: str | None) -> Label | None:
+    if columns.label is None:
+        return None
+    if isinstance(columns.label, list):
+        if lacking := [name for name in columns.label if name not in row]:
+            raise Bad(_absent(row, lacking[0], "label"))
+        return flagged(row, columns.label)
+    return label_of(_value(row, columns, "label"), separator)
 
 
 def _answers(row: Row, columns: Found, id: str, question: str, context: str | None) -> tuple[Answer, ...]:

@@ -13,8 +13,9 @@ from road_ds.common.hub import local_file
 from road_ds.config import catalog
 from road_ds.config.road import Columns, DatasetSpec
 from road_ds.config.settings import validated
+from road_ds.data.labels import renamed
 from road_ds.data.negatives import with_negatives
-from road_ds.data.readers import Example, Reading, choose, label_names, stream
+from road_ds.data.readers import Example, Reading, choose, stream
 
 Part = Literal["train", "dev"]
 
@@ -65,9 +66,8 @@ class Source:
     def _given(self, reading: Reading) -> Iterator[Example]:
         chosen = None if not isinstance(self.spec.dev, float) else self._held_out(self.spec.dev)
         for example in stream(self.source, self.spec, reading, chosen):
-            names = () if example.label is None else label_names(example.label)
-            if (name := next((name for name in names if name in self.spec.label_map), None)) is not None:
-                example = replace(example, label=self.spec.label_map[name])
+            if example.label is not None and self.spec.label_map:
+                example = replace(example, label=renamed(example.label, self.spec.label_map))
             yield example
 
     def _held_out(self, share: float) -> np.ndarray:

@@ -8,7 +8,7 @@ from road_kernels import kd_loss, weights_from_correctness
 
 from road_ds.common.errors import RoadError
 from road_ds.data.batch import IGNORED
-from road_ds.distillation.objective import Loss, Taught, absent, divergence
+from road_ds.distillation.objective import Taught, absent, divergence
 from road_ds.distillation.schedule import Schedule, at
 from road_ds.tasks.outputs import Outputs
 
@@ -35,7 +35,7 @@ class KD(Taught):
 
     def of_classes(self, outputs, teachers, labels, progress):
         found = kd_loss(outputs.logits, labels=labels, **self.kernel(outputs, teachers, labels, progress))
-        return Loss(found.total, found.hard.mean(), found.soft.mean())
+        return self.loss(found, outputs, labels, progress)
 
     def of_unlabelled(self, outputs, teachers, progress):
         return divergence(self, outputs, teachers, at(self.temperature, progress), self.kl_scale).mean()
@@ -55,7 +55,8 @@ class KD(Taught):
 class WeightedKD(KD):
     """KD in which a teacher that is wrong about a row counts `wrong_scale` there, and the right ones more (Algorithm 2).
 
-    correctness: a span's teacher is right where start and end both are ("joint"), or position by position.
+    correctness: a span's teacher is right where start and end both are ("joint"), or position by position. Of several labels
+    each is a row of its own.
     """
 
     objective: Literal["weighted_kd"]  # type: ignore[assignment]
@@ -65,10 +66,10 @@ class WeightedKD(KD):
 
     def kernel(self, outputs, teachers, labels, progress):
         options = super().kernel(outputs, teachers, labels, progress)
-        if outputs.lengths is None or self.correctness == "per_position":
+        if outputs.joint == 1 or self.correctness == "per_position":
             return {**options, "wrong_scale": self.wrong_scale}
-        # Rows come in pairs, start and end of a window.
-        right = right_rows(teachers, labels, outputs.lengths).unflatten(1, (-1, 2)).all(-1).repeat_interleave(2, dim=1)
+        right = right_rows(teachers, labels, outputs.lengths).unflatten(1, (-1, outputs.joint)).all(-1)
+        right = right.repeat_interleave(outputs.joint, dim=1)
         return {**options, "teacher_weights": weights_from_correctness(right, self.wrong_scale)}
 
     def fits(self, dataset, number):

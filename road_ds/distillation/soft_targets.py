@@ -19,7 +19,7 @@ from road_ds.common.errors import RoadError
 from road_ds.common.log import write_json
 from road_ds.common.sealed import MANIFEST, Damaged, Fingerprint, Manifest, check, read_manifest, write_manifest
 from road_ds.data.arrow import CHUNK, ArrowRows
-from road_ds.tasks.labels import order_of
+from road_ds.tasks.labels import order_of, reordered
 
 SHARD = 4 * CHUNK  # features per file, the unit of work of a rank
 
@@ -29,7 +29,7 @@ BEGUN = "begun.json"
 
 @dataclass(frozen=True)
 class Origin:
-    """What soft targets depend on. labels: the classes in the order stored, None where they have no names.
+    """What soft targets depend on. labels: in the order stored, None where they have no names; per_label: numbers of each.
 
     vectors: layers and width of the states that are kept beside the logits, None where none are.
     """
@@ -43,6 +43,7 @@ class Origin:
     labels: list[str] | None
     dtype: str
     vectors: list[int] | None = None
+    per_label: int = 1
 
     def serves(self, other: "Origin") -> bool:
         """Whether soft targets from here are those that another asks for; states beside the logits may be left unread."""
@@ -106,7 +107,7 @@ class SoftTargets:
         self.folder, self.dtype, self.teacher = folder, np.dtype(origin.dtype), made.teacher
         self._files = [folder / name for name in manifest.files]
         self._shards = [ArrowRows(path) for path in self._files]
-        self._order = order_of(made.labels, origin.labels)
+        self._order, self._per_label = order_of(made.labels, origin.labels), origin.per_label
         self.shape = made.vectors
         self._features = origin.features
 
@@ -116,8 +117,7 @@ class SoftTargets:
     def __getitem__(self, feature: int) -> np.ndarray:
         """The logits of a feature, flat: rows x classes without padding."""
         shard, offset = divmod(int(feature), SHARD)
-        values = self._shards[shard][offset]["logits"]
-        return values if self._order is None else values[self._order]
+        return reordered(self._shards[shard][offset]["logits"], self._order, self._per_label)
 
     def vectors(self, feature: int) -> np.ndarray:
         """The first token's hidden states of a feature, [layers, width], from the first layer on."""

@@ -36,7 +36,7 @@ from road_ds.models.predictor import Predictor
 from road_ds.models.states import States, Wanted
 from road_ds.tasks.base import Task
 from road_ds.tasks.evaluation import batch_logits
-from road_ds.tasks.labels import label_names, order_of
+from road_ds.tasks.labels import label_names, order_of, reordered
 from road_ds.tasks.outputs import Outputs
 from road_ds.tasks.registry import Heads, heads
 
@@ -156,7 +156,7 @@ def write(
                 for first in range(0, len(rows), batch_size):
                     part = by_length[first : first + batch_size]
                     values, states = said(predictor, read, part, own.task, wanted)
-                    logits |= zip(part, values if order is None else [v[:, order] for v in values], strict=True)
+                    logits |= zip(part, [reordered(v, order, origin.per_label) for v in values], strict=True)
                     vectors |= zip(part, states, strict=True)
                     bar.update(len(part))
                 found = [logits[row] for row in rows]

@@ -27,7 +27,7 @@ from road_ds.models.predictor import Predictor
 from road_ds.models.pretrained import read_config
 from road_ds.models.states import NOTHING, Shape, States, Wanted
 from road_ds.tasks.base import Task
-from road_ds.tasks.labels import label_names, order_of
+from road_ds.tasks.labels import label_names, order_of, reordered
 from road_ds.tasks.registry import Heads
 
 
@@ -75,7 +75,7 @@ class Pupil:
             raise RoadError(
                 f"{about} reads {rows[theirs.reads(True)]}, the data set's rows are {rows[self.rows.pairs]}"
             )
-        if self.task.rows_per_feature > 1 and tokenizer_hash(tokenizer) != tokenizer_hash(self.tokenizer):
+        if self.task.over_tokens and tokenizer_hash(tokenizer) != tokenizer_hash(self.tokenizer):
             raise RoadError(
                 f"{about} has another tokenizer than the student: for spans, whose classes are tokens, it must be the same"
             )
@@ -104,6 +104,7 @@ class Pupil:
                 key: settings[key] for key in ("max_length", "doc_stride", "max_question_length") if key in settings
             },
             labels=label_names(self.task),
+            per_label=self.task.numbers_per_label,
             dtype=dtype,
             vectors=None if shape is None else [shape.layers, shape.width],
         )
@@ -155,9 +156,10 @@ class CachedTeachers(SomeTeachers):
         targets = self.targets.get(batch.dataset)
         if targets is None:
             return None
-        rows = self.tasks[batch.dataset].rows_per_feature
+        task = self.tasks[batch.dataset]
+        rows = task.rows_per_feature
         found = [[source[feature].reshape(rows, -1) for feature in batch.features] for source in targets]
-        width = batch.input_ids.shape[1] if rows > 1 else found[0][0].shape[1]
+        width = batch.input_ids.shape[1] if task.over_tokens else found[0][0].shape[1]
         logits = np.zeros((len(targets), len(batch.features), rows, width), dtype=targets[0].dtype)
         for teacher, features in enumerate(found):
             for feature, values in enumerate(features):
@@ -206,8 +208,9 @@ class OnlineTeachers(SomeTeachers):
 
     def ordered(self, logits: torch.Tensor, teacher: Predictor, dataset: str) -> torch.Tensor:
         """A teacher's logits in float32, their classes in the order of the data set's task."""
-        order = order_of(label_names(teacher.task), label_names(self.tasks[dataset]))
-        return (logits if order is None else logits[:, order]).float()
+        task = self.tasks[dataset]
+        order = order_of(label_names(teacher.task), label_names(task))
+        return reordered(logits, order, task.numbers_per_label).float()
 
     def models(self) -> list[Any]:
         """The teachers' models, each once."""

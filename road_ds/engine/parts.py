@@ -77,6 +77,8 @@ def gather(config: RoadConfig, ds: dict[str, Any], ranks: Ranks, machine: Machin
         generator, written_by = ranks.together(
             lambda: open_generator(adversarial, config.model, tokenizer, heads, config.dropout)
         )
+    counted = heads.counting({name: source.labels for name, source in rows.train.items()})
+    settled.filled.extend(heads.changes(counted))
     lengths = {name: source.lengths for name, source in rows.train.items()}
     passes, steps = plan(config, settled.ds["train_batch_size"], lengths)
     block = "auto" if settled.precision in settled.ds else settled.precision  # DeepSpeed's block says it already
@@ -91,7 +93,7 @@ def gather(config: RoadConfig, ds: dict[str, Any], ranks: Ranks, machine: Machin
         saved["neighbours"] = {name: found.identity for name, found in neighbours.items()}
     ranks.agree({key: value for key, value in flat_keys(saved).items() if key not in OWN})
     return Parts(
-        settled, heads.trained_on(rows.pairs).reading(tokenizer), tokenizer, rows, teachers, neighbours, generator, passes, steps,
+        settled, counted.trained_on(rows.pairs).reading(tokenizer), tokenizer, rows, teachers, neighbours, generator, passes, steps,
         resolved, saved,
     )  # fmt: skip
 

@@ -12,13 +12,16 @@ import torch
 
 from road_ds.common.log import say
 from road_ds.data.features import FeatureSet
+from road_ds.data.rows import Rows
 from road_ds.engine.curves import plot_curves
 from road_ds.engine.forwards import COUNTED
+from road_ds.engine.report import write_report
 from road_ds.engine.run_folder import RunFolder, full_disk_named
 from road_ds.engine.selection import Best
 from road_ds.models.export import export
 from road_ds.models.multi_task import MultiTaskModel, parameter_count
 from road_ds.tasks.evaluation import Evaluated, report, write_results
+from road_ds.tasks.registry import Heads
 
 
 @dataclass(frozen=True)
@@ -40,11 +43,12 @@ class Outcome:
 
 
 def leave(
-    folder: RunFolder, outcome: Outcome, model: MultiTaskModel, tokenizer: Any, facts: Mapping[str, Any], began: float
-) -> tuple[list[Path], str]:
-    """Writes a run's results and exported heads; their folders, and the scores as a table. On rank 0.
+    folder: RunFolder, outcome: Outcome, model: MultiTaskModel, tokenizer: Any, facts: Mapping[str, Any], began: float,
+    given: Mapping[str, Any], rows: Rows, heads: Heads,
+) -> tuple[list[Path], str]:  # fmt: skip
+    """Writes a run's results, exported heads and pages; the heads' folders, and the scores as a table. On rank 0.
 
-    facts: what else results.json holds; began: when the run did, by time.monotonic().
+    facts: what else results.json holds; began: when the run did, by time.monotonic(); given: its settings, for the report.
     """
     with full_disk_named(folder.path):
         step, scores, state = outcome.chosen()
@@ -58,7 +62,10 @@ def leave(
         known |= {"parameters": parameter_count(model.encoder) + parameter_count(model.heads), **rows_read(folder)}
         folder.refuse_lost()
         write_results(folder.path, scores, {**known, **facts})
-        plot_curves(folder.records(), list(headlines.values()), folder.path / "curves.png")
+        drawn = {name: result.headline for name, result in scores.items()}
+        bases = {name: r.baseline[r.headline] for name, r in scores.items() if r.headline in r.baseline}
+        plot_curves(folder.records(), heads.of, drawn, bases, folder.path / "curves.png")
+        write_report(folder.path, {**known, **facts}, folder.records(), scores, given, rows, heads)
         return exported, card
 
 
@@ -82,7 +89,7 @@ def closing(folder: Path, exported: list[Path], sources: Mapping[str, FeatureSet
     example = min(islice(source.examples(), 1000), key=lambda e: abs(80 - len(e.text_a + (e.text_b or ""))))
     texts = ["--text", example.text_a, *(["--pair", example.text_b] if example.text_b is not None else [])]
     return [
-        f"{seconds:.0f} s. Results: {folder / 'results.json'}, {folder / 'metrics.jsonl'}, {folder / 'curves.png'}",
+        f"{seconds:.0f} s. All on one page: {folder / 'report.html'}; results: {folder / 'results.json'}",
         "Models: " + ", ".join(map(str, exported)),
         f"Next: python -m road_ds predict {exported[0]} {shlex.join(texts)}",
     ]

@@ -43,6 +43,13 @@ def fit_cpu(encoder: nn.Module) -> None:
         replace_linear(encoder)
 
 
+def compile_layers(encoder: nn.Module, **settings: Any) -> None:
+    """Compiles an encoder layer by layer: one graph serves all of them, and batches of every size. settings: torch.compile's."""
+    layers = next(module for module in encoder.modules() if isinstance(module, nn.ModuleList))
+    for layer in layers:
+        layer.compile(dynamic=True, **settings)
+
+
 def choose_padding(
     asked: str, obstacle: str, device: str, capability: tuple[int, int] | None, precision: str, compiled: bool
 ) -> tuple[Mode, str]:
@@ -102,5 +109,5 @@ def prepare(
                 "road.compile: a compiled encoder does not show the attention scores that road.distill.layers compares: leave "
                 "road.compile out, or take another method"
             )
-        model.encoder.compile(dynamic=True)  # one graph for batches of every size
+        compile_layers(model.encoder)
     return mode, [text for text in (note, remark) if text]

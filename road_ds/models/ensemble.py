@@ -16,7 +16,7 @@ from road_ds.models.export import read_task
 from road_ds.models.predictor import Predictor
 from road_ds.tasks.base import Task
 from road_ds.tasks.evaluation import Evaluated, score
-from road_ds.tasks.labels import label_names, order_of
+from road_ds.tasks.labels import label_names, order_of, reordered
 from road_ds.tasks.registry import heads
 
 
@@ -66,13 +66,13 @@ class Ensemble:
             if not total:
                 features, total, tokenizer = encoded, [value.astype(np.float64) for value in logits], own
                 continue
-            if self.task.rows_per_feature > 1 and own != tokenizer:
+            if self.task.over_tokens and own != tokenizer:
                 raise RoadError(
                     f"{name} has another tokenizer than {self.names[0]}: for spans, whose classes are tokens, the "
                     "models of an ensemble must have the same"
                 )
             for sum_, value in zip(total, logits, strict=True):
-                sum_ += value[:, order] if order else value
+                sum_ += reordered(value, order, self.task.numbers_per_label)
         return features, [(value / len(self.names)).astype(np.float32) for value in total]
 
 
@@ -99,7 +99,7 @@ def _check_alike(first: str, task: Task, name: str, other: Task) -> None:
 
 
 def _check_windows(first: str, task: Task, name: str, other: Task) -> None:
-    for key in ("max_length", "doc_stride", "max_question_length") if task.rows_per_feature > 1 else ():
+    for key in ("max_length", "doc_stride", "max_question_length") if task.over_tokens else ():
         if getattr(task, key) != getattr(other, key):
             raise RoadError(
                 f"{name} cuts contexts with {key} {getattr(other, key)}, {first} with {getattr(task, key)}: "

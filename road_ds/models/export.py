@@ -103,6 +103,7 @@ def read_task(folder: Path) -> Task:
     if not (folder / "config.json").exists():
         raise RoadError(f"{folder}: no config.json: expected an exported model folder (runs/<name>/model/<task>)")
     architectures, labels = written_head(folder)
+    several = load_json(folder / "config.json").get("problem_type") == "multi_label_classification"
     architecture = next(iter(architectures), "")
     if not architecture:
         raise RoadError(
@@ -111,7 +112,7 @@ def read_task(folder: Path) -> Task:
     if architecture.endswith("ForQuestionAnswering"):
         return task_from({"type": "span_qa"}, str(folder))
     if architecture.endswith("ForSequenceClassification") and len(labels) > 1:
-        return task_from({"type": "classification", "labels": labels}, str(folder))
+        return task_from({"type": "multi_label" if several else "classification", "labels": labels}, str(folder))
     if architecture.endswith("ForSequenceClassification"):
         return task_from({"type": "regression"}, str(folder))
     raise RoadError(f"{folder}: {architecture} has no task head: expected a question-answering or classification model")

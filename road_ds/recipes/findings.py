@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from road_ds.common.log import table, write_json
-from road_ds.recipes.page import plain
+from road_ds.common.plots import plain
 from road_ds.recipes.recipe import Run
 from road_ds.recipes.study import Study
 from road_ds.recipes.sweep import Range, raw

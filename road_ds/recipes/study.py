@@ -118,12 +118,16 @@ class Study:
         return None
 
     def hopeless(self, trial: Any, scores: Mapping[int, float], prune: Prune) -> bool:
-        """Whether a trial with these scores by step is to be stopped: below the median of finished ones at its last step."""
+        """Whether a trial with these scores by step is to be stopped: at one, below the median of finished ones there."""
         own = self._id(trial)
-        for step in scores.keys() - self.storage.get_trial(own).intermediate_values.keys():
-            self.storage.set_trial_intermediate_value(own, step, scores[step])
+        known = self.storage.get_trial(own).intermediate_values
         pruner = self.library.pruners.MedianPruner(n_startup_trials=prune.trials, n_warmup_steps=prune.steps)
-        return bool(scores) and pruner.prune(self.study, self.storage.get_trial(own))
+        for step in sorted(scores):  # each is judged as it came, whenever it is seen
+            if step not in known:
+                self.storage.set_trial_intermediate_value(own, step, scores[step])
+            if step >= max(known, default=0) and pruner.prune(self.study, self.storage.get_trial(own)):
+                return True
+        return False
 
     def _id(self, trial: Any) -> int:
         """What the storage calls a trial."""

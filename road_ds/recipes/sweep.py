@@ -191,11 +191,7 @@ def missing_parent(data: Any, key: str) -> str | None:
     return None
 
 
-def headlines(config: RoadConfig) -> dict[str, tuple[str, ...]]:
-    """By scored data set the metrics that may be its headline, as metrics.jsonl has them: its own, else its task's."""
-    tasks, found = heads(config), {}
-    for name, spec in config.datasets.items():
-        if spec.dev is not None:
-            metrics = (Source.of(name, "dev", spec).metric, tasks.task(name).headline)
-            found[name] = tuple(f"{name}/{metric}" for metric in metrics if metric is not None)
-    return found
+def headlines(dataset: str, config: RoadConfig) -> list[str]:
+    """What a data set's headline metric may be called in metrics.jsonl: its own, else its task's."""
+    own = Source.of(dataset, "dev", config.datasets[dataset]).metric
+    return [f"{dataset}/{metric}" for metric in (own, heads(config).task(dataset).headline) if metric is not None]

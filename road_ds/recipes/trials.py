@@ -12,6 +12,7 @@ from typing import Any
 
 from road_ds.common.errors import RoadError
 from road_ds.common.strict_json import quote
+from road_ds.engine.selection import MEAN
 from road_ds.recipes.comparison import Finished
 from road_ds.recipes.inputs import Inputs
 from road_ds.recipes.launcher import Enough, Launcher, nobody
@@ -61,10 +62,11 @@ class Trials:
         said = ", ".join(f"{key} {shown(values[key])}" for key in values)
         print(f"\n{name} of {self.sweep.trials}: {said}", flush=True)
         steps = [step for step in look(self.runs(name, values), mended=MENDED) if step.run.stage == name]
-        watch = self.watcher(trial, steps[0])
+        look_at = self.judged(trial, steps[0])
         try:
-            watch()
-            carry_out(steps, replace(launcher, watch=watch), prepared)
+            look_at()
+            carry_out(steps, replace(launcher, watch=seldom(look_at)), prepared)
+            look_at()
         except Enough:
             self.study.end(trial, "PRUNED")
             shutil.rmtree(steps[0].run.folder / "checkpoints", ignore_errors=True)
@@ -96,23 +98,30 @@ class Trials:
             self.study.end(trial, "FAIL", why=why)
             print(f"{name}: {why}", flush=True)
 
-    def watcher(self, trial: Any, first: Step) -> Callable[[], None]:
+    def judged(self, trial: Any, first: Step) -> Callable[[], None]:
         """Raises Enough when the evaluations of a trial's first run say that it is to be stopped."""
         if (prune := self.sweep.prune) is None:
             return nobody
-        metrics = headlines(first.config)
-        if self.sweep.dataset:
-            metrics = {self.sweep.dataset: metrics[self.sweep.dataset]}
-        due = 0.0
+        names = [MEAN] if self.sweep.dataset is None else headlines(self.sweep.dataset, first.config)
 
-        def watch() -> None:
-            nonlocal due
-            if time.monotonic() >= due:
-                due = time.monotonic() + PAUSE
-                if self.study.hopeless(trial, evaluations(first.run.folder, metrics), prune):
-                    raise Enough
+        def look() -> None:
+            if self.study.hopeless(trial, evaluations(first.run.folder, names), prune):
+                raise Enough
 
-        return watch
+        return look
+
+
+def seldom(look: Callable[[], None]) -> Callable[[], None]:
+    """The same, called no more often than every PAUSE."""
+    due = 0.0
+
+    def watch() -> None:
+        nonlocal due
+        if time.monotonic() >= due:
+            look()
+            due = time.monotonic() + PAUSE
+
+    return watch
 
 
 def name_of(trial: Any) -> str:
@@ -135,10 +144,10 @@ def identity(sweep: Sweep, steps: Sequence[Step]) -> Inputs:
     return json.loads(json.dumps(found))  # as it will be read back
 
 
-def evaluations(folder: Path, metrics: Mapping[str, Sequence[str]]) -> dict[int, float]:
+def evaluations(folder: Path, names: Sequence[str]) -> dict[int, float]:
     """The score of each evaluation of a run by step, without that at its end: then there is nothing to stop.
 
-    metrics: by data set the names that its headline may have in metrics.jsonl, the first that is there counts.
+    names: what the score may be called in metrics.jsonl, the first that is there counts.
     """
     try:
         end = json.loads((folder / "config.json").read_text(encoding="utf-8"))["road"]["steps"]
@@ -153,7 +162,7 @@ def evaluations(folder: Path, metrics: Mapping[str, Sequence[str]]) -> dict[int,
             record = json.loads(line)
         except ValueError:  # being written
             continue
-        scores = [record[name] for names in metrics.values() for name in [n for n in names if n in record][:1]]
-        if len(scores) == len(metrics) and None not in scores and record["step"] < end:
-            found[record["step"]] = fmean(scores)
+        score = next((record[name] for name in names if name in record), None)
+        if score is not None and record["step"] < end:
+            found[record["step"]] = score
     return found

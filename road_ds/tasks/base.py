@@ -1,6 +1,6 @@
 """What every task answers: how an example becomes features, which head reads them, what its logits say."""
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Annotated, Any, ClassVar
 
 import numpy as np
@@ -12,6 +12,7 @@ from road_ds.data.readers import Example
 from road_ds.tasks.outputs import Outputs
 
 Scores = dict[str, float]
+Golds = Sequence[str | float]  # classes by name, or values
 
 
 class Task(Strict):
@@ -23,10 +24,17 @@ class Task(Strict):
     model: ClassVar[Any]
     headline: ClassVar[str]
     row_metric: ClassVar[str]
-    rows_per_feature: ClassVar[int] = 1
+    over_tokens: ClassVar[bool] = False  # the classes of a row of logits are the feature's tokens
+    numbers_per_label: ClassVar[int] = 1  # of a feature's logits; where the rows are labels, all classes of one
     continuous: ClassVar[bool] = False
     supervised: ClassVar[bool] = True  # labels or answers are read
     truncates: ClassVar[bool] = True  # a row of more than max_length tokens loses its end
+    errors: ClassVar[bool] = False  # a row's score is an error: the lower, the better
+
+    @property
+    def rows_per_feature(self) -> int:
+        """Rows of logits that a feature gives."""
+        return 1
 
     def head_settings(self) -> dict[str, Any]:
         """What the head's Hugging Face configuration holds."""
@@ -64,8 +72,12 @@ class Task(Strict):
         """The task with what it has to know of the tokenizer beyond its rows."""
         return self
 
+    def counting(self, labels: Callable[[], Mapping[str | None, int]]) -> "Task":
+        """The task with what it has to know of how often each label stands in the rows that it learns from."""
+        return self
+
     def draw(self, batch: Batch, key: Sequence[int], lengths: np.ndarray) -> Batch:
-        """The batch with what is drawn anew each time its rows are seen, on the host; most tasks draw nothing.
+        """The batch with what is drawn anew each time its rows are seen, or looked up for them, on the host; most tasks add nothing.
 
         key: whole numbers that decide on the draws beside a row's own number; lengths: tokens of the rows of the whole pass.
         """
@@ -100,3 +112,17 @@ class Task(Strict):
     def describe(self, prediction: Any) -> dict[str, Any]:
         """A prediction as plain values, for people and JSON."""
         raise NotImplementedError
+
+    # What a run's report shows of rows beyond texts and scores. What a task does not say is left out there.
+
+    def golds(self, example: Example) -> Golds:
+        """What is right for an example, as classes or values."""
+        return ()
+
+    def matched(self, example: Example, said: Mapping[str, Any]) -> Sequence[tuple[str | float, str | float]]:
+        """What is right for an example beside what a described prediction says, in pairs of classes or values."""
+        return ()
+
+    def certainty(self, said: Mapping[str, Any]) -> float | None:
+        """How sure a described prediction is of itself, for an order of rows; None where the task cannot tell."""
+        return None

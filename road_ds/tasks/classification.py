@@ -1,15 +1,17 @@
 """One of a list of labels."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from dataclasses import dataclass, replace
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
-from pydantic import field_validator
+import torch
+from pydantic import Field, model_validator
 
-from road_ds.common.errors import RoadError, misspelt
 from road_ds.data.batch import IGNORED
 from road_ds.tasks import metrics
+from road_ds.tasks.labels import LabelNames, head_labels, lone, position
+from road_ds.tasks.outputs import Outputs
 from road_ds.tasks.text import TextTask
 
 
@@ -25,35 +27,50 @@ class Classification(TextTask):
     """One of a list of labels for a text or a pair. Labels are compared by name, their order is the head's."""
 
     type: Literal["classification"]
-    labels: list[str]
+    labels: LabelNames
+    class_weights: Literal["balanced"] | dict[str, Annotated[float, Field(ge=0)]] | None = None  # by label
     headline: ClassVar[str] = "accuracy"
     row_metric: ClassVar[str] = "accuracy"
 
-    @field_validator("labels")
-    @classmethod
-    def at_least_two(cls, labels: list[str]) -> list[str]:
-        if len(labels) < 2 or len(set(labels)) != len(labels):
-            raise ValueError(f"expected two or more different label names, got {labels}")
-        return labels
+    @model_validator(mode="after")
+    def a_weight_for_each_label(self):
+        weights = self.class_weights
+        if isinstance(weights, dict) and ({*weights} != {*self.labels} or not any(weights.values())):
+            raise ValueError(
+                f'class_weights: got {weights}; expected "balanced", or a number for each of {", ".join(self.labels)}, not all 0'
+            )
+        return self
+
+    def encoding(self):
+        return {key: value for key, value in super().encoding().items() if key != "class_weights"}
+
+    def counting(self, labels):
+        """Balanced weights: rows / (labels x rows of the label), whose mean over the rows is 1; a label without rows has 1."""
+        if self.class_weights != "balanced":
+            return self
+        counts = {label: labels()[label] for label in self.labels}
+        there = [count for count in counts.values() if count]
+        shares = {label: count * len(there) / sum(there) for label, count in counts.items()}
+        weights = {label: round(1 / share, 6) if share else 1.0 for label, share in shares.items()}
+        return self.model_copy(update={"class_weights": weights})
+
+    def draw(self, batch, key, lengths):
+        if self.class_weights is None:
+            return batch
+        assert isinstance(self.class_weights, dict), "counting() comes first"
+        weights = torch.tensor([self.class_weights[label] for label in self.labels])
+        return replace(batch, weights=weights[batch.labels.clamp(min=0)])
+
+    def outputs(self, head, batch):
+        return Outputs(head.logits, weights=batch.weights)
 
     def head_settings(self) -> dict[str, Any]:
-        return {
-            "num_labels": len(self.labels),
-            "id2label": dict(enumerate(self.labels)),
-            "label2id": {label: i for i, label in enumerate(self.labels)},
-            "problem_type": "single_label_classification",
-        }
+        return {**head_labels(self.labels), "problem_type": "single_label_classification"}
 
     def label(self, example):
         if example.label is None:
             return IGNORED
-        try:
-            return self.labels.index(str(example.label))
-        except ValueError:
-            raise RoadError(
-                f"{example.where}: label {example.label!r} is none of the task's labels ({', '.join(self.labels)})"
-                f"{misspelt(str(example.label), self.labels)}; rename it with label_map, or leave such rows out with drop_labels"
-            ) from None
+        return position(lone(example), self.labels, example.where)
 
     def predict(self, examples, features, logits):
         results = []
@@ -75,3 +92,12 @@ class Classification(TextTask):
 
     def describe(self, prediction):
         return {"label": prediction.label, **{k: round(v, 4) for k, v in prediction.probabilities.items()}}
+
+    def golds(self, example):
+        return [str(example.label)]
+
+    def matched(self, example, said):
+        return [(str(example.label), said["label"])]
+
+    def certainty(self, said):
+        return max(value for name, value in said.items() if name != "label")

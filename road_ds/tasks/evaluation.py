@@ -126,7 +126,8 @@ def batch_logits(
     values = outputs.logits.float().cpu().numpy().reshape(len(rows), task.rows_per_feature, -1)
     if outputs.lengths is None:
         return list(values)
-    return [value[:, : source.lengths[row]] for row, value in zip(rows, values, strict=True)]
+    classes = outputs.lengths.cpu().numpy().reshape(len(rows), -1)[:, 0]
+    return [value[:, :count] for count, value in zip(classes, values, strict=True)]
 
 
 def evaluate(

@@ -1,6 +1,8 @@
 """The tasks by type, and the heads of a run. A new task is a file beside this one and a line here."""
 
+from collections import Counter
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 from road_ds.common.errors import Faults, RoadError, nearest
@@ -11,6 +13,7 @@ from road_ds.config.trainer_words import NO_TASK, TASK_HERE
 from road_ds.data.batch import Batch
 from road_ds.tasks.base import Task
 from road_ds.tasks.classification import Classification
+from road_ds.tasks.multi_label import MultiLabel
 from road_ds.tasks.regression import Regression
 from road_ds.tasks.replaced_tokens import ReplacedTokens
 from road_ds.tasks.span_qa import SpanQA
@@ -18,6 +21,7 @@ from road_ds.tasks.span_qa import SpanQA
 TASKS: dict[str, type[Task]] = {
     "span_qa": SpanQA,
     "classification": Classification,
+    "multi_label": MultiLabel,
     "regression": Regression,
     "replaced_tokens": ReplacedTokens,
 }
@@ -65,6 +69,21 @@ class Heads(dict[str, Task]):
     def reading(self, tokenizer: Any) -> "Heads":
         """The same heads, each with what it has to know of the tokenizer."""
         return Heads({head: task.reading(tokenizer) for head, task in self.items()}, self.of)
+
+    def counting(self, labels: Mapping[str, Callable[[], Counter[str | None]]]) -> "Heads":
+        """The same heads, each with what it has to know of how often its labels come; labels: by data set."""
+
+        def of(head: str) -> Counter[str | None]:
+            return sum((count() for name, count in labels.items() if self.of.get(name) == head), Counter())
+
+        return Heads({head: task.counting(partial(of, head)) for head, task in self.items()}, self.of)
+
+    def changes(self, later: "Heads") -> list[str]:
+        """A line for each setting that the same heads have otherwise later."""
+        pairs = ((head, self[head].model_dump(), later[head].model_dump()) for head in self)
+        return [
+            f"road.tasks.{head}.{key} = {new[key]}" for head, old, new in pairs for key in old if old[key] != new[key]
+        ]
 
     def trained_on(self, pairs: Mapping[str, bool | None]) -> "Heads":
         """The same heads, each with what its rows were."""

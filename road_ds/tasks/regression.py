@@ -6,6 +6,7 @@ import numpy as np
 
 from road_ds.common.errors import RoadError
 from road_ds.tasks import metrics
+from road_ds.tasks.labels import lone
 from road_ds.tasks.text import TextTask
 
 FLOAT32 = float(np.finfo(np.float32).max)
@@ -18,15 +19,17 @@ class Regression(TextTask):
     headline: ClassVar[str] = "pearson"
     row_metric: ClassVar[str] = "squared_error"
     continuous: ClassVar[bool] = True
+    errors: ClassVar[bool] = True
 
     def head_settings(self) -> dict[str, Any]:
         return {"num_labels": 1, "problem_type": "regression"}
 
     def label(self, example):
-        if example.label is None:
+        label = lone(example)
+        if label is None:
             return float("nan")
         try:
-            value = float(example.label)
+            value = float(label)
         except ValueError:
             value = float("nan")
         if not np.isfinite(value):
@@ -49,3 +52,9 @@ class Regression(TextTask):
 
     def describe(self, prediction):
         return {"value": round(prediction, 4)}
+
+    def golds(self, example):
+        return [self.label(example)]
+
+    def matched(self, example, said):
+        return [(self.label(example), said["value"])]

@@ -80,7 +80,7 @@ class ReplacedTokens(Task):
     row_metric: ClassVar[str] = "told_apart"
     supervised: ClassVar[bool] = False
     truncates: ClassVar[bool] = False
-    rows_per_feature: ClassVar[int] = 4  # where it is scored: what `Told` holds of each token beside its id
+    over_tokens: ClassVar[bool] = True
 
     @field_validator("generator")
     @classmethod
@@ -91,6 +91,11 @@ class ReplacedTokens(Task):
                 "share up to 1 (published: 0.25, or 0.333 for base), or a trained generator's name"
             )
         return value
+
+    @property
+    def rows_per_feature(self):
+        """Where it is scored: what `Told` holds of each token beside its id."""
+        return 4
 
     def head_settings(self):
         return {}

@@ -15,6 +15,7 @@ from road_ds.tasks.outputs import Outputs
 from road_ds.tasks.spans import Answered, PairTemplate, answer, token_range, trimmed, windows
 
 NO_SPAN = 1e9  # by how much "no answer" wins where a context has no tokens
+KINDS = ("no answer", "answer")  # of questions
 
 
 class SpanQA(Task):
@@ -34,7 +35,7 @@ class SpanQA(Task):
     model: ClassVar[Any] = AutoModelForQuestionAnswering
     headline: ClassVar[str] = "f1"
     row_metric: ClassVar[str] = "f1"
-    rows_per_feature: ClassVar[int] = 2
+    over_tokens: ClassVar[bool] = True
     truncates: ClassVar[bool] = False
 
     @model_validator(mode="after")
@@ -45,6 +46,10 @@ class SpanQA(Task):
                 f"max_question_length {self.max_question_length} tokens: raise the first or lower the second"
             )
         return self
+
+    @property
+    def rows_per_feature(self):
+        return 2
 
     def head_settings(self) -> dict[str, Any]:
         return {"num_labels": 2}
@@ -87,7 +92,7 @@ class SpanQA(Task):
 
     def outputs(self, head, batch):
         logits = torch.stack([head.start_logits, head.end_logits], dim=1).flatten(0, 1)  # [features x 2, tokens]
-        return Outputs(logits, batch.lengths.repeat_interleave(2))
+        return Outputs(logits, batch.lengths.repeat_interleave(2), joint=2)
 
     def predict(self, examples, features, logits):
         parts: dict[int, list] = {}
@@ -138,3 +143,13 @@ class SpanQA(Task):
             "score": round(max(prediction.score, -NO_SPAN), 4),
             "no_answer": round(min(prediction.no_answer, NO_SPAN), 4),
         }
+
+    def golds(self, example):
+        return [KINDS[bool(example.answers)]]
+
+    def matched(self, example, said):
+        return [(KINDS[bool(example.answers)], KINDS[bool(said["answer"])])]
+
+    def certainty(self, said):
+        """How far the best span's score is from that of no answer, at the threshold."""
+        return abs(said["no_answer"] - self.null_threshold)

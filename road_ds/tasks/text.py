@@ -42,7 +42,11 @@ class TextTask(Task):
             features |= zip(rows, zip(encoded["input_ids"], encoded["token_type_ids"], strict=True), strict=True)
         for number, example in enumerate(examples):
             ids, types = features[number]
-            yield Feature(ids, types, [self.label(example)], first + number)
+            yield Feature(ids, types, self.targets(example), first + number)
+
+    def targets(self, example: Example) -> list[int | float]:
+        """The target of each row of logits."""
+        return [self.label(example)]
 
     def label(self, example: Example) -> int | float:
         """The target of an example, IGNORED where it has none."""
