@@ -24,14 +24,25 @@ TEXTS = (
     ("sentence1", "sentence2"),
     ("question", "context"),
     ("question", "sentence"),
+    ("question", "passage"),  # BoolQ
     ("question1", "question2"),
+    ("context", "hypothesis"),  # ANLI
+    ("sentence_A", "sentence_B"),  # SICK
+    ("#1 String", "#2 String"),  # MRPC
+    ("text1", "text2"),
     ("text_a", "text_b"),
     ("text", None),
     ("sentence", None),
+    ("review", None),  # IMDB
 )
-LONE = ("text_a", "text", "sentence")
+LONE = ("text_a", "text", "sentence", "review")
 SECOND = "text_b"  # always the second text where `columns` names no other
 LABELS = ("label", "gold_label", "labels")
+# Labels of public sets, where a row has one of them and none of the above: BoolQ's, STS-B's, MRPC's, QQP's, IMDB's, Yelp's, ...
+RARER = (
+    *("answer", "score", "Quality", "is_duplicate", "sentiment", "stars", "rating", "intent", "category", "class"),
+    *("relatedness_score", "entailment_judgment"),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -264,10 +275,20 @@ def _find(given: Columns, row: Row, before: Found | None) -> Found:
         id=column("id", ("id",), None),  # a row without it is numbered
         text_a=text_a,
         text_b=column("text_b", seconds),
-        label=column("label", LABELS),
+        label=column("label", _labels(given, row)),
         answers=column("answers", ("answers",)),
         lone="text_b" not in given.model_fields_set,
     )
+
+
+def _labels(given: Columns, row: Row) -> tuple[str, ...]:
+    """The names under which a row's label may stand. Bad where two of the rarer ones do; beside answers they are none."""
+    found = tuple(name for name in RARER if name in row)
+    if "answers" in row or any(name in row for name in LABELS):
+        return LABELS
+    if len(found) > 1 and "label" not in given.model_fields_set:
+        raise Bad(f"columns.label could be {' or '.join(map(quote, found))}: set it")
+    return found
 
 
 def _column(role: str, known: Iterable[str | None], row: Row, before: Found | None) -> str | int | None:
