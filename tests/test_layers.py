@@ -29,7 +29,7 @@ ROOMS = {
         {"readers"},
         {"negatives"},
         {"sources"},
-        {"features"},
+        {"draft", "features"},
         {"overlap", "rows"},
     ],
     "tasks": [
