@@ -185,6 +185,8 @@ def dataset_plan(
         if leaked:
             warnings.append(f"{name}: {len(leaked)} of {dev.manifest.examples} dev rows have the text of a train row")
     for part, source in (("train", train), ("dev", dev)):
+        if source is not None and (unread := source.unread()):
+            warnings.append(f"{name} {part}: {unread}")
         if source is not None and source.manifest.skipped:
             warnings.append(
                 f"{name} {part}: {len(source.manifest.skipped)} bad rows skipped, the first: {source.manifest.skipped[0]}"

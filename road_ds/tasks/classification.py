@@ -48,7 +48,8 @@ class Classification(TextTask):
         """Balanced weights: rows / (labels x rows of the label), whose mean over the rows is 1; a label without rows has 1."""
         if self.class_weights != "balanced":
             return self
-        counts = {label: labels()[label] for label in self.labels}
+        found = labels()
+        counts = {label: found[label] for label in self.labels}
         there = [count for count in counts.values() if count]
         shares = {label: count * len(there) / sum(there) for label, count in counts.items()}
         weights = {label: round(1 / share, 6) if share else 1.0 for label, share in shares.items()}
