@@ -26,11 +26,11 @@ ROOMS = {
         {"arrow", "masking", "packing", "passes", "publishers", "tokenizer", "wordpiece", "words"},
         {"batch", "conll", "labels"},
         {"formats"},
-        {"batches", "files"},
+        {"batches", "columns", "files"},
         {"readers"},
         {"negatives"},
         {"sources"},
-        {"features"},
+        {"draft", "features"},
         {"overlap", "rows"},
     ],
     "tasks": [
@@ -87,7 +87,10 @@ ROOMS = {
     "recipes": [
         {"difference", "glue", "inputs", "launcher", "recipe"},
         {"comparison", "stages"},
-        {"page"},
+        {"page", "sweep"},
+        {"study"},
+        {"trials"},
+        {"findings"},
     ],
     "commands": [
         {"arguments", "rows"},
@@ -106,7 +109,7 @@ ROOMS = {
             "teach",
             "tokenizer",
         },
-        {"recipe"},
+        {"recipe", "sweep"},
     ],
     "__main__": [{""}],
 }
