@@ -36,7 +36,7 @@ class Classification(TextTask):
     def a_weight_for_each_label(self):
         weights = self.class_weights
         if isinstance(weights, dict) and not self.labels:
-            raise ValueError(f"class_weights: got {weights} without labels: name the labels, too, or set \"balanced\"")
+            raise ValueError(f'class_weights: got {weights} without labels: name the labels, too, or set "balanced"')
         if isinstance(weights, dict) and ({*weights} != {*self.labels} or not any(weights.values())):
             raise ValueError(
                 f'class_weights: got {weights}; expected "balanced", or a number for each of {", ".join(self.labels)}, not all 0'
