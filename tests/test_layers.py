@@ -39,6 +39,7 @@ ROOMS = {
         {"evaluation", "labels", "span_qa", "text"},
         {"classification", "multi_label", "regression", "replaced_tokens", "token_classification"},
         {"findings", "registry"},
+        {"inferred"},
     ],
     "models": [
         {"card", "exchange", "pretrained", "states"},

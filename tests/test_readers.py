@@ -439,7 +439,7 @@ def test_max_rows_stops_reading(write):
         ("a.jsonl", jsonl({**PAIR, "hypothesis": ""}), r"column 'hypothesis' \(columns\.text_b\) is empty"),
         ("a.jsonl", jsonl(PAIR, {"premise": "p", "label": "x"}), r"a\.jsonl:2: no column 'hypothesis' \(columns\.text_b\); found 'premise', 'label'"),
         ("a.jsonl", jsonl(PAIR, {**PAIR, "label": None}), r"a\.jsonl:2: column 'label' \(columns\.label\) is null"),
-        ("a.jsonl", jsonl({**PAIR, "label": ["x"]}), r"label is \['x'\]; expected text or a finite number"),
+        ("a.jsonl", jsonl({**PAIR, "label": [["x"]]}), r"label is \['x'\]; expected text or a finite number"),
         ("a.jsonl", '{"text": "t", "label": 1e999}', r"label is inf"),
         ("a.jsonl", jsonl({**PAIR, "id": ""}), r"id is ''; expected text or an integer"),
         ("a.jsonl", jsonl({"body": "b", "stars": 1}), r"a\.jsonl:1: no column with a well-known name .* columns\.text_a to one of 'body', 'stars'"),
@@ -500,7 +500,7 @@ def test_max_rows_stops_reading(write):
         ("a.csv", 'text,label\nok,x\n"one" two,x\n', r"a\.csv:3: malformed quoting"),
         ("a.csv", b'text,label\n"one\ncaf\xe9",x\n', r"a\.csv:2: byte 0xE9 in .* is not UTF-8"),
         # quoted values are shortened and escaped
-        ("a.jsonl", jsonl({"text": "t", "label": ["\x1b[31m" + "x" * 500]}), r"label is \['\\x1b\[31mx.{0,60}\.\.\..{0,40}; expected"),
+        ("a.jsonl", jsonl({"text": "t", "label": [["\x1b[31m" + "x" * 500]]}), r"label is \['\\x1b\[31mx.{0,60}\.\.\..{0,40}; expected"),
     ],
 )  # fmt: skip
 def test_a_fault_is_named(write, name, content, message):

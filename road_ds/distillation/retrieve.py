@@ -39,6 +39,7 @@ from road_ds.models.configuration import check_lengths, load_tokenizer
 from road_ds.models.pretrained import read_config
 from road_ds.tasks.base import Task
 from road_ds.tasks.classification import Classification
+from road_ds.tasks.inferred import with_labels
 from road_ds.tasks.registry import Heads, heads
 
 BY_WORDS = "tfidf"
@@ -50,7 +51,8 @@ def retrieve(path: str, overrides: list[str], batch_size: int = 64) -> None:
     objective = objective_from(config)
     if not (asked := neighbours_of(objective)):
         raise RoadError(f"{path}: road.distill.neighbours names no data set: there is nothing to find")
-    tasks, tokenizer = heads(config), load_tokenizer(config.model)
+    config, tasks, _ = with_labels(config, heads(config))
+    tokenizer = load_tokenizer(config.model)
     lines = []
     for dataset, settings in asked.items():
         task = tasks.task(dataset)
