@@ -58,6 +58,7 @@ from road_ds.engine.start import follow_schedule, start
 from road_ds.engine.weights import full_state
 from road_ds.loop import fit
 from road_ds.models.build import build_model
+from road_ds.models.card import Card
 from road_ds.models.multi_task import MultiTaskModel, parameter_count
 from road_ds.models.states import Shape
 
@@ -217,11 +218,14 @@ def run(
 
     def finish() -> None:
         facts = facts_of(config, parts, machine, padding)
-        exported, card = leave(folder, outcome, model, parts.tokenizer, facts, began, given, parts.rows, parts.heads)
+        exported, table = leave(
+            folder, outcome, model, parts.tokenizer, facts, began, Card.of_run(config), config.shared_encoder, given,
+            parts.rows, parts.heads,
+        )  # fmt: skip
         by_head = {
             parts.heads.of[name]: rows for name, rows in reversed({**parts.rows.train, **parts.rows.dev}.items())
         }
-        say("", card, "", *closing(folder.path, exported, by_head, time.monotonic() - began))
+        say("", table, "", *closing(folder.path, exported, by_head, time.monotonic() - began))
 
     ranks.apart(lambda: finish() if is_main() else None)
     return step, ""

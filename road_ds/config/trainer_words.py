@@ -57,8 +57,12 @@ TASK_HERE = {
     "multi_class_classification": "classification",
     "multi_label_classification": "multi_label",
     "multilabel": "multi_label",
+    "named_entity_recognition": "token_classification",
+    "ner": "token_classification",
     "nli": "classification",
     "paraphrase": "classification",
+    "part_of_speech": "token_classification",
+    "pos": "token_classification",
     "question_answering": "span_qa",
     "sentiment": "classification",
     "sequence_classification": "classification",
@@ -66,4 +70,4 @@ TASK_HERE = {
     "text_classification": "classification",
 }
 # Words for what no task here does: none is to be taken for the task that is spelt like it.
-NO_TASK = {"token_classification", "masked_lm", "multiple_choice", "ner", "pos"}
+NO_TASK = {"masked_lm", "multiple_choice"}

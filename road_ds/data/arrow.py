@@ -36,6 +36,12 @@ class ArrowRows:
         """How many rows have nothing in a column."""
         return sum(self._file.get_batch(i).column(column).null_count for i in range(self._file.num_record_batches))
 
+    def lists(self, column: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """A column of lists of numbers, chunk by chunk: where each row's list begins and the last one ends, and all values."""
+        for i in range(self._file.num_record_batches):
+            found = self._file.get_batch(i).column(column)
+            yield found.offsets.to_numpy(), found.values.to_numpy()
+
     def counts(self, column: str) -> Counter[Any]:
         """How often each value stands in the lists of a column."""
         found: Counter[Any] = Counter()

@@ -21,7 +21,8 @@ class Feature:
     """One row of model input. A span-QA example becomes several, one per window of its context.
 
     offsets: for span QA the character range of each token in the context, [tokens, 2], -1 outside it; best: whether
-    this is the window in which a token has the most context (1 or 0), [tokens]. Both empty otherwise.
+    this is the window in which a token has the most context (1 or 0), [tokens]. Both empty otherwise. words: for tags of
+    words the first token of each, [words], -1 where none was read; the others are the feature's rows of logits.
     """
 
     input_ids: np.ndarray | list[int]  # [tokens]
@@ -30,6 +31,7 @@ class Feature:
     example: int
     offsets: np.ndarray | list[int] = ()  # type: ignore[assignment]
     best: np.ndarray | list[int] = ()  # type: ignore[assignment]
+    words: np.ndarray | list[int] = ()  # type: ignore[assignment]
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,10 @@ class Batch:
     masking: Masking | None = None  # which tokens a generator shall replace
     generated: Generated | None = None  # what it has replaced
     tokens: tuple[int, ...] = ()  # [features] the lengths once more, known to the host
+    words: torch.Tensor | None = None  # [rows] the first token of each word, in the flattened padded batch
+    share: float = (
+        1.0  # of the mean over its rows of logits in that over a pass's: they over a micro-batch's on average
+    )
     weights: torch.Tensor | None = None  # [rows] how much each label counts; None: all alike
     added: torch.Tensor | None = None  # [features, tokens, width] what a reader's word embeddings are moved by
     original: "Batch | None" = None  # the first half of the rows, where the others were generated from them
@@ -68,6 +74,8 @@ class Batch:
         both = {f.name: (getattr(self, f.name), getattr(other, f.name)) for f in fields(self)}
         tensors: dict[str, Any] = {name: torch.cat(pair) for name, pair in both.items() if torch.is_tensor(pair[0])}
         packing = self.packing and other.packing and self.packing.joined(other.packing)
+        if self.words is not None and other.words is not None:
+            tensors["words"] = torch.cat([self.words, other.words + self.input_ids.numel()])
         features, tokens = np.concatenate(both["features"]), self.tokens + other.tokens
         return replace(self, **tensors, features=features, tokens=tokens, packing=packing, original=self)
 
@@ -83,6 +91,9 @@ class Features(Protocol):
 
     @property
     def lengths(self) -> np.ndarray: ...
+
+    @property
+    def rows(self) -> np.ndarray: ...  # of logits, of each feature
 
     def __len__(self) -> int: ...
 
@@ -106,6 +117,9 @@ def collate(
         ids[i, : lengths[i]] = feature.input_ids
         types[i, : lengths[i]] = feature.token_type_ids
     labels = np.concatenate([f.labels for f in features])
+    words = [
+        row * width + np.asarray(f.words)[np.asarray(f.words) >= 0] for row, f in enumerate(features) if len(f.words)
+    ]
     return Batch(
         dataset=source.name,
         features=np.asarray(rows),
@@ -117,6 +131,7 @@ def collate(
         full=bool((lengths == width).all()),
         packing=Packing.of(lengths, width) if packed else None,
         tokens=tuple(lengths.tolist()),
+        words=torch.from_numpy(np.concatenate(words).astype(np.int64)) if words else None,
     )
 
 

@@ -8,6 +8,7 @@ from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +75,22 @@ class FeatureSet:
         if labels is not None:
             row["label"] = tuple(labels)
         return Example(**row, answers=None if answers is None else tuple(Answer(**a) for a in answers))
+
+    @cached_property
+    def rows(self) -> np.ndarray:
+        """Rows of logits that each feature gives, [features]."""
+        return np.concatenate([np.diff(bounds) for bounds, _ in self._features.lists("labels")])
+
+    def unread(self) -> str:
+        """How many words have no token that was read, in words; "" where there is none."""
+        counts = []
+        for bounds, words in self._features.lists("words"):
+            counts.append(np.diff(np.concatenate([[0], np.cumsum(words < 0)])[bounds]))
+        found = np.concatenate(counts)
+        if not found.any():
+            return ""
+        rows = counted(int(np.count_nonzero(found)), "row")
+        return f"{counted(int(found.sum()), 'word')} of {rows} not read (behind max_length, or no token at all): they count as O"
 
     @property
     def pairs(self) -> bool | None:
@@ -233,6 +250,7 @@ def feature_schema(label: pa.DataType) -> pa.Schema:
             "example": pa.int32(),
             "offsets": pa.list_(pa.int32()),
             "best": pa.list_(pa.int8()),  # not bool, whose packed bits would be copied on every read
+            "words": pa.list_(pa.int32()),
         }
     )
 
@@ -259,7 +277,7 @@ def _encode(source: Source, task: Any, tokenizer: Any, folder: Path, key: str, c
             for chunk in _chunks(rest):
                 for example in chunk:
                     if labelled:
-                        _check_labelled(example, source.name, task)
+                        check_labelled(example, source.name, task)
                     _add_row(digest, example)
                     examples.write(example, _size(example))
                 for feature in task.encode(chunk, tokenizer, rows):
@@ -311,7 +329,8 @@ def _size(example: Example) -> int:
     return len(example.text_a) + len(example.text_b or "")
 
 
-def _check_labelled(example: Example, name: str, task: Any) -> None:
+def check_labelled(example: Example, name: str, task: Any) -> None:
+    """RoadError where an example of a data set has nothing that the task can learn from."""
     if not task.labelled(example):
         what, setting = task.lacking(example)
         raise RoadError(

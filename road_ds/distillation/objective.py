@@ -1,7 +1,7 @@
 """What an objective is: a batch's logits, labels and teachers as one number to go down."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Annotated, Any, Literal
 
 import torch
@@ -51,6 +51,15 @@ class Loss:
     neighbours: torch.Tensor | None = None
     generated: torch.Tensor | None = None
     terms: Mapping[str, torch.Tensor] = field(default_factory=dict)
+
+    def scaled(self, factor: float) -> "Loss":
+        """The same with the total and its parts multiplied; not `share`, which is one of their sizes."""
+        changed = {
+            f.name: v * factor
+            for f in fields(self)
+            if torch.is_tensor(v := getattr(self, f.name)) and f.name != "share"
+        }
+        return replace(self, **changed, terms={name: value * factor for name, value in self.terms.items()})
 
     def parts(self) -> dict[str, torch.Tensor]:
         """What is written of it beside the total, by name."""

@@ -36,6 +36,7 @@ from road_ds.models.predictor import Predictor
 from road_ds.models.states import States, Wanted
 from road_ds.tasks.base import Task
 from road_ds.tasks.evaluation import batch_logits
+from road_ds.tasks.inferred import with_labels
 from road_ds.tasks.labels import label_names, order_of, reordered
 from road_ds.tasks.outputs import Outputs
 from road_ds.tasks.registry import Heads, heads
@@ -55,7 +56,9 @@ def teach(path: str, overrides: list[str], batch_size: int = 64) -> None:
             f"{path}: road.distill.source is {objective.source}: the teachers run beside the student, nothing is written"
         )
     ranks = Ranks.start(config.step_timeout)
-    tasks = heads(config)
+    config, tasks, labels = ranks.together(lambda: with_labels(config, heads(config)))
+    if labels:
+        say(*labels)
     tokenizer = ranks.together(lambda: load_tokenizer(config.model))
     check_lengths(base_config(config.model, tokenizer, config.dropout), tasks)
     lines, shares = [], []
@@ -156,6 +159,7 @@ def write(
                 for first in range(0, len(rows), batch_size):
                     part = by_length[first : first + batch_size]
                     values, states = said(predictor, read, part, own.task, wanted)
+                    values = [aligned(own, read, *pair, name=predictor.name) for pair in zip(part, values, strict=True)]
                     logits |= zip(part, [reordered(v, order, origin.per_label) for v in values], strict=True)
                     vectors |= zip(part, states, strict=True)
                     bar.update(len(part))
@@ -165,6 +169,15 @@ def write(
                 write_shard(folder, number, found, scores, origin, [vectors[row] for row in rows])
             else:
                 bar.update(len(rows))
+
+
+def aligned(own: Pupil, read: FeatureSet, row: int, logits: np.ndarray, name: str) -> np.ndarray:
+    """A teacher's logits of a feature for the rows of logits that the student has there. RoadError where it lacks some."""
+    try:
+        return own.task.aligned(own.rows[row], read[row], logits)
+    except RoadError as error:
+        where = own.rows.example(own.rows[row].example).where
+        raise RoadError(f"road.distill.teachers.{own.dataset}: {name}: {where}: {error}") from None
 
 
 def said(

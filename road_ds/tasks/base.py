@@ -13,6 +13,7 @@ from road_ds.tasks.outputs import Outputs
 
 Scores = dict[str, float]
 Golds = Sequence[str | float]  # classes by name, or values
+NONE = "(none)"  # beside a class that was missed, or said of a row without it
 
 
 class Task(Strict):
@@ -29,11 +30,15 @@ class Task(Strict):
     continuous: ClassVar[bool] = False
     supervised: ClassVar[bool] = True  # labels or answers are read
     truncates: ClassVar[bool] = True  # a row of more than max_length tokens loses its end
+    hub_task: ClassVar[str | None] = None  # what a hub calls it
+    asked: ClassVar[str] = (
+        'ask("a text")  # or two, or columns by their names; lists of them are batches'  # once loaded
+    )
     errors: ClassVar[bool] = False  # a row's score is an error: the lower, the better
 
     @property
-    def rows_per_feature(self) -> int:
-        """Rows of logits that a feature gives."""
+    def rows_per_feature(self) -> int | None:
+        """Rows of logits that a feature gives; None: each as many as it has labels."""
         return 1
 
     def head_settings(self) -> dict[str, Any]:
@@ -87,6 +92,10 @@ class Task(Strict):
         """The logits of a batch, from what the head's model returned."""
         raise NotImplementedError
 
+    def aligned(self, own: Feature, other: Feature, logits: np.ndarray) -> np.ndarray:
+        """The logits of another tokenizer's feature of the same row, for the rows of logits of `own`. RoadError where it lacks some."""
+        return logits
+
     def predict(
         self, examples: Sequence[Example], features: Sequence[Feature], logits: Sequence[np.ndarray]
     ) -> list[Any]:
@@ -120,7 +129,7 @@ class Task(Strict):
         return ()
 
     def matched(self, example: Example, said: Mapping[str, Any]) -> Sequence[tuple[str | float, str | float]]:
-        """What is right for an example beside what a described prediction says, in pairs of classes or values."""
+        """What is right for an example beside what a described prediction says, in pairs of classes (or NONE) or values."""
         return ()
 
     def certainty(self, said: Mapping[str, Any]) -> float | None:

@@ -27,7 +27,7 @@ class Classification(TextTask):
     """One of a list of labels for a text or a pair. Labels are compared by name, their order is the head's."""
 
     type: Literal["classification"]
-    labels: LabelNames
+    labels: LabelNames = []
     class_weights: Literal["balanced"] | dict[str, Annotated[float, Field(ge=0)]] | None = None  # by label
     headline: ClassVar[str] = "accuracy"
     row_metric: ClassVar[str] = "accuracy"
@@ -35,6 +35,8 @@ class Classification(TextTask):
     @model_validator(mode="after")
     def a_weight_for_each_label(self):
         weights = self.class_weights
+        if isinstance(weights, dict) and not self.labels:
+            raise ValueError(f'class_weights: got {weights} without labels: name the labels, too, or set "balanced"')
         if isinstance(weights, dict) and ({*weights} != {*self.labels} or not any(weights.values())):
             raise ValueError(
                 f'class_weights: got {weights}; expected "balanced", or a number for each of {", ".join(self.labels)}, not all 0'

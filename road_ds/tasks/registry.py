@@ -17,12 +17,14 @@ from road_ds.tasks.multi_label import MultiLabel
 from road_ds.tasks.regression import Regression
 from road_ds.tasks.replaced_tokens import ReplacedTokens
 from road_ds.tasks.span_qa import SpanQA
+from road_ds.tasks.token_classification import TokenClassification
 
 TASKS: dict[str, type[Task]] = {
     "span_qa": SpanQA,
     "classification": Classification,
     "multi_label": MultiLabel,
     "regression": Regression,
+    "token_classification": TokenClassification,
     "replaced_tokens": ReplacedTokens,
 }
 
