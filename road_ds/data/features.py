@@ -98,9 +98,9 @@ class FeatureSet:
         lone = self._examples.missing("text_b")
         return None if 0 < lone < self.manifest.examples else not lone
 
-    def labels(self) -> Counter[str | None]:
-        """How many examples have each label."""
-        return self._examples.counts("label")
+    def labels(self) -> Counter[int]:
+        """How often each label stands in the features, by its number."""
+        return self._features.counts("labels")
 
     def examples(self) -> Iterator[Example]:
         """The examples one by one, in file order."""

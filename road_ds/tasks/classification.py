@@ -51,7 +51,7 @@ class Classification(TextTask):
         if self.class_weights != "balanced":
             return self
         found = labels()
-        counts = {label: found[label] for label in self.labels}
+        counts = {label: found[number] for number, label in enumerate(self.labels)}
         there = [count for count in counts.values() if count]
         shares = {label: count * len(there) / sum(there) for label, count in counts.items()}
         weights = {label: round(1 / share, 6) if share else 1.0 for label, share in shares.items()}
