@@ -108,7 +108,7 @@ def test_rows_of_a_hugging_face_data_set(tmp_path):
     ("r.conll", "EU\tB-PER\nrejects\t\tO\n", {}, r"r.conll:2: found 3 columns"),
     ("r.conll", "EU\t\tO\n", {}, r"r.conll:1: column 1 is empty; expected a value in each column"),
     ("r.conll", "EU\nrejects\n", {}, r"r.conll:1: the row has no tags that the task .*set columns.label"),
-    ("r.conll", "EU B-PER\n\nhe B-PERS\n", {}, r"r.conll:3: label 'B-PERS' is none of the task's labels .*did you mean 'B-PER'"),
+    ("r.conll", "EU B-PER\n\nhe B-PERS\n", {}, r"r.conll:3: label 'B-PERS' is none of the task's labels"),
     ("r.conll", b"EU B-PER\ncaf\xe9 O\n", {}, r"r.conll:2: byte 0xE9 in .* is not UTF-8"),
     ("r.conll", "\n\n", {}, r"r.conll: the data set is empty"),
     ("r.jsonl", '{"tokens": ["a", "b"], "tags": ["O"]}', {}, r"r.jsonl:1: 1 tag for 2 words .*expected one for each word"),
@@ -177,8 +177,9 @@ def test_a_words_tag_lies_on_its_first_token(kind, tokenizer):
             numbers = own(words, is_split_into_words=True).word_ids()
             assert found.tolist() == [numbers.index(i) if i in numbers else -1 for i in range(len(words))]
         else:
-            starts = [len(own(text[: a - 1])["input_ids"]) - 1 if a else 1 for a, _ in places]
-            assert found.tolist() == starts
+            offsets = encoded["offset_mapping"]
+            starts = [next(i for i, (start, end) in enumerate(offsets) if end > a and start < b) for a, b in places]
+            assert found.tolist() == starts and any(offsets[i][0] < a for i, (a, _) in zip(starts, places, strict=True))
 
 
 def test_lists_keep_their_number_of_words():
@@ -208,7 +209,9 @@ def test_words_that_were_not_read_count_as_O_and_are_counted(tokenizer):
     assert scores["unread"] == 6 - read and scores["accuracy"] == pytest.approx(100 * 4 / 6)
     assert (scores["precision"], scores["recall"]) == (100, pytest.approx(100 / 3))
     assert cut.row_scores([LONG], [said]) == [pytest.approx(4 / 6)]
-    assert "unread" not in whole.score([LONG], whole.predict([LONG], list(whole.encode([LONG], tokenizer)), [np.eye(5)[[1, 2, 0, 0, 1]]]))  # fmt: skip
+    (said,) = whole.predict([LONG], list(whole.encode([LONG], tokenizer)), [np.eye(5)[[1, 2, 0, 0, 1]]])
+    assert whole.score([LONG], [said])["unread"] == 1
+    assert "unread" not in whole.baseline([LONG])
     pos = task_from({"type": "token_classification", "labels": ["NN", "VB"]}, "pos")
     example = Example("1", "a \u200b", None, ("NN", "NN"), None, "row")
     said = pos.predict([example], list(pos.encode([example], tokenizer)), [np.array([[1.0, 0.0]])])
