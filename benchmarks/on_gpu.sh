@@ -11,7 +11,8 @@
 #   tests    those marked gpu: methods and model    }
 #   kernels  those of the kernels                   } side by side: they time nothing
 #   runs     mtl.json by the launcher (gpu_runs.py) }
-#   steps    electra-large: parts of a step, how busy the device is and where it waits; compiled, too; peaks against the projection
+#   steps    electra-large: parts of a step, how busy the device is and where it waits; peaks against the projection
+#   shapes   what a new shape of a batch costs attention
 #   base     electra-base beside the bare loop and Trainer
 #   loss, combine  the kernels' tables; tiles: their tiles
 #
@@ -32,17 +33,17 @@ done
 export PYTHONPATH=$PWD:$PWD/kernels:$PWD/benchmarks${PYTHONPATH:+:$PYTHONPATH}
 
 TESTS=(-m gpu -n 14 --dist load tests/test_gpu.py tests/test_micro_batch.py)
-KERNELS=(-m gpu -n 8 --dist load tests/test_kd_loss.py tests/test_combine.py tests/test_linear.py tests/test_guard.py tests/test_packing.py)
-STEPS=(--preset electra-large --micro 128 --micro 32 --only ours --only "ours, compiled")
+KERNELS=(-m gpu -n 12 --dist load tests/test_kd_loss.py tests/test_combine.py tests/test_linear.py tests/test_guard.py tests/test_packing.py)
+STEPS=(--preset electra-large --micro 128 --micro 32 --steps 6 --only ours) SHAPES=()
 BESIDE=(--padding free --padding grouped --only "ours free" --only "ours grouped" --only "bare loop, our layers" --only Trainer
   --only "Trainer by length")
-TRAIN=(--preset electra-large --micro 32 --micro auto --turns 2 --steps 2) BASE=(--preset electra-base --micro auto --turns 2 --steps 2)
+TRAIN=(--preset electra-large --micro auto --micro 32 --turns 1 --steps 2) BASE=(--preset electra-base --micro auto --turns 1 --steps 2)
 TILES=(--seconds 50) TABLE=(--quick) RUNS=(--jobs 9)
 if [ -n "$REHEARSE" ]; then
   export TRITON_INTERPRET=1
   TESTS=(-m gpu -n 0 -k average tests/test_gpu.py) KERNELS=(-n 0 -k operator_keeps tests/test_combine.py)
   TILES=(--rehearse) TABLE=(--quick --device cpu --repeats 2)
-  STEPS=(--preset tiny --micro 16 --steps 1 --only ours) RUNS=(--rehearse --steps 6)
+  STEPS=(--preset tiny --micro 16 --steps 1 --only ours) SHAPES=(--rows 2 --tokens 8 --repeats 1) RUNS=(--rehearse --steps 6)
   TRAIN=(--preset tiny --micro 16 --micro auto --turns 1 --steps 1) BASE=(--preset tiny --micro auto --turns 1 --steps 1)
 fi
 
@@ -77,13 +78,14 @@ train() { # NAME SECONDS OPTIONS...
   part "$name" "$limit" "$PYTHON" benchmarks/bench_train.py "$@" "${BESIDE[@]}" --json "$OUTPUT/bench_train.json"
 }
 
-train train 150 "${TRAIN[@]}"
+train train 145 "${TRAIN[@]}"
 part tests 150 "$PYTHON" -m pytest -q "${TESTS[@]}" -o junit_family=legacy --junitxml "$OUTPUT/tests.xml" &
-part kernels 150 nice "$PYTHON" -m pytest -q "${KERNELS[@]}" &
+part kernels 170 nice "$PYTHON" -m pytest -q "${KERNELS[@]}" &
 part runs 150 "$PYTHON" benchmarks/gpu_runs.py "${RUNS[@]}" --output "$OUTPUT" --scratch "$(mktemp -d)/runs" &
 wait
-part steps 120 "$PYTHON" benchmarks/bench_step.py "${STEPS[@]}" --output "$OUTPUT"
-train base 60 "${BASE[@]}"
+part steps 70 "$PYTHON" benchmarks/bench_step.py "${STEPS[@]}" --output "$OUTPUT"
+part shapes 20 "$PYTHON" benchmarks/bench_attention.py "${SHAPES[@]}" --output "$OUTPUT"
+train base 50 "${BASE[@]}"
 part loss 80 "$PYTHON" benchmarks/bench_kd_loss.py "${TABLE[@]}" --output "$OUTPUT"
 part combine 40 "$PYTHON" benchmarks/bench_combine.py "${TABLE[@]}" --output "$OUTPUT"
 part tiles 70 "$PYTHON" benchmarks/tune_kernels.py "${TILES[@]}" --output "$OUTPUT"

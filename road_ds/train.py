@@ -30,14 +30,14 @@ from road_ds.common.errors import RankError, RoadError, Terminated, readable
 from road_ds.common.log import counted, is_main, print_anywhere, quiet_libraries, say, spared_output, warn
 from road_ds.common.ranks import Ranks
 from road_ds.config.file import Settings, assignments, load_config
-from road_ds.config.fit import AUTO, MICRO, fit_batch, micro_sizes
+from road_ds.config.fit import MICRO
 from road_ds.config.road import KEPT, RoadConfig
 from road_ds.data.batches import Padding, ahead, assemble
 from road_ds.distillation.adversarial import Vocabulary
 from road_ds.distillation.average import AverageTeacher
 from road_ds.distillation.freelb import FreeLB, once
 from road_ds.distillation.objective import Taught
-from road_ds.distillation.registry import adversarial_of, teachers_of
+from road_ds.distillation.registry import adversarial_of
 from road_ds.distillation.teachers import NoTeachers, OnlineTeachers
 from road_ds.engine import speed, surroundings
 from road_ds.engine.checkpoint import Checkpoint, Engines, prune, restore
@@ -45,9 +45,8 @@ from road_ds.engine.finished import Run
 from road_ds.engine.forwards import Forwards
 from road_ds.engine.generator import Generator, rows_of_generator, start_generator
 from road_ds.engine.meter import Meter
-from road_ds.engine.micro_batch import Demand, choose, refuse_what_cannot_fit
 from road_ds.engine.milestones import Milestones
-from road_ds.engine.parts import Parts, facts_of, gather
+from road_ds.engine.parts import Parts, facts_of, gather, sized
 from road_ds.engine.preemption import Preemption, exit_code
 from road_ds.engine.report import settings_given
 from road_ds.engine.results import Outcome, closing, leave
@@ -59,6 +58,7 @@ from road_ds.engine.start import follow_schedule, start
 from road_ds.engine.weights import full_state
 from road_ds.loop import fit
 from road_ds.models.build import build_model
+from road_ds.models.card import Card
 from road_ds.models.multi_task import MultiTaskModel, parameter_count
 from road_ds.models.states import Shape
 
@@ -218,11 +218,14 @@ def run(
 
     def finish() -> None:
         facts = facts_of(config, parts, machine, padding)
-        exported, card = leave(folder, outcome, model, parts.tokenizer, facts, began, given, parts.rows, parts.heads)
+        exported, table = leave(
+            folder, outcome, model, parts.tokenizer, facts, began, Card.of_run(config), config.shared_encoder, given,
+            parts.rows, parts.heads,
+        )  # fmt: skip
         by_head = {
             parts.heads.of[name]: rows for name, rows in reversed({**parts.rows.train, **parts.rows.dev}.items())
         }
-        say("", card, "", *closing(folder.path, exported, by_head, time.monotonic() - began))
+        say("", table, "", *closing(folder.path, exported, by_head, time.monotonic() - began))
 
     ranks.apart(lambda: finish() if is_main() else None)
     return step, ""
@@ -239,37 +242,6 @@ def shape(config: RoadConfig, parts: Parts, machine: Machine) -> tuple[MultiTask
     limits = {name: heads.task(name).max_length for name in parts.rows.train}
     limits |= {found.texts.name: limits[name] for name, found in parts.neighbours.items()}
     return model, Padding(mode, parts.tokenizer.pad_token_id, limits), notes
-
-
-def sized(
-    config: RoadConfig, parts: Parts, ranks: Ranks, model: MultiTaskModel, padding: Padding, found: Checkpoint | None
-) -> Parts:
-    """The same with the rows of a micro-batch: those given, else those of the resumed run, else as many as fit."""
-    ds, precision = parts.settled.ds, parts.settled.precision
-    lengths = {name: source.lengths for name, source in parts.rows.train.items()}
-    own = parameter_count(parts.generator) if parts.generator else 0
-    demand = Demand.of(
-        parameter_count(model) + own, model.encoder.config, ds, ranks.world_size, precision, config.activation_checkpointing,
-        lengths, padding,
-    )  # fmt: skip
-    lesson = parts.lesson(padding)
-    if parts.generator:  # as many rows as with generated ones
-        taught = teachers_of(parts.settled.objective)
-        lesson = replace(lesson, text=lambda batch, _: batch.joined(batch) if batch.dataset in taught else batch)
-    sizes = micro_sizes(ds["train_batch_size"], config.passes, ranks.world_size)
-    before = found.manifest.config.get(MICRO) if found else None  # other micro-batches would draw another dropout
-    micro = ds[MICRO]
-    if micro == AUTO:
-        micro = before if before in sizes else choose(
-            sizes, demand, model, lesson, parts.rows.train, ranks, precision, parts.heads.draws()
-        )  # fmt: skip
-    elif ranks.device.type == "cuda":
-        refuse_what_cannot_fit(demand, micro, sizes, torch.cuda.get_device_properties(ranks.device).total_memory)
-    ds = ds | fit_batch(ds | {MICRO: micro}, config.passes, ranks.world_size)
-    pieces = {key: ds[key] for key in (MICRO, "gradient_accumulation_steps")}
-    return replace(
-        parts, settled=replace(parts.settled, ds=ds), resolved=parts.resolved | pieces, saved=parts.saved | pieces
-    )
 
 
 def begin(

@@ -48,7 +48,7 @@ def model(tokenizer):
 @pytest.fixture(scope="module")
 def exported(model, tokenizer, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("exported")
-    export(model, model.state_dict(), tokenizer, folder, "")
+    export(model, model.state_dict(), tokenizer, folder)
     return folder / "text"
 
 

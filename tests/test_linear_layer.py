@@ -74,16 +74,15 @@ def test_small_half_precision_and_compiled_products_stay_torchs(rows, dtype, com
 
 def test_it_is_for_processors_whose_avx512_mkl_leaves_unused(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: True)
-    processors = {vendor: tmp_path / vendor for vendor in ("AuthenticAMD", "GenuineIntel")}
-    for vendor, file in processors.items():
-        file.write_text(f"processor\t: 0\nvendor_id\t: {vendor}\n")
-    for capability, vendor, slow in [
-        ("AVX512", "AuthenticAMD", True),
-        ("AVX512", "GenuineIntel", False),
-        ("AVX2", "AuthenticAMD", False),
+    for capability, vendor, family, slow in [
+        ("AVX512", "AuthenticAMD", 26, True),
+        ("AVX512", "AuthenticAMD", 25, False),
+        ("AVX512", "GenuineIntel", 6, False),
+        ("AVX2", "AuthenticAMD", 26, False),
     ]:
+        (tmp_path / vendor).write_text(f"processor\t: 0\nvendor_id\t: {vendor}\ncpu family\t: {family}\n\n" * 2)
         monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda capability=capability: capability)
-        assert mkl_is_slow(processors[vendor]) is slow
+        assert mkl_is_slow(tmp_path / vendor) is slow
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
     (tmp_path / "masked").write_text("")
     assert not mkl_is_slow(tmp_path / "masked") and not mkl_is_slow(tmp_path / "missing")

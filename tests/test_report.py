@@ -11,6 +11,7 @@ import pytest
 
 from road_ds.common.hub import sample_path
 from road_ds.config.road import DatasetSpec, ModelSpec, RoadConfig
+from road_ds.data.readers import Example
 from road_ds.data.rows import Rows
 from road_ds.engine.report import BLOCKS, SAMPLE, page, sampled, settings_given, write_report
 from road_ds.models.configuration import load_tokenizer
@@ -192,6 +193,28 @@ def test_a_task_that_says_nothing_of_its_rows_has_the_general_parts(rows):
     assert "uncertain" not in found.text and "certainty" not in found.text
 
 
+def test_label_sets_are_told_by_what_was_missed_and_what_was_added():
+    task = task_from({"type": "multi_label", "labels": ["joy", "anger", "fear"], "threshold": 0.4}, "feelings")
+    texts = (("a", ("joy", "fear")), ("b", ()), ("c", ("anger",)))
+    examples = [Example(id, f"text {id}", None, labels, None, id) for id, labels in texts]
+    said = [
+        {"labels": labels, "joy": 0.9, "anger": near, "fear": 0.0}
+        for labels, near in ((["joy"], 0.0), (["joy"], 0.3), ([], 0.38))
+    ]
+    found = Seen(findings(task, examples, evaluated("micro_f1", said, [0.5, 0.0, 0.0])))
+    assert found.under("class", "rows", "said") == [
+        ["joy", "1", "2", "50.0", "100.0", "66.7"],
+        ["fear", "1", "0", "0.0", "0.0", "0.0"],
+        ["anger", "1", "0", "0.0", "0.0", "0.0"],
+    ]
+    head = next(table[0] for table in found.tables if table[0][0].startswith("right"))
+    rows = {row[0]: dict(zip(head[1:], row[1:], strict=True)) for row in found.under("right ↓ said →")}
+    assert rows["fear"]["(none)"] == "1" and rows["(none)"]["joy"] == "1" and rows["joy"]["joy"] == "1"
+    uncertain = [table[1:] for table in found.tables if table[0][:2] == ["row", "text"]][1]
+    assert [(row[0], row[-1]) for row in uncertain] == [("c", "0.02"), ("b", "0.1"), ("a", "0.4")]
+    assert uncertain[1][2] == "(none)" and uncertain[0][3].startswith("(none)")
+
+
 def test_many_classes_are_told_by_their_confusions(rows):
     class Many(Task):
         type: str = "many"
@@ -265,11 +288,11 @@ def test_of_many_rows_some_are_looked_at():
 
 def test_settings_are_those_that_were_given():
     road = {
-        "model": str(sample_path("tokenizer")), "steps": 5, "keep": 2,
+        "model": str(sample_path("tokenizer")), "steps": 5, "passes": 4,
         "tasks": {"a": {"type": "regression"}}, "datasets": {"a": {"task": "a", "train": "x.tsv"}},
     }  # fmt: skip
     ds = {"optimizer": {"type": "Adam"}}
     given = settings_given(RoadConfig.model_validate(road), ds)
     ds["optimizer"]["filled in"] = 1
-    assert given["optimizer"] == {"type": "Adam"} and "keep" not in given["road"] and given["road"]["steps"] == 5
+    assert given["optimizer"] == {"type": "Adam"} and "passes" not in given["road"] and given["road"]["steps"] == 5
     assert given["road"]["datasets"] == {"a": {"task": "a", "train": "x.tsv"}}

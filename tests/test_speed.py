@@ -174,6 +174,18 @@ def test_one_graph_serves_batches_of_every_width(dropout, monkeypatch):
     assert mode == "grouped" and len(graphs) == 2, "the first layer's input is a view"
 
 
+def test_attention_on_a_gpu_makes_no_plan_for_each_shape():
+    """A run's, and a predictor's: cuDNN's, which torch would take first where it can."""
+    config = RoadConfig.model_validate(tiny_config()["road"])
+    before = torch.backends.cuda.cudnn_sdp_enabled()
+    try:
+        torch.backends.cuda.enable_cudnn_sdp(True)
+        prepare(without_dropout("electra"), config, {"zero_optimization": {"stage": 0}}, "cuda", AMPERE, "bf16")
+        assert not torch.backends.cuda.cudnn_sdp_enabled()
+    finally:
+        torch.backends.cuda.enable_cudnn_sdp(before)
+
+
 def test_a_compiled_encoder_trains_alike(config_file):
     """Really compiled, so on few rows: one data set, batches of one or two widths."""
     few = {"passes": 1, "datasets": {"inference": tiny_config()["road"]["datasets"]["inference"]}}

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import numpy as np
 import torch
 from presets import DROPOUT, LONGEST
 from torch.nn import functional as F
 
-from providers.case import CLIP, DECAY, DTYPES, LR, Rows, Work, fresh, wait
+from providers.case import CLIP, DECAY, DTYPES, LR, Rows, Work, as_torch_comes, fresh, wait
 from road_ds.data.batch import Batch
 from road_ds.data.batches import Padding, assemble
 from road_ds.engine.speed import fit_cpu
-from road_ds.models.attention import ATTENTION
+from road_ds.models.attention import ATTENTION, plan_no_shapes
 from road_ds.tasks.registry import heads
 
 
@@ -32,8 +34,10 @@ class Bare:
         encoder = self.models["mrc"].base_model
         for model in self.models.values():
             setattr(model, model.base_model_prefix, encoder)
+        self.own = own
         if own:
             encoder.set_attn_implementation(ATTENTION)
+            plan_no_shapes()
         dtype = DTYPES[rows.precision]
         every = torch.nn.ModuleList(self.models.values()).to(device, dtype)
         if own and device.type == "cpu":
@@ -45,6 +49,10 @@ class Bare:
         self.padding = Padding("grouped", rows.tokenizer.pad_token_id, dict.fromkeys(rows.sources, LONGEST))
 
     def turn(self, steps: range) -> Work:
+        with nullcontext() if self.own else as_torch_comes():
+            return self.steps(steps)
+
+    def steps(self, steps: range) -> Work:
         rows, device = self.rows, self.rows.ranks.device
         plan = assemble(rows.passes, rows.sources, self.padding, rows.ranks, rows.preset.micro, steps)
         ready = [[batch.to(device) for batch in batches] for _, batches in plan]

@@ -16,8 +16,8 @@ STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; margin: 2em auto; max-width: 78em; padding: 0 1.2em; color: #222; background: #fff }
 h1 { margin-bottom: .2em } h2 { margin-top: 2em; border-bottom: 2px solid #ddd; padding-bottom: .15em } h3 { margin: 1.4em 0 .3em }
 .wide { overflow-x: auto } table { border-collapse: collapse; margin: .6em 0 1em }
-td, th { padding: .25em .7em; text-align: left; vertical-align: top; border-bottom: 1px solid #ddd; overflow-wrap: anywhere }
-th { color: #555; font-weight: 600; overflow-wrap: normal; vertical-align: bottom }
+td, th { padding: .25em .7em; text-align: left; vertical-align: top; border-bottom: 1px solid #ddd }
+th { color: #555; font-weight: 600; vertical-align: bottom } td p, td summary { overflow-wrap: anywhere }
 td.n, th.n { text-align: right; white-space: nowrap; font-variant-numeric: tabular-nums }
 td p { margin: 0 0 .4em; white-space: pre-wrap } td > :last-child { margin-bottom: 0 } td.text { min-width: 24em } td .note { font-size: 12px }
 td:first-child { min-width: 7em } .settings td:first-child { min-width: 16em }

@@ -203,6 +203,8 @@ class RoadConfig(PlanSettings, RateSettings, SpeedSettings, LoopSettings):
     select: Literal["last", "best"] = "last"
     patience: Count | None = None  # evaluations in a row that may be no better than the best before; null: any number
     evaluate_batch_size: Count = 64
+    shared_encoder: bool = False
+    languages: list[Annotated[str, Field(pattern=r"^[a-z]{2,3}(-[A-Za-z0-9]{2,8})*$")]] = []
     keep: Count | None = None  # checkpoints that stay; null: KEPT while the run is at work, none of a finished one
     output: str | None = None
     cache: str = "~/.cache/road_ds"
@@ -237,6 +239,11 @@ class RoadConfig(PlanSettings, RateSettings, SpeedSettings, LoopSettings):
             yield {"steps", "epochs"}, "give either steps or epochs, not both and not neither"
         if self.warmup > 1 and self.warmup != int(self.warmup):
             yield {"warmup"}, f"warmup {self.warmup} is neither a share (0 to 1) nor a whole number of steps"
+        if self.shared_encoder and "encoder" in map(self.head_of, self.datasets):
+            yield (
+                {"shared_encoder", "datasets", "heads"},
+                'shared_encoder writes a folder called "encoder" beside the heads\', and a head is called so: call it otherwise',
+            )
         yield from (({"use", "datasets"}, fault) for fault in self._unfit_use())
         for name, spec in self.datasets.items():
             if spec.task not in self.tasks:

@@ -18,6 +18,7 @@ from road_ds.engine.forwards import COUNTED
 from road_ds.engine.report import write_report
 from road_ds.engine.run_folder import RunFolder, full_disk_named
 from road_ds.engine.selection import Best
+from road_ds.models.card import Card
 from road_ds.models.export import export
 from road_ds.models.multi_task import MultiTaskModel, parameter_count
 from road_ds.tasks.evaluation import Evaluated, report, write_results
@@ -44,17 +45,17 @@ class Outcome:
 
 def leave(
     folder: RunFolder, outcome: Outcome, model: MultiTaskModel, tokenizer: Any, facts: Mapping[str, Any], began: float,
-    given: Mapping[str, Any], rows: Rows, heads: Heads,
+    card: Card, shared: bool, given: Mapping[str, Any], rows: Rows, heads: Heads,
 ) -> tuple[list[Path], str]:  # fmt: skip
     """Writes a run's results, exported heads and pages; the heads' folders, and the scores as a table. On rank 0.
 
-    facts: what else results.json holds; began: when the run did, by time.monotonic(); given: its settings, for the report.
+    facts: what else results.json holds; began: when the run did, by time.monotonic(); shared: the heads share an encoder's
+    folder; given: the run's settings, for the report.
     """
     with full_disk_named(folder.path):
         step, scores, state = outcome.chosen()
-        card = report(scores)
         folder.refuse_lost()
-        exported = export(model, state, tokenizer, folder.path / "model", f"Dev scores:\n\n```\n{card}\n```")
+        exported = export(model, state, tokenizer, folder.path / "model", card.scored(scores), shared)
         headlines = {name: f"{name}/{result.headline}" for name, result in scores.items()}
         best = {name: highest(folder, metric) for name, metric in headlines.items()}
         seconds = round(time.monotonic() - began, 1)
@@ -66,7 +67,7 @@ def leave(
         bases = {name: r.baseline[r.headline] for name, r in scores.items() if r.headline in r.baseline}
         plot_curves(folder.records(), heads.of, drawn, bases, folder.path / "curves.png")
         write_report(folder.path, {**known, **facts}, folder.records(), scores, given, rows, heads)
-        return exported, card
+        return exported, report(scores)
 
 
 def rows_read(folder: RunFolder) -> dict[str, int]:

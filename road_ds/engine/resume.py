@@ -14,6 +14,7 @@ OWN = {"road.cache", "road.output"}  # what each host may have its own of
 
 # What a resumed run may change: nothing here decides on rows, weights or rates.
 CHANGEABLE = {
+    *("road." + key for key in ("shared_encoder", "languages")),
     *(
         "road." + key
         for key in ("evaluate_every", "evaluate_batch_size", "log_every", "save_every", "keep", "patience")

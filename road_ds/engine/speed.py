@@ -13,6 +13,7 @@ from road_ds.common.errors import RoadError
 from road_ds.config.road import SpeedSettings
 from road_ds.data.batches import Mode
 from road_ds.models.apex import fuse_norms, use_apex
+from road_ds.models.attention import plan_no_shapes
 from road_ds.models.dropout import replace_dropout
 from road_ds.models.linear import mkl_is_slow, replace_linear
 from road_ds.models.multi_task import MultiTaskModel
@@ -85,6 +86,8 @@ def prepare(
     if device == "cpu":
         for stack in model.stacks():
             fit_cpu(stack)
+    else:
+        plan_no_shapes()
     obstacle = model.use_packing()
     mode, note = choose_padding(settings.padding, obstacle, device, capability, precision, settings.compile)
     apex, remark = use_apex(settings.apex, device)

@@ -36,8 +36,8 @@ def dataset_parts(name: str, part: Mapping[str, Any], groups: Groups) -> Iterato
     yield element("h2", name)
     yield image(picture(name, part, groups), "image/svg+xml", f"scores and curves of {name}")
     columns = {group: of["metrics"] for group, of in part["groups"].items()}
-    columns["ignoring the text"] = part["ignoring_the_text"]
     metrics = dict.fromkeys([part["metric"], *(metric for of in columns.values() for metric in of)])
+    columns["ignoring the text"] = part["ignoring_the_text"]
     rows = [
         (group, *("" if metric not in of else f"{of[metric]:.2f}" for metric in metrics))
         for group, of in columns.items()

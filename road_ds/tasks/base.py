@@ -13,6 +13,7 @@ from road_ds.tasks.outputs import Outputs
 
 Scores = dict[str, float]
 Golds = Sequence[str | float]  # classes by name, or values
+NONE = "(none)"  # beside a class that was missed, or said of a row without it
 
 
 class Task(Strict):
@@ -29,6 +30,10 @@ class Task(Strict):
     continuous: ClassVar[bool] = False
     supervised: ClassVar[bool] = True  # labels or answers are read
     truncates: ClassVar[bool] = True  # a row of more than max_length tokens loses its end
+    hub_task: ClassVar[str | None] = None  # what a hub calls it
+    asked: ClassVar[str] = (
+        'ask("a text")  # or two, or columns by their names; lists of them are batches'  # once loaded
+    )
     errors: ClassVar[bool] = False  # a row's score is an error: the lower, the better
 
     @property
@@ -72,8 +77,8 @@ class Task(Strict):
         """The task with what it has to know of the tokenizer beyond its rows."""
         return self
 
-    def counting(self, labels: Callable[[], Mapping[str | None, int]]) -> "Task":
-        """The task with what it has to know of how often each label stands in the rows that it learns from."""
+    def counting(self, labels: Callable[[], Mapping[int, int]]) -> "Task":
+        """The task with what it has to know of how often each label, by its number, stands in the rows that it learns from."""
         return self
 
     def draw(self, batch: Batch, key: Sequence[int], lengths: np.ndarray) -> Batch:
@@ -124,7 +129,7 @@ class Task(Strict):
         return ()
 
     def matched(self, example: Example, said: Mapping[str, Any]) -> Sequence[tuple[str | float, str | float]]:
-        """What is right for an example beside what a described prediction says, in pairs of classes or values."""
+        """What is right for an example beside what a described prediction says, in pairs of classes (or NONE) or values."""
         return ()
 
     def certainty(self, said: Mapping[str, Any]) -> float | None:

@@ -7,7 +7,7 @@ from typing import Any
 from road_ds.common.log import counted
 from road_ds.common.pages import Html, element, folded, html, scatter, shaded, table
 from road_ds.data.readers import Example
-from road_ds.tasks.base import Task
+from road_ds.tasks.base import NONE, Task
 from road_ds.tasks.evaluation import Evaluated
 
 ROWS = 10  # of each kind
@@ -56,13 +56,14 @@ def matched_parts(pairs: Sequence[tuple[Any, Any]]) -> list[Html]:
 def class_table(names: Sequence[str], golds: Counter, saids: Counter, counts: Counter) -> Html:
     """Precision, recall and F1 of each class."""
     rows = []
-    for name in names[: 3 * CLASSES]:
+    known = [name for name in names if name != NONE]
+    for name in known[: 3 * CLASSES]:
         right = counts[name, name]
         shares = (right / max(1, saids[name]), right / max(1, golds[name]), 2 * right / (golds[name] + saids[name]))
         rows.append(
             (folded(name, 60), f"{golds[name]:,}", f"{saids[name]:,}", *(f"{100 * share:.1f}" for share in shares))
         )
-    left = len(names) - len(rows)
+    left = len(known) - len(rows)
     note = element("p", f"and {left} rarer classes", class_="note") if left else ""
     return element("div", table(rows, ("class", "rows", "said", "precision", "recall", "F1")), note)
 
@@ -131,6 +132,8 @@ def right(example: Example) -> Html:
     """A cell with the label or answers of an example."""
     if example.answers is not None:
         found = list(dict.fromkeys(answer.text for answer in example.answers)) or ["(no answer)"]
+    elif isinstance(example.label, tuple):
+        found = [*example.label] or [NONE]
     else:
         found = [] if example.label is None else [str(example.label)]
     return element("td", *(folded(text, 120) for text in found[:5]))
@@ -148,5 +151,5 @@ def said(prediction: Mapping[str, Any]) -> Html:
 def shown(value: Any) -> str:
     """A plain value as people read it."""
     if isinstance(value, list):
-        return " ".join(map(str, value))
+        return " ".join(map(str, value)) or NONE
     return "(no answer)" if value == "" else str(value)

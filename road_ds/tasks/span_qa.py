@@ -33,6 +33,8 @@ class SpanQA(Task):
     null_threshold: float = 0.0
 
     model: ClassVar[Any] = AutoModelForQuestionAnswering
+    hub_task: ClassVar[str | None] = "question-answering"
+    asked: ClassVar[str] = 'ask(question="Who ...?", context="...")  # transformers has no pipeline for this any more'
     headline: ClassVar[str] = "f1"
     row_metric: ClassVar[str] = "f1"
     over_tokens: ClassVar[bool] = True

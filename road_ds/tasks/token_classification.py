@@ -36,7 +36,7 @@ class TokenClassification(Task):
     """
 
     type: Literal["token_classification"]
-    labels: LabelNames
+    labels: LabelNames = []
 
     model: ClassVar[Any] = AutoModelForTokenClassification
     row_metric: ClassVar[str] = "accuracy"
