@@ -47,10 +47,9 @@ def passes(kernel: str, rows: int, tokens: int, device: torch.device) -> Callabl
     whole = [torch.randn(rows, 16, tokens, 64, device=device, dtype=dtype) for _ in range(3)]
 
     def padded() -> None:
+        query, key, value = (part.detach().requires_grad_() for part in whole)
         with sdpa_kernel(KERNELS[kernel]):
-            found = F.scaled_dot_product_attention(
-                *(part.detach().requires_grad_() for part in whole), attn_mask=mask, dropout_p=dropout
-            )
+            found = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout)
         found.sum().backward()
 
     return padded

@@ -30,11 +30,12 @@ TEXTS = (
 LONE = ("text_a", "text", "sentence", "review", "tokens", "words")
 SECOND = "text_b"  # always the second text where `columns` names no other
 LABELS = ("label", "gold_label", "labels", "tags", "ner_tags")
-# Labels of public sets, where a row has one of them and none of the above: BoolQ's, STS-B's, MRPC's, QQP's, IMDB's, Yelp's, ...
+# Labels of public sets, where a row has one of them and none of the above: STS-B's, MRPC's, QQP's, IMDB's, Yelp's, SICK's, ...
 RARER = (
-    *("answer", "score", "Quality", "is_duplicate", "sentiment", "stars", "rating", "intent", "category", "class"),
+    *("score", "Quality", "is_duplicate", "sentiment", "stars", "rating", "intent", "category", "class"),
     *("relatedness_score", "entailment_judgment"),
 )
+BOOLQ = ("passage", "answer")  # a text and a label there; elsewhere an answer may be any text
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +88,7 @@ def find(given: Columns, row: Row, before: Found | None) -> Found:
 def _labels(given: Columns, row: Row) -> tuple[str, ...]:
     """The names under which a row's label may stand. Bad where two of the rarer ones do; beside answers they are none."""
     found = tuple(name for name in RARER if name in row)
+    found += BOOLQ[1:] * all(name in row for name in BOOLQ)
     if "answers" in row or any(name in row for name in LABELS):
         return LABELS
     if len(found) > 1 and "label" not in given.model_fields_set:
