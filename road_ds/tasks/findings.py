@@ -46,7 +46,7 @@ def matched_parts(pairs: Sequence[tuple[Any, Any]]) -> list[Html]:
         return [scatter(pairs[::step], "right", "said")]
     counts = Counter((str(gold), str(said)) for gold, said in pairs)
     golds, saids = Counter(str(gold) for gold, _ in pairs), Counter(str(said) for _, said in pairs)
-    names = list(dict.fromkeys(sorted([*golds, *saids], key=lambda name: -golds[name])))
+    names = list(dict.fromkeys(sorted([*golds, *saids], key=lambda name: (name == NONE, -golds[name]))))
     return [
         class_table(names, golds, saids, counts),
         matrix(names, golds, counts) if len(names) <= CLASSES else confusions(counts),
@@ -137,7 +137,7 @@ def right(example: Example) -> Html:
         found = list(dict.fromkeys(answer.text for answer in example.answers)) or [""]
     else:
         found = [] if example.label is None else [example.label]
-    return element("td", *(folded(shown(value), 120) for value in found[:5]))
+    return element("td", *(folded(shown(value), 120) for value in found[:5]), class_="answer")
 
 
 def said(prediction: Mapping[str, Any], key: str | None) -> Html:
@@ -148,7 +148,7 @@ def said(prediction: Mapping[str, Any], key: str | None) -> Html:
         rest = sorted((pair for pair in rest if isinstance(pair[1], float)), key=lambda pair: -pair[1])[:4]
     more = " · ".join(f"{name} {value}"[:80] for name, value in rest)
     first = element("b", folded(shown(prediction[key]), 120))
-    return element("td", first, element("p", more, class_="note") if more else "")
+    return element("td", first, element("p", more, class_="note") if more else "", class_="answer")
 
 
 def shown(value: Any) -> str:
