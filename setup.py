@@ -34,6 +34,7 @@ setup(
         "test": ["pytest", "pytest-xdist", "hypothesis"],
         "dev": ["ruff", "mypy"],
         "bench": ["accelerate"],
+        "sweep": ["optuna>=5.0"],
         "onnx": ["onnx", "onnxscript", "onnxruntime"],
     },
     entry_points={"console_scripts": ["road-ds = road_ds.__main__:main"]},

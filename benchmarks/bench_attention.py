@@ -42,14 +42,14 @@ def passes(kernel: str, rows: int, tokens: int, device: torch.device) -> Callabl
             inside(parts, packing, reach=None, dropout=dropout, scaling=None).sum().backward()
 
         return packed
-    mask = (torch.arange(tokens, device=device) < lengths[:, None])[:, None, None].expand(-1, 1, tokens, tokens)
+    mask = (torch.arange(tokens, device=device) < lengths[:, None])[:, None, None]
+    mask = mask.expand(-1, 1, tokens, tokens).contiguous()
     whole = [torch.randn(rows, 16, tokens, 64, device=device, dtype=dtype) for _ in range(3)]
 
     def padded() -> None:
+        query, key, value = (part.detach().requires_grad_() for part in whole)
         with sdpa_kernel(KERNELS[kernel]):
-            found = F.scaled_dot_product_attention(
-                *(part.detach().requires_grad_() for part in whole), attn_mask=mask, dropout_p=dropout
-            )
+            found = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout)
         found.sum().backward()
 
     return padded
@@ -78,7 +78,7 @@ def main(arguments: list[str] | None = None) -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     kernels = [*KERNELS, "packed"] if device.type == "cuda" else ["math", "packed"]
     for kernel in kernels:
-        measured(kernel, 2, 8, device, 1)  # what each kernel takes once
+        measured(kernel, 2, 16, device, 1)  # what each kernel takes once
     lengths = options.tokens or [32, 48, 128, 256, 384]
     found = [
         measured(kernel, options.rows, tokens, device, options.repeats) for tokens in lengths for kernel in kernels

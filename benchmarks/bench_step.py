@@ -4,8 +4,8 @@
     python benchmarks/bench_step.py --preset tiny --micro 16 --steps 2 --output FOLDER       # a rehearsal on a CPU
 
 The bare loop runs over our layers on our batches, which lie ready (see bench_train.py). "compiled" is road.compile. "device busy"
-is the time that the device's kernels took in one step, by the profiler, "launches" their number; what is left of that step is
-idle, by the length of the gaps, and the JSON names what ran around the longest. "step" is the engine's update, waited for; "projected"
+is the time that the device's kernels took in one step, by the profiler, and its share of the same step's time without it; "launches"
+their number; what is left of that step is idle, by the length of the gaps, and the JSON names what ran around the longest. "step" is the engine's update, waited for; "projected"
 the peak by the memory model of `check`, "warm s" what it took to build and to train two steps. The JSON has every micro-batch of the
 step in parts: its tokens, and its forward and backward pass, waited for: of few tokens they are the host's time, of many the device's.
 """
@@ -90,7 +90,7 @@ def projected(rows: Rows, stage: int) -> float:
 
 
 def measured(name: str, make: Callable[[], Any], rows: Rows, steps: int) -> dict[str, Any]:
-    """A row of the table: a turn of `steps` steps after two of warm-up, then one step in parts and one profiled."""
+    """A row of the table: a turn of `steps` steps after two of warm-up, then one step in parts, and one alone and profiled."""
     device = rows.ranks.device
     began = time.perf_counter()
     provider = make()
@@ -101,7 +101,9 @@ def measured(name: str, make: Callable[[], Any], rows: Rows, steps: int) -> dict
     work = provider.turn(range(3, 3 + steps))
     peak = torch.cuda.max_memory_allocated() / 1e9 if device.type == "cuda" else None
     parts = provider.split(3 + steps)
-    seconds, spans = busy(lambda: provider.turn(range(4 + steps, 5 + steps)), device)
+    alone = range(4 + steps, 5 + steps)
+    one = provider.turn(alone)
+    seconds, spans = busy(lambda: provider.turn(alone), device)
     kernels = sum(span.end - span.start for span in spans) / 1e6
     return {
         "provider": name,
@@ -109,7 +111,7 @@ def measured(name: str, make: Callable[[], Any], rows: Rows, steps: int) -> dict
         "examples/s": rows.preset.rows * steps / work.seconds,
         "ms a step": 1e3 * work.seconds / steps,
         "device busy ms": 1e3 * kernels or None,
-        "busy": kernels / (work.seconds / steps) or None,
+        "busy": kernels / one.seconds or None,
         **{f"{part} ms": value for part, value in parts.items()},
         "peak GB": peak,
         "projected GB": projected(rows, int(device.type == "cuda")) if name.startswith("ours") else None,

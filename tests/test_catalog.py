@@ -160,6 +160,7 @@ LABELS = {  # in the hub's order, which is not always ours
     **{name: ["entailment", "neutral", "contradiction"] for name in ("mnli", "snli", "ax")},
     "qqp": ["not_duplicate", "duplicate"], "qnli": ["entailment", "not_entailment"],
     "rte": ["entailment", "not_entailment"], "wnli": ["not_entailment", "entailment"],
+    "go_emotions": TASKS["emotions"]["labels"],
     "mrpc": ["not_equivalent", "equivalent"], "cola": ["unacceptable", "acceptable"], "sst2": ["negative", "positive"],
 }  # fmt: skip
 PAIR = {"idx": 0, "sentence1": "A", "sentence2": "B", "label": 1}
@@ -189,6 +190,7 @@ ROWS = {  # as the hub's clients give them
     "qqp": {"idx": 0, "question1": "A", "question2": "B", "label": 1},
     "qnli": {"idx": 0, "question": "A", "sentence": "B", "label": 1},
     "stsb": {**PAIR, "label": 3.5},
+    "go_emotions": {"text": "A", "labels": [2, 27], "id": "x"},
     "ax": {"idx": 0, "premise": "A", "hypothesis": "B", "label": -1},
     **{name: {"idx": 0, "sentence": "A", "label": 1} for name in ("cola", "sst2")},
     **dict.fromkeys(("mrpc", "rte", "wnli"), PAIR),
@@ -209,7 +211,7 @@ EXPECTED = {  # label and answers of each row
     **{name: [[None, ["Bo"]]] for name in ("qa_srl", "qa_srl_gs", "newsqa", "triviaqa")},
     "squad": [[None, ["Rouen"]]], "squad2": [[None, ["Rouen"]]], "natural_questions": [[None, ["Eiffel Tower"]]],
     "qa_zre": [[None, ["it"]]], "quac": [[None, ["He sang."]], [None, []]], "stsb": [[3.5, []]], "amazon": [["4", []]],
-    "ax": [["-1", []]],
+    "ax": [["-1", []]], "go_emotions": [[["anger", "neutral"], []]],
 }  # fmt: skip
 CLIENT = """
 import json, sys, time
@@ -228,9 +230,18 @@ for name in json.loads(sys.argv[1]):
 """
 
 
+def with_names(dataset, labels):
+    """The data set with its label column, or column of lists of labels, as classes of these names."""
+    from datasets import ClassLabel, List
+
+    kind = ClassLabel(names=labels)
+    column, kind = ("label", kind) if "label" in dataset.features else ("labels", List(kind))
+    return dataset.cast_column(column, kind)
+
+
 def hub_files(root) -> None:
     """Each entry's repository: parquet files by configuration and split, as `push_to_hub` lays them out."""
-    from datasets import ClassLabel, Dataset
+    from datasets import Dataset
 
     configs: dict[str, dict[str, str]] = {}
     rows: dict = {}
@@ -243,7 +254,7 @@ def hub_files(root) -> None:
     for (path, folder, split), (found, labels) in rows.items():
         dataset = Dataset.from_list(found)
         if labels:
-            dataset = dataset.cast_column("label", ClassLabel(names=labels))
+            dataset = with_names(dataset, labels)
         target = root / "datasets" / path / folder / split
         target.mkdir(parents=True, exist_ok=True)
         dataset.to_parquet(str(target / "0000.parquet"))
@@ -283,18 +294,21 @@ def test_without_a_hub_the_error_says_which_files_to_bring(tmp_path):
 
 @pytest.mark.parametrize("name", CATALOG)
 def test_every_entry_from_a_saved_folder(tmp_path, name):
-    from datasets import ClassLabel, Dataset, DatasetDict
+    from datasets import Dataset, DatasetDict
 
     dataset = Dataset.from_list([DISK_ROWS[name]])
     if name in LABELS:
-        dataset = dataset.cast_column("label", ClassLabel(names=LABELS[name]))
+        dataset = with_names(dataset, LABELS[name])
     part = CATALOG[name].train
     hub = CATALOG[name].hub
     split = hub.parts[part].partition("[")[0] if hub else part
     DatasetDict({split if split != "dev" else "validation": dataset}).save_to_disk(str(tmp_path / "saved"))
     spec = DatasetSpec(task="t", catalog=name, train=part, path=str(tmp_path / "saved"))
     found = read_part(name, "train", spec).examples
-    assert [[e.label, [a.text for a in e.answers or ()]] for e in found] == EXPECTED[name]
+    labels = [[*e.label] if isinstance(e.label, tuple) else e.label for e in found]
+    assert [[label, [a.text for a in e.answers or ()]] for label, e in zip(labels, found, strict=True)] == EXPECTED[
+        name
+    ]
 
 
 def test_parts_of_a_saved_folder(tmp_path):

@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 
 from road_ds import train
 from road_ds.common.errors import RoadError
+from road_ds.engine import checkpoint
 from road_ds.engine.optim import rate_at
 
 
@@ -32,8 +33,8 @@ def weights(run) -> dict[str, torch.Tensor]:
 
 
 def test_an_extended_run_is_the_longer_one(tmp_path, cache):
-    """At a constant rate the bits are those of a run that was as long from the beginning; again, and with the best kept."""
-    more = {"evaluate_every": 2, "select": "best"}
+    """At a constant rate the bits are those of a run that was as long from the beginning, extended twice too."""
+    more = {"evaluate_every": 2}
     train(extending(tmp_path, cache, **more))
     once = train(extending(tmp_path, cache, steps=5, **more), extend=True)
     assert once.results["step"] == 5 and once.curves["loss"].steps == [1, 2, 3, 4, 5]
@@ -41,8 +42,7 @@ def test_an_extended_run_is_the_longer_one(tmp_path, cache):
     twice = train(extending(tmp_path, cache, steps=7, **more), extend=True)
     whole = train(extending(tmp_path, cache, "whole", steps=7, **more))
     assert twice.curves["loss"] == whole.curves["loss"]
-    train(extending(tmp_path, cache, "a"))
-    left, right = weights(train(extending(tmp_path, cache, "a", steps=6), extend=True)), weights(train(extending(tmp_path, cache, "b", steps=6)))  # fmt: skip
+    left, right = weights(twice), weights(whole)
     assert left.keys() == right.keys() and all(torch.equal(left[key], right[key]) for key in left)
 
 
@@ -76,6 +76,23 @@ def test_a_finished_run_keeps_checkpoints_only_where_it_is_told_to(tmp_path, cac
     next_one = train(config, output=tmp_path / "next", model=run.folder, keep=1)
     assert [path.name for path in (next_one.folder / "checkpoints").glob("step-*")] == ["step-00000003"]
     assert (next_one.folder / "best").is_dir()
+
+
+def test_a_kill_while_checkpoints_are_removed_leaves_whole_ones(tmp_path, monkeypatch):
+    """The oldest goes first, and counts no more from its first removed file on."""
+    for step in (2, 4, 6):
+        (tmp_path / f"step-{step:08d}").mkdir()
+
+    def killed(folder):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(checkpoint.shutil, "rmtree", killed)
+    with pytest.raises(KeyboardInterrupt):
+        checkpoint.prune(tmp_path, 0)
+    assert [path.name for path in checkpoint.committed(tmp_path)] == ["step-00000006", "step-00000004"]
+    monkeypatch.undo()
+    checkpoint.prune(tmp_path, 0)
+    assert not checkpoint.committed(tmp_path)
 
 
 def test_an_extension_has_more_steps_and_the_same_settings(tmp_path, cache):

@@ -26,11 +26,11 @@ ROOMS = {
         {"arrow", "masking", "packing", "passes", "publishers", "tokenizer", "wordpiece", "words"},
         {"batch", "conll", "labels"},
         {"formats"},
-        {"batches", "files"},
+        {"batches", "columns", "files"},
         {"readers"},
         {"negatives"},
         {"sources"},
-        {"features"},
+        {"draft", "features"},
         {"overlap", "rows"},
     ],
     "tasks": [
@@ -39,6 +39,7 @@ ROOMS = {
         {"evaluation", "labels", "span_qa", "text"},
         {"classification", "multi_label", "regression", "replaced_tokens", "token_classification"},
         {"findings", "registry"},
+        {"inferred"},
     ],
     "models": [
         {"card", "exchange", "pretrained", "states"},
@@ -87,7 +88,10 @@ ROOMS = {
     "recipes": [
         {"difference", "glue", "inputs", "launcher", "recipe"},
         {"comparison", "stages"},
-        {"page"},
+        {"page", "sweep"},
+        {"study"},
+        {"trials"},
+        {"findings"},
     ],
     "commands": [
         {"arguments", "rows"},
@@ -106,7 +110,7 @@ ROOMS = {
             "teach",
             "tokenizer",
         },
-        {"recipe"},
+        {"recipe", "sweep"},
     ],
     "__main__": [{""}],
 }

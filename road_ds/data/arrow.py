@@ -43,10 +43,10 @@ class ArrowRows:
             yield found.offsets.to_numpy(), found.values.to_numpy()
 
     def counts(self, column: str) -> Counter[Any]:
-        """How often each value stands in a column."""
+        """How often each value stands in the lists of a column."""
         found: Counter[Any] = Counter()
         for i in range(self._file.num_record_batches):
-            for pair in self._file.get_batch(i).column(column).value_counts().to_pylist():
+            for pair in self._file.get_batch(i).column(column).flatten().value_counts().to_pylist():
                 found[pair["values"]] += pair["counts"]
         return found
 

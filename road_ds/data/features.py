@@ -98,9 +98,9 @@ class FeatureSet:
         lone = self._examples.missing("text_b")
         return None if 0 < lone < self.manifest.examples else not lone
 
-    def labels(self) -> Counter[str | None]:
-        """How many examples have each label."""
-        return self._examples.counts("label")
+    def labels(self) -> Counter[int]:
+        """How often each label stands in the features, by its number."""
+        return self._features.counts("labels")
 
     def examples(self) -> Iterator[Example]:
         """The examples one by one, in file order."""
@@ -277,7 +277,7 @@ def _encode(source: Source, task: Any, tokenizer: Any, folder: Path, key: str, c
             for chunk in _chunks(rest):
                 for example in chunk:
                     if labelled:
-                        _check_labelled(example, source.name, task)
+                        check_labelled(example, source.name, task)
                     _add_row(digest, example)
                     examples.write(example, _size(example))
                 for feature in task.encode(chunk, tokenizer, rows):
@@ -329,7 +329,8 @@ def _size(example: Example) -> int:
     return len(example.text_a) + len(example.text_b or "")
 
 
-def _check_labelled(example: Example, name: str, task: Any) -> None:
+def check_labelled(example: Example, name: str, task: Any) -> None:
+    """RoadError where an example of a data set has nothing that the task can learn from."""
     if not task.labelled(example):
         what, setting = task.lacking(example)
         raise RoadError(

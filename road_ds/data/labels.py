@@ -56,16 +56,17 @@ def called(label: str | float) -> tuple[str, ...]:
 
 def has_any(label: Label, names: Collection[str]) -> bool:
     """Whether a label, or one of several, is called by one of the names."""
-    return any(name in names for one in _each(label) for name in called(one))
+    return any(name in names for one in each(label) for name in called(one))
 
 
 def renamed(label: Label, names: Mapping[str, str]) -> Label:
     """The label by its new name, if it has one; each of several by its own."""
-    found = [next((names[name] for name in called(one) if name in names), one) for one in _each(label)]
+    found = [next((names[name] for name in called(one) if name in names), one) for one in each(label)]
     return tuple(map(str, found)) if isinstance(label, tuple) else found[0]
 
 
-def _each(label: Label) -> Sequence[str | float]:
+def each(label: Label) -> Sequence[str | float]:
+    """The labels that a label is: itself, or those of a list."""
     return label if isinstance(label, tuple) else (label,)
 
 

@@ -39,6 +39,7 @@ from road_ds.models.configuration import check_lengths, load_tokenizer
 from road_ds.models.pretrained import read_config
 from road_ds.tasks.base import Task
 from road_ds.tasks.classification import Classification
+from road_ds.tasks.inferred import with_labels
 from road_ds.tasks.registry import Heads, heads
 
 BY_WORDS = "tfidf"
@@ -50,7 +51,8 @@ def retrieve(path: str, overrides: list[str], batch_size: int = 64) -> None:
     objective = objective_from(config)
     if not (asked := neighbours_of(objective)):
         raise RoadError(f"{path}: road.distill.neighbours names no data set: there is nothing to find")
-    tasks, tokenizer = heads(config), load_tokenizer(config.model)
+    config, tasks, _ = with_labels(config, heads(config))
+    tokenizer = load_tokenizer(config.model)
     lines = []
     for dataset, settings in asked.items():
         task = tasks.task(dataset)
@@ -107,9 +109,8 @@ def texts(settings: NeighbourKD) -> Iterator[Example]:
     """The distinct unlabelled texts of all files, in order."""
     seen: set[int] = set()
     for file in settings.files:
-        lines = Path(file.removesuffix(".gz")).suffix == ".txt"
         columns = {"id": None, "text_b": None} | ({} if settings.column is None else {"text_a": settings.column})
-        spec = DatasetSpec(task="", train=file, format="lines" if lines else None, columns=Columns(**columns))
+        spec = DatasetSpec(task="", train=file, columns=Columns(**columns))
         for example in Source.of(file, "train", spec, scored=False).examples(Reading()):
             key = int(text_sha256(example.text_a)[:16], 16)
             if key not in seen:

@@ -36,6 +36,7 @@ from road_ds.models.predictor import Predictor
 from road_ds.models.states import States, Wanted
 from road_ds.tasks.base import Task
 from road_ds.tasks.evaluation import batch_logits
+from road_ds.tasks.inferred import with_labels
 from road_ds.tasks.labels import label_names, order_of, reordered
 from road_ds.tasks.outputs import Outputs
 from road_ds.tasks.registry import Heads, heads
@@ -55,7 +56,9 @@ def teach(path: str, overrides: list[str], batch_size: int = 64) -> None:
             f"{path}: road.distill.source is {objective.source}: the teachers run beside the student, nothing is written"
         )
     ranks = Ranks.start(config.step_timeout)
-    tasks = heads(config)
+    config, tasks, labels = ranks.together(lambda: with_labels(config, heads(config)))
+    if labels:
+        say(*labels)
     tokenizer = ranks.together(lambda: load_tokenizer(config.model))
     check_lengths(base_config(config.model, tokenizer, config.dropout), tasks)
     lines, shares = [], []

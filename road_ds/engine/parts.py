@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from road_ds.common.errors import Faults
-from road_ds.common.log import versions, warn
+from road_ds.common.log import say, versions, warn
 from road_ds.common.ranks import Ranks
 from road_ds.common.strict_json import flat_keys
 from road_ds.config.fit import AUTO, MICRO, fit_batch, micro_sizes
@@ -30,6 +30,7 @@ from road_ds.engine.settled import Machine, Settled, settle
 from road_ds.models.configuration import base_config, check_lengths, load_tokenizer
 from road_ds.models.masked_lm import MaskedLM
 from road_ds.models.multi_task import MultiTaskModel, parameter_count
+from road_ds.tasks.inferred import with_labels
 from road_ds.tasks.registry import Heads
 
 
@@ -63,7 +64,9 @@ def gather(config: RoadConfig, ds: dict[str, Any], ranks: Ranks, machine: Machin
     faults.end()
     for note in surroundings.notes():
         warn(note)
-    heads = settled.heads
+    config, heads, lines = ranks.together(lambda: with_labels(config, settled.heads))
+    if lines:
+        say(*lines)
     tokenizer = ranks.together(lambda: load_tokenizer(config.model))
     check_lengths(base_config(config.model, tokenizer, config.dropout), heads)
     rows = ranks.together(

@@ -27,6 +27,7 @@ from road_ds.models.build import fresh_model
 from road_ds.models.configuration import base_config, check_lengths, load_tokenizer
 from road_ds.models.generator import generator_config, own_parameters
 from road_ds.tasks.base import Task
+from road_ds.tasks.inferred import with_labels
 from road_ds.tasks.registry import Heads
 
 HALF = (8, 0)  # the compute capability of a GPU that is planned for and is not here
@@ -62,6 +63,7 @@ def report(config: RoadConfig, ds: dict[str, Any], gpus: int | None = None, faul
     settled = settle(config, ds, machine, faults)
     tasks, objective, precision, ds = settled.heads, settled.objective, settled.precision, settled.ds
     with faults.caught():
+        config, tasks, labels = with_labels(config, tasks, faults)
         tokenizer = load_tokenizer(config.model)
         with faults.caught():
             settings = base_config(config.model, tokenizer, config.dropout)
@@ -87,6 +89,7 @@ def report(config: RoadConfig, ds: dict[str, Any], gpus: int | None = None, faul
     lines = [
         dataset_table(plans, passes.weights),
         "",
+        *labels,
         f"{counted(steps, 'step')} of {counted(config.passes, 'pass', 'passes')} x {rows} rows = {ds['train_batch_size']} rows a step, "
         f"{steps * ds['train_batch_size']:,} in all",
         "each pass: "

@@ -83,7 +83,10 @@ def evaluate_run(names: Sequence[str], config: RoadConfig, batch_size: int = 64)
     for dataset, spec in config.datasets.items():
         if spec.dev is not None:
             ensemble = Ensemble.of(names, tasks.of[dataset])
-            _check_alike(f"datasets.{dataset}", tasks.task(dataset), names[0], ensemble.task)
+            asked = tasks.task(dataset)
+            if label_names(asked) == []:  # from the rows of the run, which the model has kept
+                asked = asked.model_copy(update={"labels": label_names(ensemble.task)})
+            _check_alike(f"datasets.{dataset}", asked, names[0], ensemble.task)
             metric = Source.of(dataset, "dev", spec).metric
             results[dataset] = ensemble.evaluate(read_part(dataset, "dev", spec).examples, batch_size, metric)
     if not results:

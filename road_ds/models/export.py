@@ -22,6 +22,7 @@ from road_ds.models.generator import FOLDER
 from road_ds.models.multi_task import MultiTaskModel
 from road_ds.models.pretrained import written_head
 from road_ds.tasks.base import Task
+from road_ds.tasks.labels import label_names
 from road_ds.tasks.registry import task_from
 
 NOTHING_SAID = Card()
@@ -185,7 +186,10 @@ def _put_back(before: Path, folder: Path) -> None:
 def read_task(folder: Path) -> Task:
     """The task of an exported folder; of any other model folder, the one its architecture and labels tell."""
     if (folder / TASK_FILE).exists():
-        return task_from(load_json(folder / TASK_FILE), str(folder / TASK_FILE))
+        task = task_from(load_json(folder / TASK_FILE), str(folder / TASK_FILE))
+        if label_names(task) == []:
+            raise RoadError(f"{folder / TASK_FILE}.labels: is required")
+        return task
     if not (folder / "config.json").exists():
         raise RoadError(f"{folder}: no config.json: expected an exported model folder (runs/<name>/model/<task>)")
     architectures, labels = written_head(folder)

@@ -103,9 +103,7 @@ class MultiTaskModel(nn.Module):
             touched.append(self.comparison.idle(encoded.last_hidden_state))
         if not touched:
             return replace(outputs, layers=layers)
-        every = torch.cat(
-            [value.flatten() for value in touched]
-        ).float()  # at once: a launch each would be most of a head
+        every = torch.cat([value.flatten() for value in touched]).float()  # at once: few launches, however many heads
         nothing = (0.0 * every.nan_to_num(0.0, 0.0, 0.0)).mean()  # a sum of large ones would be inf
         logits = outputs.logits + nothing.to(outputs.logits.dtype)
         return replace(

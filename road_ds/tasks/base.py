@@ -80,8 +80,8 @@ class Task(Strict):
         """The task with what it has to know of the tokenizer beyond its rows."""
         return self
 
-    def counting(self, labels: Callable[[], Mapping[str | None, int]]) -> "Task":
-        """The task with what it has to know of how often each label stands in the rows that it learns from."""
+    def counting(self, labels: Callable[[], Mapping[int, int]]) -> "Task":
+        """The task with what it has to know of how often each label, by its number, stands in the rows that it learns from."""
         return self
 
     def draw(self, batch: Batch, key: Sequence[int], lengths: np.ndarray) -> Batch:

@@ -27,7 +27,7 @@ class Classification(TextTask):
     """One of a list of labels for a text or a pair. Labels are compared by name, their order is the head's."""
 
     type: Literal["classification"]
-    labels: LabelNames
+    labels: LabelNames = []
     class_weights: Literal["balanced"] | dict[str, Annotated[float, Field(ge=0)]] | None = None  # by label
     headline: ClassVar[str] = "accuracy"
     row_metric: ClassVar[str] = "accuracy"
@@ -35,6 +35,8 @@ class Classification(TextTask):
     @model_validator(mode="after")
     def a_weight_for_each_label(self):
         weights = self.class_weights
+        if isinstance(weights, dict) and not self.labels:
+            raise ValueError(f'class_weights: got {weights} without labels: name the labels, too, or set "balanced"')
         if isinstance(weights, dict) and ({*weights} != {*self.labels} or not any(weights.values())):
             raise ValueError(
                 f'class_weights: got {weights}; expected "balanced", or a number for each of {", ".join(self.labels)}, not all 0'
@@ -49,7 +51,7 @@ class Classification(TextTask):
         if self.class_weights != "balanced":
             return self
         found = labels()
-        counts = {label: found[label] for label in self.labels}
+        counts = {label: found[number] for number, label in enumerate(self.labels)}
         there = [count for count in counts.values() if count]
         shares = {label: count * len(there) / sum(there) for label, count in counts.items()}
         weights = {label: round(1 / share, 6) if share else 1.0 for label, share in shares.items()}

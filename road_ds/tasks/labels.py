@@ -16,6 +16,7 @@ def _different(labels: list[str]) -> list[str]:
     return labels
 
 
+# Not given, they are those of the rows (inferred.py).
 LabelNames = Annotated[list[str], AfterValidator(_different)]
 
 
@@ -39,8 +40,9 @@ def position(name: Any, labels: Sequence[str], where: str, hint: str = "") -> in
         ) from None
 
 
-def lone(example: Example) -> str | float | None:
-    """The one label of an example. RoadError where it has a list of them."""
+def lone(example: Example) -> str | float:
+    """The one label of a labelled example. RoadError where it has a list of them."""
+    assert example.label is not None
     if isinstance(example.label, tuple):
         raise RoadError(
             f"{example.where}: the row has a list of labels ({', '.join(example.label) or 'none'}), the task takes one: set the "

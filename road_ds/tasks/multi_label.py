@@ -33,7 +33,7 @@ class MultiLabel(TextTask):
     """
 
     type: Literal["multi_label"]
-    labels: LabelNames
+    labels: LabelNames = []
     threshold: Annotated[float, Field(gt=0, lt=1)] = 0.5
 
     headline: ClassVar[str] = "micro_f1"

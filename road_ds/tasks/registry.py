@@ -72,10 +72,10 @@ class Heads(dict[str, Task]):
         """The same heads, each with what it has to know of the tokenizer."""
         return Heads({head: task.reading(tokenizer) for head, task in self.items()}, self.of)
 
-    def counting(self, labels: Mapping[str, Callable[[], Counter[str | None]]]) -> "Heads":
+    def counting(self, labels: Mapping[str, Callable[[], Counter[int]]]) -> "Heads":
         """The same heads, each with what it has to know of how often its labels come; labels: by data set."""
 
-        def of(head: str) -> Counter[str | None]:
+        def of(head: str) -> Counter[int]:
             return sum((count() for name, count in labels.items() if self.of.get(name) == head), Counter())
 
         return Heads({head: task.counting(partial(of, head)) for head, task in self.items()}, self.of)
