@@ -93,7 +93,9 @@ def untrained(tmp_path_factory):
     """A folder with an untrained head for each task there is, by its type."""
     folder = tmp_path_factory.mktemp("untrained")
     spec = RoadConfig.model_validate(tiny_config()["road"]).model
-    blocks = {kind: {"type": kind, "max_length": 128} | ({"labels": LABELS[kind]} if kind in LABELS else {}) for kind in TASKS}
+    blocks = {
+        kind: {"type": kind, "max_length": 128} | ({"labels": LABELS[kind]} if kind in LABELS else {}) for kind in TASKS
+    }
     tasks, tokenizer = {kind: task_from(block, kind) for kind, block in blocks.items()}, load_tokenizer(spec)
     model = build_model(spec, tasks, tokenizer, dropout=None, seed=0)
     export(model, model.state_dict(), tokenizer, folder)
