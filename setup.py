@@ -31,9 +31,11 @@ setup(
         "tqdm",
     ],
     extras_require={
-        "test": ["pytest", "pytest-xdist", "hypothesis"],
+        "test": ["pytest", "pytest-xdist", "hypothesis", "seqeval"],
         "dev": ["ruff", "mypy"],
         "bench": ["accelerate"],
+        "sweep": ["optuna>=5.0"],
+        "onnx": ["onnx", "onnxscript", "onnxruntime"],
     },
     entry_points={"console_scripts": ["road-ds = road_ds.__main__:main"]},
 )

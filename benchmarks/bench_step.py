@@ -4,8 +4,10 @@
     python benchmarks/bench_step.py --preset tiny --micro 16 --steps 2 --output FOLDER       # a rehearsal on a CPU
 
 The bare loop runs over our layers on our batches, which lie ready (see bench_train.py). "compiled" is road.compile. "device busy"
-is the time that the device's kernels took in one step, by the profiler; "step" is the engine's update, waited for; "projected"
-the peak by the memory model of `check`, "warm s" what it took to build and to train two steps.
+is the time that the device's kernels took in one step, by the profiler, and its share of the same step's time without it; "launches"
+their number; what is left of that step is idle, by the length of the gaps, and the JSON names what ran around the longest. "step" is the engine's update, waited for; "projected"
+the peak by the memory model of `check`, "warm s" what it took to build and to train two steps. The JSON has every micro-batch of the
+step in parts: its tokens, and its forward and backward pass, waited for: of few tokens they are the host's time, of many the device's.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from length_mix import write_mix
@@ -27,25 +29,58 @@ from providers import Bare, Case, Ours, Rows, demand_of, wait
 from road_ds.common.log import quiet_libraries, write_json
 from road_ds.common.ranks import Ranks
 
-COLUMNS = ["provider", "micro-batch", "examples/s", "ms a step", "device busy ms", "busy", "forward ms", "backward ms",
-           "step ms", "peak GB", "projected GB", "warm s"]  # fmt: skip
+KINDS = {"under 20 us": 20.0, "under 1 ms": 1e3, "of more": float("inf")}  # microseconds
+COLUMNS = ["provider", "micro-batch", "examples/s", "ms a step", "device busy ms", "busy", "launches", *(f"idle ms in gaps {kind}" for kind in KINDS),
+           "forward ms", "backward ms", "step ms", "peak GB", "projected GB", "warm s"]  # fmt: skip
 
 
 NAMES = ("ours", "ours, compiled", "bare loop, our layers")
 
 
-def busy(work: Callable[[], Any], device: torch.device) -> tuple[float, float]:
-    """Seconds of some work, and of the device's kernels in it (0 on a CPU)."""
+class Span(NamedTuple):
+    """Something that the device did, in microseconds."""
+
+    start: float
+    end: float
+    name: str
+
+
+def busy(work: Callable[[], Any], device: torch.device) -> tuple[float, list[Span]]:
+    """Seconds of some work, and what the device did in it (nothing on a CPU)."""
     if device.type != "cuda":
         began = time.perf_counter()
         work()
-        return time.perf_counter() - began, 0.0
+        return time.perf_counter() - began, []
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
         began = time.perf_counter()
         work()
         wait(device)
         seconds = time.perf_counter() - began
-    return seconds, sum(event.self_device_time_total for event in profile.key_averages()) / 1e6
+    on_device = torch.autograd.DeviceType.CUDA
+    events = [event for event in profile.events() if event.device_type == on_device and not event.is_user_annotation]
+    return seconds, [Span(event.time_range.start, event.time_range.end, event.name) for event in events]
+
+
+def gaps(spans: list[Span]) -> list[tuple[float, str, str]]:
+    """Between the first span and the last, where nothing ran: for how many microseconds, behind what and before what."""
+    found, last = [], None
+    for span in sorted(spans):
+        if last is not None and span.start > last.end:
+            found.append((span.start - last.end, last.name, span.name))
+        if last is None or span.end > last.end:
+            last = span
+    return found
+
+
+def idle(spans: list[Span]) -> dict[str, Any]:
+    """Where the device waited in a step: milliseconds by the length of the gaps, and the longest of them."""
+    found, least = gaps(spans), 0.0
+    row: dict[str, Any] = {"launches": len(spans)}
+    for kind, most in KINDS.items():
+        row[f"idle ms in gaps {kind}"] = sum(gap for gap, *_ in found if least <= gap < most) / 1e3
+        least = most
+    row["longest gaps"] = [[gap / 1e3, before[:60], after[:60]] for gap, before, after in sorted(found)[:-9:-1]]
+    return row
 
 
 def projected(rows: Rows, stage: int) -> float:
@@ -55,7 +90,7 @@ def projected(rows: Rows, stage: int) -> float:
 
 
 def measured(name: str, make: Callable[[], Any], rows: Rows, steps: int) -> dict[str, Any]:
-    """A row of the table: a turn of `steps` steps after two of warm-up, then one step in parts and one profiled."""
+    """A row of the table: a turn of `steps` steps after two of warm-up, then one step in parts, and one alone and profiled."""
     device = rows.ranks.device
     began = time.perf_counter()
     provider = make()
@@ -66,19 +101,24 @@ def measured(name: str, make: Callable[[], Any], rows: Rows, steps: int) -> dict
     work = provider.turn(range(3, 3 + steps))
     peak = torch.cuda.max_memory_allocated() / 1e9 if device.type == "cuda" else None
     parts = provider.split(3 + steps)
-    seconds, kernels = busy(lambda: provider.turn(range(4 + steps, 5 + steps)), device)
+    alone = range(4 + steps, 5 + steps)
+    one = provider.turn(alone)
+    seconds, spans = busy(lambda: provider.turn(alone), device)
+    kernels = sum(span.end - span.start for span in spans) / 1e6
     return {
         "provider": name,
         "micro-batch": rows.preset.micro,
         "examples/s": rows.preset.rows * steps / work.seconds,
         "ms a step": 1e3 * work.seconds / steps,
         "device busy ms": 1e3 * kernels or None,
-        "busy": kernels / (work.seconds / steps) or None,
+        "busy": kernels / one.seconds or None,
         **{f"{part} ms": value for part, value in parts.items()},
         "peak GB": peak,
         "projected GB": projected(rows, int(device.type == "cuda")) if name.startswith("ours") else None,
         "warm s": warm,
         "seconds while profiled": seconds,
+        **(idle(spans) if spans else {}),
+        "pieces": getattr(provider, "pieces", None),
     }
 
 

@@ -31,6 +31,7 @@ the device after each part. The table is printed and written after every turn.
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import os
 import sys
@@ -104,11 +105,11 @@ class Measured:
     works: list[Work] = field(default_factory=list)
 
     @classmethod
-    def of(cls, make: Callable[[], Any], heaviest: int, last: int) -> Measured:
-        """A provider that has trained on two steps, which do not count: memory grows, optimizers make their moments."""
+    def of(cls, make: Callable[[], Any], warm: range, last: int) -> Measured:
+        """A provider that has trained on some steps and one more, which do not count: memory grows, optimizers make their moments."""
         before = allocated()
         provider = make()
-        provider.turn(range(heaviest, heaviest + 1))
+        provider.turn(warm)
         return cls(provider, provider.split(last), allocated() - before)
 
     def turn(self, steps: range) -> None:
@@ -169,14 +170,16 @@ def against(works: dict[str, list[Work]], name: str) -> dict[str, float]:
 
 
 def bench(
-    name: str, asked: str, options: argparse.Namespace, ranks: Ranks, tell: Callable[[dict[str, Any]], None]
+    name: str, asked: str, micro: Any, options: argparse.Namespace, ranks: Ranks, tell: Callable[[dict[str, Any]], None]
 ) -> dict[str, Any]:
-    """The table and ratios of one preset in one precision; `tell` is given them after every turn."""
+    """The table and ratios of one preset in one precision; `tell` is given them after every turn.
+
+    micro: rows of a micro-batch, "auto", or None for the preset's.
+    """
     preset = PRESETS[name]
     preset = preset._replace(rows=options.rows or preset.rows)
     most = preset.rows // (PASSES * ranks.world_size)  # a pass over all GPUs at once
-    given = None if options.micro == AUTO else options.micro
-    preset = preset._replace(micro=min(given or preset.micro, most))
+    preset = preset._replace(micro=min(preset.micro if micro in (None, AUTO) else micro, most))
     if preset.micro < 1 or preset.rows % (PASSES * ranks.world_size * preset.micro):
         raise SystemExit(
             f"{preset.rows} rows a step are not {PASSES} passes of whole micro-batches of {preset.micro} rows on each of "
@@ -200,7 +203,7 @@ def bench(
         if unknown := set(options.only or ()) - set(known):
             raise SystemExit(f"--only {min(unknown)}: there are {', '.join(known)}")
         wanted = [label for label in known if label in (options.only or known)]
-        if options.micro == AUTO:
+        if micro == AUTO:
             preset = preset._replace(micro=automatic(rows, case.stages[0], case.modes[0], len(wanted)))
             case, rows = case._replace(preset=preset), rows._replace(preset=preset)
         every = dict(providers(case, rows))
@@ -209,7 +212,9 @@ def bench(
             every = {label: process.ready for label, process in apart.items()}
         span = range(1, 1 + turns * steps)
         heaviest = max(span, key=lambda step: rows.lengths(range(step, step + 1)).sum())
-        made = {label: Measured.of(every[label], heaviest, span.stop) for label in wanted}
+        # On a GPU every step once: torch's attention makes a plan for each shape that it has not seen, and so would the turns.
+        warm = span if ranks.device.type == "cuda" else range(heaviest, heaviest + 1)
+        made = {label: Measured.of(every[label], warm, span[-1]) for label in wanted}
         real, peak = rows.lengths(span), peak_flops(rows)
         facts = {
             "environment": environment(ranks.device)
@@ -301,8 +306,9 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--steps", type=int, help="steps per turn")
     parser.add_argument("--rows", type=int, help="rows per step, over all GPUs")
     parser.add_argument(
-        "--micro", type=lambda text: text if text == AUTO else int(text), help="rows per micro-batch and GPU, or auto"
-    )
+        "--micro", type=lambda text: text if text == AUTO else int(text), action="append",
+        help="rows per micro-batch and GPU, or auto; may be given more than once",
+    )  # fmt: skip
     parser.add_argument(
         "--quick", action="store_true", help="fewer turns and steps, not fixed padding: within 4 minutes"
     )
@@ -328,8 +334,8 @@ def main(arguments: list[str] | None = None) -> None:
     path = options.json or folder(ranks.device) / "bench_train.json"
     found: dict[str, dict[str, Any]] = {}
     presets = options.preset or (["electra-base", "electra-large"] if on_gpu else ["tiny", "electra-small"])
-    for name, precision in product(presets, options.precision or ["auto"]):
-        title = " ".join([name] + [precision] * (precision != "auto") + ["auto micro-batch"] * (options.micro == AUTO))
+    for name, precision, micro in product(presets, options.precision or ["auto"], options.micro or [None]):
+        title = " ".join([name] + [precision] * (precision != "auto") + [f"{micro} micro-batch"] * (micro is not None))
 
         def tell(one: dict[str, Any], title: str = title) -> None:
             found[title] = one
@@ -337,7 +343,9 @@ def main(arguments: list[str] | None = None) -> None:
                 print(f"\n{title}\n\n{table(one['rows'], COLUMNS)}\n", flush=True)
                 write_json(path, (json.loads(path.read_text()) if path.exists() else {}) | found)
 
-        one = bench(name, precision, options, ranks, tell)
+        one = bench(name, precision, micro, options, ranks, tell)
+        gc.collect()  # engines hold on to themselves
+        torch.cuda.empty_cache()
         if ranks.rank == 0:
             print(json.dumps({key: value for key, value in one.items() if key not in ("rows", "ratios")}))
     if ranks.rank == 0:

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# What a GPU is asked for, within nine minutes: where a step goes, tests, runs, tiles, tables. It installs nothing.
+# What a GPU is asked for, within nine minutes: rates beside others, tests, runs, where a step goes, tables, tiles. It installs nothing.
 #
 #   benchmarks/on_gpu.sh                     all parts; JSON, text and summary.md in benchmarks/results/<device>/
 #   benchmarks/on_gpu.sh --only tiles,loss   some parts
@@ -7,13 +7,14 @@
 #   benchmarks/on_gpu.sh --seconds 300       in less time: parts for which none is left are named
 #   benchmarks/on_gpu.sh --rehearse          every part on a CPU, with tiny sizes
 #
-#   steps   electra-large in micro-batches of a whole pass: parts of a step, how busy the device is; compiled, too; peaks
-#           against the projection
-#   train   electra-base and -large beside the bare loop and Trainer, in the presets' micro-batches
-#   auto    electra-large once more, in automatic micro-batches
-#   tests   those marked gpu                          } side by side: they time nothing
-#   runs    mtl.json by the launcher (gpu_runs.py)    }
-#   tiles   the kernels' tiles; loss, combine: their tables
+#   train    electra-large beside the bare loop and Trainer, in the preset's micro-batches and in automatic ones
+#   tests    those marked gpu: methods and model    }
+#   kernels  those of the kernels                   } side by side: they time nothing
+#   runs     mtl.json by the launcher (gpu_runs.py) }
+#   steps    electra-large: parts of a step, how busy the device is and where it waits; peaks against the projection
+#   shapes   what a new shape of a batch costs attention
+#   base     electra-base beside the bare loop and Trainer
+#   loss, combine  the kernels' tables; tiles: their tiles
 #
 # Each part has a time limit of its own and fails alone; the most important come first. PYTHON names the interpreter.
 set -uo pipefail
@@ -31,17 +32,19 @@ while [ $# -gt 0 ]; do
 done
 export PYTHONPATH=$PWD:$PWD/kernels:$PWD/benchmarks${PYTHONPATH:+:$PYTHONPATH}
 
-KERNELS=(tests/test_kd_loss.py tests/test_combine.py tests/test_linear.py tests/test_guard.py)
-TESTS=(-m gpu -n 10 --dist load "${KERNELS[@]}" tests/test_micro_batch.py)
-STEPS=(--preset electra-large --micro 128 --only ours --only "ours, compiled")
-BESIDE=(--padding free --only "ours free" --only "bare loop, our layers" --only Trainer --only "Trainer by length")
-TRAIN=(--preset electra-large --preset electra-base --turns 2 --steps 2) AUTO=(--preset electra-large --turns 2 --steps 2)
-TILES=(--seconds 75) TABLE=(--quick) RUNS=(--jobs 8)
+TESTS=(-m gpu -n 14 --dist load tests/test_gpu.py tests/test_micro_batch.py)
+KERNELS=(-m gpu -n 12 --dist load tests/test_kd_loss.py tests/test_combine.py tests/test_linear.py tests/test_guard.py tests/test_packing.py)
+STEPS=(--preset electra-large --micro 128 --micro 32 --steps 6 --only ours) SHAPES=()
+BESIDE=(--padding free --padding grouped --only "ours free" --only "ours grouped" --only "bare loop, our layers" --only Trainer
+  --only "Trainer by length")
+TRAIN=(--preset electra-large --micro auto --micro 32 --turns 1 --steps 2) BASE=(--preset electra-base --micro auto --turns 1 --steps 2)
+TILES=(--seconds 50) TABLE=(--quick) RUNS=(--jobs 9)
 if [ -n "$REHEARSE" ]; then
   export TRITON_INTERPRET=1
-  TESTS=(-n 0 -k operator_keeps tests/test_combine.py) TILES=(--rehearse) TABLE=(--quick --device cpu --repeats 2)
-  STEPS=(--preset tiny --micro 16 --steps 1 --only ours) RUNS=(--rehearse --steps 6)
-  TRAIN=(--preset tiny --turns 1 --steps 1) AUTO=("${TRAIN[@]}")
+  TESTS=(-m gpu -n 0 -k average tests/test_gpu.py) KERNELS=(-n 0 -k operator_keeps tests/test_combine.py)
+  TILES=(--rehearse) TABLE=(--quick --device cpu --repeats 2)
+  STEPS=(--preset tiny --micro 16 --steps 1 --only ours) SHAPES=(--rows 2 --tokens 8 --repeats 1) RUNS=(--rehearse --steps 6)
+  TRAIN=(--preset tiny --micro 16 --micro auto --turns 1 --steps 1) BASE=(--preset tiny --micro auto --turns 1 --steps 1)
 fi
 
 if [ -z "$OUTPUT" ]; then
@@ -75,15 +78,17 @@ train() { # NAME SECONDS OPTIONS...
   part "$name" "$limit" "$PYTHON" benchmarks/bench_train.py "$@" "${BESIDE[@]}" --json "$OUTPUT/bench_train.json"
 }
 
-part steps 150 "$PYTHON" benchmarks/bench_step.py "${STEPS[@]}" --output "$OUTPUT"
-train train 95 "${TRAIN[@]}"
-train auto 60 "${AUTO[@]}" --micro auto
-part tests 140 "$PYTHON" -m pytest -q "${TESTS[@]}" &
-part runs 140 "$PYTHON" benchmarks/gpu_runs.py "${RUNS[@]}" --output "$OUTPUT" --scratch "$(mktemp -d)/runs" &
+train train 145 "${TRAIN[@]}"
+part tests 150 "$PYTHON" -m pytest -q "${TESTS[@]}" -o junit_family=legacy --junitxml "$OUTPUT/tests.xml" &
+part kernels 170 nice "$PYTHON" -m pytest -q "${KERNELS[@]}" &
+part runs 150 "$PYTHON" benchmarks/gpu_runs.py "${RUNS[@]}" --output "$OUTPUT" --scratch "$(mktemp -d)/runs" &
 wait
-part tiles 90 "$PYTHON" benchmarks/tune_kernels.py "${TILES[@]}" --output "$OUTPUT"
+part steps 70 "$PYTHON" benchmarks/bench_step.py "${STEPS[@]}" --output "$OUTPUT"
+part shapes 20 "$PYTHON" benchmarks/bench_attention.py "${SHAPES[@]}" --output "$OUTPUT"
+train base 50 "${BASE[@]}"
 part loss 80 "$PYTHON" benchmarks/bench_kd_loss.py "${TABLE[@]}" --output "$OUTPUT"
-part combine 50 "$PYTHON" benchmarks/bench_combine.py "${TABLE[@]}" --output "$OUTPUT"
+part combine 40 "$PYTHON" benchmarks/bench_combine.py "${TABLE[@]}" --output "$OUTPUT"
+part tiles 70 "$PYTHON" benchmarks/tune_kernels.py "${TILES[@]}" --output "$OUTPUT"
 
 [ -n "$REHEARSE" ] || cp kernels/road_kernels/tiles.json "$OUTPUT"
 printf '\n'

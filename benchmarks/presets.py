@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 from length_mix import CLASSES, MIX
 
 from road_ds.config.road import RoadConfig
+from road_ds.models.configuration import load_tokenizer
 
 LONGEST = 384
 DROPOUT = 0.1
@@ -52,6 +53,13 @@ def weights_of(config: dict[str, Any]) -> int:
     embedding = config.get("embedding_size", hidden)
     layers = config["num_hidden_layers"] * (4 * hidden**2 + 2 * hidden * config["intermediate_size"])
     return layers + (embedding * hidden if embedding != hidden else 0)
+
+
+def tokenizer_of(config: RoadConfig) -> Any:
+    """The sample's tokenizer, with an entry for each row of a preset's embedding: rows are ids, nothing is tokenized."""
+    tokenizer = load_tokenizer(config.model)
+    tokenizer.add_tokens([f"[{at}]" for at in range(len(tokenizer), config.model.config["vocab_size"])])
+    return tokenizer
 
 
 def bench_config(preset: Preset) -> RoadConfig:

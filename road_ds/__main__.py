@@ -14,8 +14,10 @@ from road_ds.commands import (
     launch,
     neighbours,
     predict,
+    push,
     recipe,
     score,
+    sweep,
     teach,
     tokenizer,
 )
@@ -25,7 +27,7 @@ from road_ds.common.strict_json import half_character, quote
 from road_ds.engine.surroundings import working_folder
 
 COMMANDS = (
-    check, neighbours, teach, evaluate, predict, datasets, tokenizer, export, recipe, compare, score, launch,
+    check, neighbours, teach, evaluate, predict, datasets, tokenizer, export, push, recipe, sweep, compare, score, launch,
 )  # fmt: skip
 
 

@@ -42,18 +42,19 @@ def fit(
     *,
     start: int,
     steps: int,
-    evaluate: Callable[[int], Any],
+    evaluate: Callable[[int], bool],
     save: Callable[[int], bool],
     views: Views = once,
     prepare: Prepare = nothing,
 ) -> tuple[int, str]:
     """The number of steps done, and why it stopped early ("" when it did not). The last step is saved, where any is.
 
-    plan: for each step from `start` on its passes, and this rank's micro-batches of them; views: what a micro-batch is read
-    as, as often as the engine was told; prepare: what is done before a step (from 0), and has measured.
+    plan: for each step from `start` on its passes, and this rank's micro-batches of them; evaluate: scores after a step, and
+    whether to end there; views: what a micro-batch is read as, as often as the engine was told; prepare: what is done before a
+    step (from 0), and has measured.
     """
     bar = progress(steps, "training", "step", initial=start, leave=True)
-    skipped = 0
+    done, skipped = start, 0
     with preemption.held(), standing_objects_spared():
         for done in range(start + 1, steps + 1):
             logging = done == steps or due(done, settings.log_every)
@@ -63,7 +64,7 @@ def fit(
                     step=done - 1, measured=logging, cosines=due(done, settings.gradient_cosine_every),
                 )  # fmt: skip
             if logging:
-                bar.set_postfix_str(meter.flush())
+                bar.set_postfix_str(meter.flush(), refresh=False)
             bar.update()
             skipped = 0 if record.applied else skipped + 1
             if skipped >= settings.max_skipped_steps:
@@ -77,14 +78,18 @@ def fit(
                 bar.close()
                 say(f"{reason}: saving step {done}; the run has ended when status.json says preempted")
                 return done, reason if save(done) else f"{reason}; the last steps could not be saved"
-            if done < steps and due(done, settings.evaluate_every):
+            last = done == steps
+            if not last and due(done, settings.evaluate_every):
                 meter.flush()
-                evaluate(done)
-            if settings.save_every and (done == steps or due(done, settings.save_every)):
+                bar.clear()
+                last = evaluate(done)
+            if settings.save_every and (last or due(done, settings.save_every)):
                 meter.flush()
                 save(done)
+            if last:
+                break
         bar.close()
-        return steps, ranks.first(preemption.reason)
+        return done, ranks.first(preemption.reason)
 
 
 def one_step(

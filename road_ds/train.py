@@ -1,6 +1,6 @@
 """Multi-task pretraining under DeepSpeed: config -> parts -> fit -> evaluate -> export.
 
-deepspeed road_ds/train.py --deepspeed_config ds_configs/mtl.json [--set KEY=VALUE ...] [--resume | --overwrite]
+deepspeed road_ds/train.py --deepspeed_config ds_configs/mtl.json [--set KEY=VALUE ...] [--resume | --extend | --overwrite]
 """
 
 import sys
@@ -11,10 +11,16 @@ if __name__ == "__main__":  # as a script: `import datasets` must not look for f
 
 import argparse
 import contextlib
+import gc
+import os
+import signal
 import time
 import traceback
+import warnings
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -23,34 +29,36 @@ from road_ds.common import heartbeat
 from road_ds.common.errors import RankError, RoadError, Terminated, readable
 from road_ds.common.log import counted, is_main, print_anywhere, quiet_libraries, say, spared_output, warn
 from road_ds.common.ranks import Ranks
-from road_ds.config.file import load_config
-from road_ds.config.fit import AUTO, MICRO, fit_batch, micro_sizes
-from road_ds.config.road import RoadConfig
+from road_ds.config.file import Settings, assignments, load_config
+from road_ds.config.fit import MICRO
+from road_ds.config.road import KEPT, RoadConfig
 from road_ds.data.batches import Padding, ahead, assemble
 from road_ds.distillation.adversarial import Vocabulary
 from road_ds.distillation.average import AverageTeacher
 from road_ds.distillation.freelb import FreeLB, once
 from road_ds.distillation.objective import Taught
-from road_ds.distillation.registry import adversarial_of, teachers_of
+from road_ds.distillation.registry import adversarial_of
 from road_ds.distillation.teachers import NoTeachers, OnlineTeachers
 from road_ds.engine import speed, surroundings
 from road_ds.engine.checkpoint import Checkpoint, Engines, prune, restore
+from road_ds.engine.finished import Run
 from road_ds.engine.forwards import Forwards
 from road_ds.engine.generator import Generator, rows_of_generator, start_generator
 from road_ds.engine.meter import Meter
-from road_ds.engine.micro_batch import Demand, choose, refuse_what_cannot_fit
 from road_ds.engine.milestones import Milestones
-from road_ds.engine.parts import Parts, facts_of, gather
+from road_ds.engine.parts import Parts, facts_of, gather, sized
 from road_ds.engine.preemption import Preemption, exit_code
+from road_ds.engine.report import settings_given
 from road_ds.engine.results import Outcome, closing, leave
 from road_ds.engine.resume import resumable
 from road_ds.engine.run_folder import RunFolder, full_disk_named
-from road_ds.engine.selection import Best
+from road_ds.engine.selection import Best, Patience
 from road_ds.engine.settled import Machine
-from road_ds.engine.start import start
+from road_ds.engine.start import follow_schedule, start
 from road_ds.engine.weights import full_state
 from road_ds.loop import fit
 from road_ds.models.build import build_model
+from road_ds.models.card import Card
 from road_ds.models.multi_task import MultiTaskModel, parameter_count
 from road_ds.models.states import Shape
 
@@ -71,41 +79,67 @@ def attempt(options: argparse.Namespace, preemption: Preemption) -> int:
     try:
         surroundings.working_folder()
         config, ds = load_config(options.deepspeed_config, options.set)
-        ranks = Ranks.start(config.step_timeout)
-        folder = ranks.together(lambda: RunFolder.open(config, resume=options.resume, overwrite=options.overwrite))
-        if ranks.heartbeat:
-            ranks.heartbeat.tell = partial(tell, folder, "failed")
-        folder.status("running", 0)
-        with full_disk_named(folder.path):
-            step, reason = run(config, ds, ranks, folder, preemption, resume=options.resume)
-        folder.status("preempted" if reason else "finished", step, reason)
-        ranks.leave()
-        folder.release()
+        how = {key: getattr(options, key) for key in ("resume", "extend", "overwrite")}
+        ranks, folder = opened(config, **how)
+        reason = carried_out(config, ds, ranks, folder, preemption, resume=options.resume, extend=options.extend)
         return exit_code(reason) if reason else 0
     except (Exception, Terminated) as error:
         with preemption.held():  # the launcher ends the others of a process that has ended
             return broken_off(error, folder, options.debug)
 
 
+def opened(config: RoadConfig, **how: bool) -> tuple[Ranks, RunFolder]:
+    """The processes of a run and its folder, locked. how: as `RunFolder.open` takes it."""
+    ranks = Ranks.start(config.step_timeout)
+    return ranks, ranks.together(lambda: RunFolder.open(config, **how))
+
+
+def carried_out(
+    config: RoadConfig, ds: dict[str, Any], ranks: Ranks, folder: RunFolder, preemption: Preemption, *, resume: bool, extend: bool
+) -> str:  # fmt: skip
+    """Why a run stopped early, "" when it did not; its end is in status.json, and the folder is left to others."""
+    if ranks.heartbeat:
+        ranks.heartbeat.tell = partial(tell, folder, "failed")
+    reason = ""
+    if resume and folder.is_complete:
+        say(f"{folder.path} has finished: nothing is left to do")
+    else:
+        folder.status("running", 0)
+        with full_disk_named(folder.path):
+            step, reason = run(config, ds, ranks, folder, preemption, resume=resume, extend=extend)
+        folder.status("preempted" if reason else "finished", step, reason)
+        if config.keep is None and not reason and is_main():
+            for kept in ("checkpoints", "best"):  # what is worth keeping of them has been exported
+                prune(folder.path / kept, 0)
+    ranks.leave()
+    folder.release()
+    return reason
+
+
 def broken_off(error: BaseException, folder: RunFolder | None, debug: bool) -> int:
     """The exit code of a run that an exception ended, told here and in status.json."""
     taken_along = folder is not None and folder.has_ended()  # by a process that ended before this one
     shared = isinstance(error, RoadError) and not isinstance(error, RankError)  # all processes have it
+    status, why, code = ending(error)
     if isinstance(error, Terminated):
-        say(str(error))
-        status, why, code = "preempted", str(error), exit_code(str(error))
-    elif why := readable(error):
-        if is_main() or not shared:
-            print(f"error: {why}", file=sys.stderr, flush=True)
-        status, code = "failed", 2
-    else:
-        status, why, code = "failed", f"{type(error).__name__}: {error}", 1
+        say(why)
+    elif code == 2 and (is_main() or not shared):
+        print(f"error: {why}", file=sys.stderr, flush=True)
     if debug or (code == 1 and not taken_along):
         traceback.print_exception(error)
     if folder is not None:
         tell(folder, status, why, everywhere=not shared)
         folder.release()
     return code
+
+
+def ending(error: BaseException) -> tuple[str, str, int]:
+    """What an exception makes of a run: its status, why, and the exit code."""
+    if isinstance(error, Terminated):
+        return "preempted", str(error), exit_code(str(error))
+    if why := readable(error):
+        return "failed", why, 2
+    return "failed", f"{type(error).__name__}: {error}", 1
 
 
 def tell(folder: RunFolder, status: str, why: str, everywhere: bool = True) -> None:
@@ -125,6 +159,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     )
     existing = parser.add_mutually_exclusive_group()
     existing.add_argument("--resume", action="store_true", help="goes on from the newest checkpoint that verifies")
+    existing.add_argument("--extend", action="store_true", help="goes on like --resume, to more steps than the run had")
     existing.add_argument("--overwrite", action="store_true", help="removes the run folder and starts anew")
     parser.add_argument("--debug", action="store_true", help="shows tracebacks of configuration and data errors")
     parser.add_argument("--local_rank", type=int, default=0, help=argparse.SUPPRESS)  # the launcher passes it
@@ -132,46 +167,48 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 
 
 def run(
-    config: RoadConfig, ds: dict[str, Any], ranks: Ranks, folder: RunFolder, preemption: Preemption, *, resume: bool
-) -> tuple[int, str]:
+    config: RoadConfig, ds: dict[str, Any], ranks: Ranks, folder: RunFolder, preemption: Preemption, *, resume: bool,
+    extend: bool = False,
+) -> tuple[int, str]:  # fmt: skip
     """Steps done, and why the run stopped early ("" when it did not): what it is made of, the fit, what it leaves.
 
     Nothing but the folder's lock and status.json is written, and nothing of an overwritten run removed, before
     all that can be wrong with settings, model and data has been looked at.
     """
-    began = time.monotonic()
+    began, given = time.monotonic(), settings_given(config, ds)
     machine = Machine.of(ranks)
     parts = gather(config, ds, ranks, machine)
-    found = ranks.together(lambda: resumable(folder, parts.saved)) if resume else None
+    found = ranks.together(lambda: resumable(folder, parts.saved, extend=extend)) if resume or extend else None
     for remark in parts.rows.remarks():
         warn(remark)
     model, padding, notes = shape(config, parts, machine)
     parts = sized(config, parts, ranks, model, padding, found)
     engine = begin(config, parts, ranks, folder, model, padding, notes, anew=found is None)
-    first = 0 if found is None else found.step
+    first, keep = 0 if found is None else found.step, config.keep or KEPT
     generator = build_generator(config, parts, ranks, padding, engine, first)
     beside = {} if generator is None else {"generator": generator.engine}
-    if found is not None:
-        go_on(engine, beside, ranks, folder, found, parts.steps, config.keep)
-
     best = Best(folder.path / "best", folder.run) if config.select == "best" else None
     milestones = Milestones(
-        engine, parts.rows.dev, parts.heads, ranks, folder, parts.tokenizer.pad_token_id,
-        config.evaluate_batch_size, parts.saved, config.keep, best, beside,
+        engine, parts.rows.dev, parts.heads, ranks, folder, parts.tokenizer.pad_token_id, config.evaluate_batch_size,
+        parts.saved, keep, best, Patience.after(config.patience, folder.records() if found else (), first), beside,
     )  # fmt: skip
+    last = parts.steps
+    if found is not None:
+        go_on(engine, beside, ranks, folder, found, keep)
+        last = milestones.gone_on(first, last, config.evaluate_every, extended=extend)
     lesson = parts.lesson(padding)
     more: dict[str, Any] = {}
     if generator is not None:
         lesson, more = replace(lesson, text=generator.text), {"prepare": generator.prepare}
     views = FreeLB(config.freelb, model.words.embedding_dim, config.seed) if config.freelb else once
     micro = engine.train_micro_batch_size_per_gpu()
-    steps = range(first, parts.steps)
+    steps = range(first, last)
     batches = ahead(assemble(parts.passes, parts.rows.train, padding, ranks, micro, steps, parts.heads.draws()))
     seconds = generator.watch.seconds if generator else None
     meter = Meter(ranks, folder, parts.rows.train, micro, padding, Forwards(model, parts.teachers), seconds)
     step, reason = fit(
         engine, batches, lesson, meter, ranks, preemption, config,
-        start=first, steps=parts.steps, evaluate=milestones.evaluate, save=milestones.save, views=views, **more,
+        start=first, steps=last, evaluate=milestones.look, save=milestones.save, views=views, **more,
     )  # fmt: skip
     if reason:
         say(f"{reason} after step {step}; go on with --resume")
@@ -181,11 +218,14 @@ def run(
 
     def finish() -> None:
         facts = facts_of(config, parts, machine, padding)
-        exported, card = leave(folder, outcome, model, parts.tokenizer, facts, began)
+        exported, table = leave(
+            folder, outcome, model, parts.tokenizer, facts, began, Card.of_run(config), config.shared_encoder, given,
+            parts.rows, parts.heads,
+        )  # fmt: skip
         by_head = {
             parts.heads.of[name]: rows for name, rows in reversed({**parts.rows.train, **parts.rows.dev}.items())
         }
-        say("", card, "", *closing(folder.path, exported, by_head, time.monotonic() - began))
+        say("", table, "", *closing(folder.path, exported, by_head, time.monotonic() - began))
 
     ranks.apart(lambda: finish() if is_main() else None)
     return step, ""
@@ -202,37 +242,6 @@ def shape(config: RoadConfig, parts: Parts, machine: Machine) -> tuple[MultiTask
     limits = {name: heads.task(name).max_length for name in parts.rows.train}
     limits |= {found.texts.name: limits[name] for name, found in parts.neighbours.items()}
     return model, Padding(mode, parts.tokenizer.pad_token_id, limits), notes
-
-
-def sized(
-    config: RoadConfig, parts: Parts, ranks: Ranks, model: MultiTaskModel, padding: Padding, found: Checkpoint | None
-) -> Parts:
-    """The same with the rows of a micro-batch: those given, else those of the resumed run, else as many as fit."""
-    ds, precision = parts.settled.ds, parts.settled.precision
-    lengths = {name: source.lengths for name, source in parts.rows.train.items()}
-    own = parameter_count(parts.generator) if parts.generator else 0
-    demand = Demand.of(
-        parameter_count(model) + own, model.encoder.config, ds, ranks.world_size, precision, config.activation_checkpointing,
-        lengths, padding,
-    )  # fmt: skip
-    lesson = parts.lesson(padding)
-    if parts.generator:  # as many rows as with generated ones
-        taught = teachers_of(parts.settled.objective)
-        lesson = replace(lesson, text=lambda batch, _: batch.joined(batch) if batch.dataset in taught else batch)
-    sizes = micro_sizes(ds["train_batch_size"], config.passes, ranks.world_size)
-    before = found.manifest.config.get(MICRO) if found else None  # other micro-batches would draw another dropout
-    micro = ds[MICRO]
-    if micro == AUTO:
-        micro = before if before in sizes else choose(
-            sizes, demand, model, lesson, parts.rows.train, ranks, precision, parts.heads.draws()
-        )  # fmt: skip
-    elif ranks.device.type == "cuda":
-        refuse_what_cannot_fit(demand, micro, sizes, torch.cuda.get_device_properties(ranks.device).total_memory)
-    ds = ds | fit_batch(ds | {MICRO: micro}, config.passes, ranks.world_size)
-    pieces = {key: ds[key] for key in (MICRO, "gradient_accumulation_steps")}
-    return replace(
-        parts, settled=replace(parts.settled, ds=ds), resolved=parts.resolved | pieces, saved=parts.saved | pieces
-    )
 
 
 def begin(
@@ -281,19 +290,73 @@ def build_generator(
     return Generator(engine, settings, vocabulary, batches, student, parts.teachers, parts.heads.of, ranks, config.seed)
 
 
-def go_on(
-    engine: Any, beside: Engines, ranks: Ranks, folder: RunFolder, found: Checkpoint, steps: int, keep: int
-) -> None:
+def go_on(engine: Any, beside: Engines, ranks: Ranks, folder: RunFolder, found: Checkpoint, keep: int) -> None:
     """Makes engines and folder of a resumed run what they were then; `keep` checkpoints stay."""
     restore(engine, ranks, found, beside)
-    step = found.step
+    follow_schedule(engine)
     if is_main():  # a run killed after its last save has not got to it
         prune(found.folder.parent, keep)
-    # an evaluation after the last step is made again
-    ranks.apart(
-        lambda: folder.forget(lambda line: line["step"] > step or (line["step"] == steps and "loss" not in line))
-    )
+    ranks.apart(lambda: folder.forget(lambda line: line["step"] > found.step))
     say(f"resumed from {found.folder.name}")
+
+
+@spared_output()
+def trained(
+    config: Settings, *, resume: bool = False, extend: bool = False, overwrite: bool = False, **overrides: Any
+) -> Run:
+    """The finished run of a file, or of what would stand in one, on this process alone: what the command does, for Python.
+
+    overrides: settings by name; those of the "road" block without it (steps=20), inner ones as **{"optimizer.params.lr": 1e-4};
+    resume, extend, overwrite: as on the command line. RoadError for what a user can mend. A request to stop (Ctrl-C, SIGTERM)
+    takes effect when the run has saved.
+    """
+    print_anywhere()
+    quiet_libraries()
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise RoadError("train() is for one process: start several with deepspeed road_ds/train.py")
+    folder: RunFolder | None = None
+    with warnings.catch_warnings(), environment_restored(), Preemption() as preemption:
+        try:
+            surroundings.working_folder()
+            road, ds = load_config(config, assignments(overrides))
+            ranks, folder = opened(road, resume=resume, extend=extend, overwrite=overwrite)
+            reason = carried_out(road, ds, ranks, folder, preemption, resume=resume, extend=extend)
+        except (Exception, Terminated) as error:
+            with preemption.held():
+                if folder is not None:
+                    status, why, _ = ending(error)
+                    tell(folder, status, why)
+                    folder.release()
+            if not isinstance(error, Terminated):
+                raise
+            reason = str(error)
+    gc.collect()  # the engine, and what it holds of the GPU's memory
+    if reason:
+        signal.raise_signal(exit_code(reason) - 128)
+        raise RoadError(f"{reason}; go on with resume=True")
+    assert folder is not None
+    return Run.of(folder.path)
+
+
+@contextlib.contextmanager
+def environment_restored() -> Iterator[None]:
+    """Takes away the variables of a run's process that were not there: other libraries take them for a launcher's."""
+    before = {*os.environ}
+    try:
+        yield
+    finally:
+        for name in {"RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"} - before:
+            os.environ.pop(name, None)
+
+
+class Door(ModuleType):
+    """This module, which may be called: `road_ds.train` is its name and the function's, whichever was imported first."""
+
+    __call__ = staticmethod(trained)
+
+
+train = sys.modules[__name__]
+train.__class__ = Door
 
 
 if __name__ == "__main__":

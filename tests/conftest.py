@@ -9,6 +9,13 @@ from runs import ROOT
 
 torch.set_num_threads(1)  # the models are tiny, and other processes of a test want the cores
 
+# Files of a minute and more begin first, else one of them ends alone.
+LONG = ["test_interpreter", "test_recipe", "test_resume", "test_bench_train", "test_distill", "test_gradients"]
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: item.path.stem not in LONG)
+
 
 @pytest.fixture(scope="session")
 def cache(tmp_path_factory) -> Path:

@@ -29,7 +29,8 @@ def forkserver() -> Any:
     context.set_forkserver_preload(IMPORTED)
     # PYTHONPATH is the only way to the server's sys.path; killed processes leave semaphores, which it would warn of.
     quiet = "ignore::UserWarning:multiprocessing.resource_tracker"
-    surroundings = environment(PYTHONPATH=f"{ROOT}{os.pathsep}{ROOT / 'tests'}", PYTHONWARNINGS=quiet)
+    path = [str(ROOT), str(ROOT / "tests"), *filter(None, [os.environ.get("PYTHONPATH")])]
+    surroundings = environment(PYTHONPATH=os.pathsep.join(path), PYTHONWARNINGS=quiet)
     with patch.dict(os.environ, surroundings, clear=True):
         ensure_running()
     return context

@@ -45,6 +45,7 @@ def tiny_config(**road) -> dict:
             "schedule": "constant",
             "dropout": 0.0,
             "save_every": 0,
+            "keep": 2,  # a finished run keeps them
             "precision": "fp32",
             **road,
         },

@@ -4,9 +4,11 @@
 
 The client is a process of its own, as HF_ENDPOINT and HF_HOME are read when its libraries are imported:
 `subprocess.run([...], env=client_environment(url, home))`. A repository with a file `.gated` answers 403, gated.
-Every repository has the one revision "main".
+Every repository has the one revision "main". Who brings a token may make repositories and commit to them, but for
+the token READER.
 """
 
+import base64
 import hashlib
 import json
 import os
@@ -19,9 +21,11 @@ from pathlib import Path
 from urllib.parse import parse_qs, unquote, urlsplit
 
 COMMIT = "c" * 40
+READER = "hf_reader"
 API = re.compile(
     r"/api/(?P<kind>models|datasets)/(?P<name>[^/]+/[^/]+)(/(?P<verb>revision|tree|paths-info)/(?P<revision>[^/]+))?/?(?P<path>.*)"
 )
+WRITING = re.compile(r"/api/(repos/create|validate-yaml|models/(?P<name>[^/]+/[^/]+)/(?P<verb>preupload|commit)/main)")
 FILE = re.compile(r"/(?P<kind>datasets/)?(?P<name>[^/]+/[^/]+)/resolve/[^/]+/(?P<path>.+)")
 
 
@@ -60,7 +64,9 @@ class _Handler(BaseHTTPRequestHandler):
         url = urlsplit(self.path)
         path = unquote(url.path)
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0)).decode()
-        if match := API.fullmatch(path):
+        if WRITING.fullmatch(path):
+            self._write(path, body)
+        elif match := API.fullmatch(path):
             if match["revision"] not in (None, "main", COMMIT):
                 self._refuse(404, "RevisionNotFound")
             elif repository := self._repository(match["kind"], match["name"]):
@@ -72,6 +78,36 @@ class _Handler(BaseHTTPRequestHandler):
             self._refuse(404, "EntryNotFound")
 
     do_HEAD = do_POST = do_GET
+
+    def _write(self, path: str, body: str) -> None:
+        token = (self.headers.get("Authorization") or "").removeprefix("Bearer ")
+        if path.endswith("validate-yaml"):
+            return self._json({"errors": [], "warnings": []})
+        if not token or token == READER:
+            return self._refuse(403 if token else 401, "")
+        if path.endswith("create"):
+            asked = json.loads(body)
+            folder = self.root / "models" / asked["organization"] / asked["name"]
+            address = {"url": f"http://{self.headers['Host']}/{asked['organization']}/{asked['name']}"}
+            if folder.is_dir():
+                return self._json(address, 409)
+            folder.mkdir(parents=True)
+            (folder / ".asked").write_text(body)
+            return self._json(address)
+        match = WRITING.fullmatch(path)
+        assert match
+        if match["verb"] == "preupload":
+            files = json.loads(body)["files"]
+            return self._json(
+                {"files": [{"path": f["path"], "uploadMode": "regular", "shouldIgnore": False} for f in files]}
+            )
+        for line in map(json.loads, body.splitlines()):
+            if line["key"] == "file":
+                file = self.root / "models" / match["name"] / line["value"]["path"]
+                file.parent.mkdir(parents=True, exist_ok=True)
+                file.write_bytes(base64.b64decode(line["value"]["content"]))
+        address = f"http://{self.headers['Host']}/{match['name']}/commit/{COMMIT}"
+        self._json({"commitUrl": address, "commitOid": COMMIT, "success": True})
 
     def _repository(self, kind: str, name: str) -> Path | None:
         """The repository's folder; None after an answer that says why there is none for this client."""
@@ -111,8 +147,8 @@ class _Handler(BaseHTTPRequestHandler):
             return self._send(206, data[start : end + 1], headers)
         self._send(200, data, headers)
 
-    def _json(self, value) -> None:
-        self._send(200, json.dumps(value).encode(), {"Content-Type": "application/json"})
+    def _json(self, value, status: int = 200) -> None:
+        self._send(status, json.dumps(value).encode(), {"Content-Type": "application/json"})
 
     def _refuse(self, status: int, code: str) -> None:
         self._send(status, b"{}", {"X-Error-Code": code, "X-Repo-Commit": COMMIT})

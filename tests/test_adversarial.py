@@ -233,7 +233,7 @@ def plain(tmp_path_factory, cache):
     tokenizer, tasks = load_tokenizer(config.model), heads(config)
     for name, seed in (("teacher", 9), ("initial", config.seed)):
         model = build_model(config.model, tasks, tokenizer, dropout=0.0, seed=seed)
-        export(model, model.state_dict(), tokenizer, folder / name, "")
+        export(model, model.state_dict(), tokenizer, folder / name)
     save_generator(folder / "generator", config)
     rows = Rows.load(config.datasets, tasks.by_dataset(), tokenizer, config.cache).train
     lengths = {name: source.lengths for name, source in rows.items()}

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+CUDA = torch.cuda.is_available()
 BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
 
 
@@ -107,3 +108,17 @@ def test_the_rates_of_text_are_of_all_of_it(load, tmp_path, monkeypatch):
     assert found["documents_per_second"] == pytest.approx(len(documents) / found["seconds"], rel=0.02)
     words = [word for document in documents for word in document.split()]
     assert 0.03 < len(set(words)) / len(words) < 0.1, "new words among them"
+
+
+def test_the_attention_benchmark_tells_first_calls_from_others(load, tmp_path, capsys):
+    load("measure")
+    bench = load("bench_attention")
+    bench.main(["--rows", "2", "--tokens", "8", "--tokens", "12", "--repeats", "2", "--output", str(tmp_path)])
+    rows = json.loads((tmp_path / "bench_attention.json").read_text())["rows"]
+    assert [(row["kernel"], row["tokens"]) for row in rows] == [
+        (kernel, tokens)
+        for tokens in (8, 12)
+        for kernel in (["math", "packed"] if not CUDA else [*bench.KERNELS, "packed"])
+    ]
+    assert all(row["first ms"] > 0 and row["ms"] > 0 for row in rows)
+    assert capsys.readouterr().out.startswith("| kernel | rows | tokens | first ms | ms |")

@@ -1,5 +1,6 @@
 """Everything that is not training, on the folders of a small trained run."""
 
+import csv
 import io
 import json
 import os
@@ -155,6 +156,64 @@ def test_standard_input_that_cannot_be_used(run, command, typed, given, message)
     assert error_of(command("predict", run / "model" / "qa")) == message
 
 
+ROWS = [
+    {"id": "r0", "question": "Where does Ada live?", "context": CONTEXT},
+    {"id": "r1", "question": 'Who, "Ola"?\nYes', "context": "Ada lives in Oslo 😀."},
+]
+
+
+def lines_of(out: str) -> list[dict]:
+    return [json.loads(line) for line in out.splitlines()]
+
+
+def test_all_heads_of_a_run_answer_at_once_and_with_the_texts(run, command, tmp_path):
+    file = saved(tmp_path, "rows.jsonl", "".join(json.dumps(row) + "\n" for row in ROWS))
+    alone = {}
+    for head in ("qa", "inference", "paraphrase"):
+        alone[head] = lines_of(command("predict", run / "model" / head, "--file", file)[1])
+    expected = [
+        {"id": f"r{i}", **{head: {k: v for k, v in lines[i].items() if k != "id"} for head, lines in alone.items()}}
+        for i in range(2)
+    ]
+    code, out, _ = command("predict", run, "--file", file)
+    assert code == 0 and lines_of(out) == [dict(sorted(line.items())) for line in expected]
+    two = [run / "model" / head for head in ("paraphrase", "qa")]
+    code, out, _ = command("predict", *two, "--file", file, "--with-text")
+    assert code == 0 and [list(line) for line in lines_of(out)] == [["id", "text_a", "text_b", "paraphrase", "qa"]] * 2
+    for line, row, other in zip(lines_of(out), ROWS, expected, strict=True):
+        assert line == {"id": row["id"], "text_a": row["question"], "text_b": row["context"], "paraphrase": other["paraphrase"], "qa": other["qa"]}  # fmt: skip
+
+
+def test_csv_holds_what_json_lines_hold(run, command, tmp_path):
+    file = saved(tmp_path, "rows.jsonl", "".join(json.dumps(row) + "\n" for row in ROWS))
+    _, out, _ = command("predict", run, "--file", file, "--with-text")
+    code, table, _ = command("predict", run, "--file", file, "--with-text", "--csv")
+    assert code == 0
+    for line, row in zip(lines_of(out), csv.DictReader(io.StringIO(table)), strict=True):
+        texts = {key: line.pop(key) for key in ("id", "text_a", "text_b")}
+        flat = {f"{head}.{key}": value for head, said in line.items() for key, value in said.items()}
+        assert row == {**texts, **{key: value if isinstance(value, str) else json.dumps(value) for key, value in flat.items()}}  # fmt: skip
+    code, table, _ = command("predict", run / "model" / "inference", "--text", "a", "--pair", "b", "--csv")
+    assert code == 0 and table.splitlines()[0].split(",")[:2] == ["id", "label"] and len(table.splitlines()) == 2
+
+
+def test_heads_that_read_other_rows_are_left_out_by_name(run, command, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(run / "model", copy / "model")
+    file = copy / "model" / "inference" / "road_task.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "pairs": False}))
+    (file.parent / "road_files.json").unlink()  # or it is named as changed
+    code, out, err = command("predict", copy, "--text", "Ada", "--pair", CONTEXT)
+    assert code == 0 and {line.split(".")[0] for line in out.splitlines()} == {"qa", "paraphrase"}
+    assert f"warning: {copy}: the rows are pairs of texts: left out are inference\n" in err
+    code, out, err = command("predict", copy, "--text", "Ada")
+    assert code == 0 and out.startswith("inference.label ") and "left out are paraphrase, qa" in err
+    message = f"error: {run}: the rows are lone texts, which none of its heads reads (inference, paraphrase, qa)"
+    assert error_of(command("predict", run, "--text", "Ada")) == message
+    message = f"error: {copy}/model/qa and {run}/model/qa: two models called qa: ask one after the other"
+    assert error_of(command("predict", copy, run / "model" / "qa", "--text", "Ada", "--pair", "b")).endswith(message)
+
+
 # ----------------------------------------------------------------------------------------------------- export
 
 
@@ -268,7 +327,6 @@ def test_folders_that_are_not_models(run, command, tmp_path):
     text = ["--text", "Where?", "--pair", CONTEXT]
     for folder, message in [
         (tmp_path / "none" / "model", f"{tmp_path}/none/model: no such folder, and not a hub name (org/name): check the path"),
-        (run, f"{run}: "),
         (empty, f"{empty}: the folder holds no config.json: expected a Hugging Face model folder"),
         (headless, f"{headless}: ElectraModel has no task head: expected a question-answering or classification model"),
         (damaged, f"{damaged}: the weights cannot be loaded: Error while deserializing header"),

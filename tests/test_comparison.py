@@ -9,13 +9,14 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from runs import error_of
 
 from road_ds.common.errors import RoadError
 from road_ds.data.readers import Answer, Example
 from road_ds.recipes.comparison import compare, grouped, text
 from road_ds.recipes.difference import difference
-from road_ds.recipes.page import page
+from road_ds.recipes.page import page, picture
 from road_ds.tasks.evaluation import identity
 
 
@@ -119,7 +120,43 @@ def test_costs_stand_beside_the_scores_and_a_dash_where_a_run_does_not_say(four,
     assert spent[2].split() == ["base", "-", "-", "-", "-", "-", "-", "3"]
     assert spent[3].split() == ["kd", "1,234,567", "90", "6,500", "0", "13,000", "33", "3"]
     shown = page(report, grouped(four))
-    assert "<td>1,234,567</td>" in shown and "<th>rows of teachers</th>" in shown
+    assert '<td class="n">1,234,567</td>' in shown and ">rows of teachers</th>" in shown
+
+
+def test_every_metric_the_baseline_and_what_was_set_otherwise(tmp_path):
+    """A group's mean of each metric that all its runs have; settings that are not the same in all runs."""
+    for name, seed, scores, lr in (
+        ("a", 1, {"f1": 40.0, "exact": 30.0, "best_f1": 41.0}, 0.1),
+        ("a", 2, {"f1": 50.0, "exact": 40.0}, 0.1),
+        ("b", 1, {"f1": 60.0, "exact": 55.0}, 0.2),
+    ):
+        about = {"headline": "f1", "row_metric": "f1", "scores": scores, "baseline": {"f1": 33.0, "exact": 33.5}}
+        made(tmp_path / f"{name}-{seed}", bits("1100"), seed, dataset="qa", **about)
+        road = {"seed": seed, "output": name, "passes": 4, **({} if name == "a" else {"distill": {"objective": "kd"}})}
+        settings = {"optimizer": {"params": {"lr": lr * seed}}, "road": road}
+        (tmp_path / f"{name}-{seed}" / "config.json").write_text(json.dumps(settings))
+    made(tmp_path / "mean", bits("1110"), dataset="qa", headline="f1", row_metric="f1", scores={"f1": 70.0})
+    groups = grouped([str(tmp_path / name) for name in ("a-1", "a-2", "b-1", "mean")])
+    report = compare(groups)
+    found = report["data_sets"]["qa"]
+    assert found["groups"]["a"]["metrics"] == {"f1": 45.0, "exact": 35.0}
+    assert found["ignoring_the_text"] == {"f1": 33.0, "exact": 33.5}, "the ensemble of an earlier version says nothing"
+    assert report["settings"] == {
+        "optimizer.params.lr": {"a": [0.1, 0.2], "b": [0.2], "mean": [None]},
+        "road.passes": {"a": [4], "b": [4], "mean": [None]},
+        "road.distill.objective": {"a": [None], "b": ["kd"], "mean": [None]},
+    }
+    seen = Seen(page(report, groups))
+    assert "meanf1exacta45.0035.00b60.0055.00mean70.00ignoring the text33.0033.50" in seen.text
+    assert "settingabmeanoptimizer.params.lr0.1, 0.20.2-" in seen.text
+    lines = []
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(Figure, "savefig", lambda figure, *_, **__: lines.append([a.lines for a in figure.axes]))
+        picture("qa", found, groups)
+    dots, curves, losses = lines[0]
+    assert dots[-1].get_xdata()[0] == curves[-1].get_ydata()[0] == 33 and not any(
+        line.get_linestyle() == "--" for line in losses
+    )
 
 
 def test_without_a_baseline_there_is_no_difference(four):
@@ -228,7 +265,7 @@ def test_the_page_escapes_names_and_needs_nothing_beside_it(tmp_path):
     html = page(compare(groups, EVIL), groups)
     seen = Seen(html)
     assert {tag for tag, _ in seen.tags} <= {
-        *("html", "head", "meta", "title", "style", "body", "h1", "h2", "p", "img"),
+        *("html", "head", "meta", "title", "style", "body", "h1", "h2", "p", "img", "div"),
         *("table", "thead", "tbody", "tr", "th", "td"),
     }
     assert EVIL in seen.text and data in seen.text and "script" not in {tag for tag, _ in seen.tags}

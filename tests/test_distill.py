@@ -80,7 +80,7 @@ def plain(taught, teachers):
     rows = Rows.load(config.datasets, tasks.by_dataset(), tokenizer, config.cache).train
     passes, steps = plan(config, 24, {name: source.lengths for name, source in rows.items()})
     initial = build_model(config.model, tasks, tokenizer, dropout=0.0, seed=config.seed)
-    export(initial, initial.state_dict(), tokenizer, taught / "initial", "")
+    export(initial, initial.state_dict(), tokenizer, taught / "initial")
     load = {**KINDS, "paraphrase": AutoModelForSequenceClassification}
     models = {head: kind.from_pretrained(taught / "initial" / head) for head, kind in load.items()}
     for model in models.values():

@@ -32,7 +32,7 @@ def made(folder, seed: int, **tasks) -> str:
     tasks = {name: task_from(settings, name) for name, settings in tasks.items()}
     tokenizer = load_tokenizer(SPEC)
     model = build_model(SPEC, tasks, tokenizer, dropout=0.0, seed=seed)
-    export(model, model.state_dict(), tokenizer, folder / "model", "")
+    export(model, model.state_dict(), tokenizer, folder / "model")
     return str(folder)
 
 

@@ -2,19 +2,21 @@
 
 import copy
 import os
+import re
 import shutil
 
 import numpy as np
 import pytest
 import torch
-from transformers import AutoConfig, AutoTokenizer
+from transformers import AutoConfig, AutoModel, AutoTokenizer
 
 from road_ds.common.errors import RoadError
-from road_ds.common.hub import sample_path
+from road_ds.common.hub import sample_path, trained_heads
 from road_ds.config.road import ModelSpec
 from road_ds.data.batch import collate
 from road_ds.data.readers import Answer, Example
 from road_ds.models.build import build_model
+from road_ds.models.card import Card
 from road_ds.models.configuration import check_lengths, load_tokenizer
 from road_ds.models.export import export, read_task
 from road_ds.models.predictor import Predictor
@@ -62,7 +64,7 @@ def logits(model, head, tokenizer) -> np.ndarray:
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_an_exported_folder_gives_the_same_logits(architecture, tmp_path):
     model, tokenizer = fresh(architecture)
-    export(model, model.state_dict(), tokenizer, tmp_path, "card")
+    export(model, model.state_dict(), tokenizer, tmp_path, Card("card"))
     for head, task in TASKS.items():
         folder = tmp_path / head
         loaded = Predictor.load(str(folder))
@@ -75,7 +77,7 @@ def test_an_exported_folder_gives_the_same_logits(architecture, tmp_path):
         assert {k: v.sum() for k, v in plain.state_dict().items()} == {
             k: v.sum() for k, v in loaded.model.state_dict().items()
         }
-        assert not list(folder.glob("*.bin")) and (folder / "README.md").read_text().count("card") == 1
+        assert not list(folder.glob("*.bin")) and (folder / "README.md").read_text().count("\ncard\n") == 1
     assert AutoConfig.from_pretrained(tmp_path / "nli").id2label == {0: "yes", 1: "no", 2: "maybe"}
 
 
@@ -121,7 +123,7 @@ def test_training_mode_reaches_the_heads():
 
 def exported(tmp_path, architecture="electra"):
     model, tokenizer = fresh(architecture)
-    export(model, model.state_dict(), tokenizer, tmp_path, "")
+    export(model, model.state_dict(), tokenizer, tmp_path)
     return model, tokenizer
 
 
@@ -205,7 +207,11 @@ def test_answers_lie_in_the_context(tmp_path):
 
 def headed(folder) -> set[str]:
     """The cards of the heads that stand in a folder."""
-    return {(folder / head / "README.md").read_text()[-5:-1] for head in TASKS if (folder / head).exists()}
+    return {
+        re.search(r"^_(old|new|now)$", (folder / head / "README.md").read_text(), re.M)[0]
+        for head in TASKS
+        if (folder / head).exists()
+    }
 
 
 @pytest.mark.parametrize("kill", [KeyboardInterrupt, OSError(28, "No space left on device")])
@@ -215,7 +221,7 @@ def test_heads_of_two_exports_never_stand_side_by_side(tmp_path, monkeypatch, ki
     replace = os.replace
     for moves in range(2 * len(TASKS)):
         folder = tmp_path / str(moves)
-        export(model, model.state_dict(), tokenizer, folder, "_old")
+        export(model, model.state_dict(), tokenizer, folder, Card("_old"))
         made = []
 
         def stop(source, target, moves=moves, made=made):
@@ -227,18 +233,18 @@ def test_heads_of_two_exports_never_stand_side_by_side(tmp_path, monkeypatch, ki
 
         monkeypatch.setattr("road_ds.models.export.os.replace", stop)
         with pytest.raises((KeyboardInterrupt, RoadError), match=None if isinstance(kill, type) else "No space left"):
-            export(model, model.state_dict(), tokenizer, folder, "_new")
+            export(model, model.state_dict(), tokenizer, folder, Card("_new"))
         monkeypatch.undo()
         assert len(headed(folder)) <= 1, "old and new"
         if not isinstance(kill, type):
             assert headed(folder) == {"_old"} and sorted(p.name for p in folder.iterdir()) == sorted(TASKS)
-    export(model, model.state_dict(), tokenizer, folder, "_new")
+    export(model, model.state_dict(), tokenizer, folder, Card("_new"))
     assert headed(folder) == {"_new"} and sorted(p.name for p in folder.iterdir()) == sorted(TASKS)
 
 
 def test_a_kill_while_the_replaced_heads_are_removed_leaves_the_new_ones(tmp_path, monkeypatch):
     model, tokenizer = fresh("bert")
-    export(model, model.state_dict(), tokenizer, tmp_path, "_old")
+    export(model, model.state_dict(), tokenizer, tmp_path, Card("_old"))
     remove = shutil.rmtree
 
     def killed(path, **options):
@@ -249,10 +255,10 @@ def test_a_kill_while_the_replaced_heads_are_removed_leaves_the_new_ones(tmp_pat
 
     monkeypatch.setattr("road_ds.models.export.shutil.rmtree", killed)
     with pytest.raises(KeyboardInterrupt):
-        export(model, model.state_dict(), tokenizer, tmp_path, "_new")
+        export(model, model.state_dict(), tokenizer, tmp_path, Card("_new"))
     monkeypatch.undo()
     assert headed(tmp_path) == {"_new"}
-    export(model, model.state_dict(), tokenizer, tmp_path, "_now")
+    export(model, model.state_dict(), tokenizer, tmp_path, Card("_now"))
     assert headed(tmp_path) == {"_now"} and sorted(p.name for p in tmp_path.iterdir()) == sorted(TASKS)
 
 
@@ -264,7 +270,7 @@ def test_a_full_disk_is_named_whatever_the_library_raises(tmp_path, monkeypatch)
 
     monkeypatch.setattr(tokenizer, "save_pretrained", full)
     with pytest.raises(RoadError, match="the models cannot be written: No space left on device"):
-        export(model, model.state_dict(), tokenizer, tmp_path, "")
+        export(model, model.state_dict(), tokenizer, tmp_path)
     assert not list(tmp_path.iterdir())
 
 
@@ -273,7 +279,7 @@ def test_an_export_replaces_exported_models_only(tmp_path):
     (tmp_path / "qa" / "rows.jsonl").write_text("mine")
     model, tokenizer = fresh("bert")
     with pytest.raises(RoadError, match=r"qa: exists and is no exported model \(road_task\.json is missing\)"):
-        export(model, model.state_dict(), tokenizer, tmp_path, "card")
+        export(model, model.state_dict(), tokenizer, tmp_path, Card("card"))
     assert [p.name for p in tmp_path.iterdir()] == ["qa"] and (tmp_path / "qa" / "rows.jsonl").read_text() == "mine"
 
 
@@ -283,7 +289,7 @@ def test_an_export_replaces_exported_models_only(tmp_path):
 def test_a_file_that_changed_since_the_export_is_named(tmp_path, capsys, file):
     """By whoever reads the weights: a prediction, and a run that starts from them. It is the user's, so it is read."""
     model, tokenizer = fresh("electra", {"nli": TASKS["nli"]})
-    (folder,) = export(model, model.state_dict(), tokenizer, tmp_path, "")
+    (folder,) = export(model, model.state_dict(), tokenizer, tmp_path)
     (folder / "README.md").write_text("mine")
 
     def read() -> str:
@@ -304,3 +310,68 @@ def test_a_file_that_changed_since_the_export_is_named(tmp_path, capsys, file):
         assert said.count(f"{file}: ") == 2 and said.count("warning: ") == 2
     (folder / "road_files.json").unlink()
     assert read() == "", "any other model folder"
+
+
+def size(folder) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*.safetensors"))
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_heads_that_share_an_encoder_are_loaded_as_any_other(architecture, tmp_path, capsys):
+    """By transformers too: each head's logits are the whole folder's, and the encoder is there once."""
+    model, tokenizer = fresh(architecture)
+    whole = {path.name: path for path in export(model, model.state_dict(), tokenizer, tmp_path / "whole")}
+    heads = export(model, model.state_dict(), tokenizer, tmp_path / "run" / "model", shared=True)
+    assert sorted(path.name for path in (tmp_path / "run" / "model").iterdir()) == sorted(["encoder", *TASKS])
+    assert size(tmp_path / "run") < 1.2 * size(whole["nli"])
+    for head in heads:
+        task, name = TASKS[head.name], head.name
+        assert np.array_equal(logits(loaded(head), name, tokenizer), logits(loaded(whole[name]), name, tokenizer))
+        plain = task.model.from_pretrained(head).state_dict()
+        expected = task.model.from_pretrained(whole[name]).state_dict()
+        assert plain.keys() == expected.keys() and all(torch.equal(plain[key], expected[key]) for key in plain)
+    encoder = AutoModel.from_pretrained(tmp_path / "run" / "model" / "encoder").state_dict()
+    assert all(torch.equal(encoder[key], value) for key, value in model.encoder.state_dict().items())
+    again = build_model(ModelSpec(name=str(tmp_path / "run")), TASKS, tokenizer, dropout=0.1, seed=2)
+    assert all(torch.equal(value, model.state_dict()[key]) for key, value in again.state_dict().items())
+    assert "warning: " not in capsys.readouterr().err
+
+
+def loaded(folder) -> Predictor:
+    found = Predictor.load(str(folder))
+    for parameter in found.model.parameters():
+        parameter.data = parameter.data.clone()
+    return found
+
+
+def test_a_shared_encoder_is_never_another_runs(tmp_path, capsys):
+    model, tokenizer = fresh("bert")
+    export(model, model.state_dict(), tokenizer, tmp_path, shared=True)
+    one, _ = fresh("bert", {"nli": TASKS["nli"]}, seed=2)
+    with pytest.raises(
+        RoadError, match=r"qa: reads its encoder from .*encoder, which would be another one: give another"
+    ):
+        export(one, one.state_dict(), tokenizer, tmp_path, shared=True)
+    export(one, one.state_dict(), tokenizer, tmp_path)
+    assert (tmp_path / "encoder").exists(), "other heads read it"
+    export(model, model.state_dict(), tokenizer, tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(TASKS), "nobody reads it"
+    export(model, model.state_dict(), tokenizer, tmp_path, shared=True)
+    weights = tmp_path / "encoder" / "model.safetensors"
+    data = weights.read_bytes()
+    weights.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    capsys.readouterr()
+    Predictor.load(str(tmp_path / "nli"))
+    assert "encoder/model.safetensors: has changed" in capsys.readouterr().err
+    weights.unlink()
+    with pytest.raises(RoadError, match=r"nli: the weights cannot be loaded: .*encoder/model\.safetensors"):
+        Predictor.load(str(tmp_path / "nli"))
+    shutil.rmtree(tmp_path / "encoder")
+    (tmp_path / "encoder").mkdir()
+    with pytest.raises(RoadError, match="encoder: exists and is no exported encoder: give another folder"):
+        export(model, model.state_dict(), tokenizer, tmp_path, shared=True)
+    named, _ = fresh("bert", {"encoder": TASKS["nli"]})
+    with pytest.raises(RoadError, match="encoder: is a head's folder, where the shared encoder's would be"):
+        export(named, named.state_dict(), tokenizer, tmp_path, shared=True)
+    export(named, named.state_dict(), tokenizer, tmp_path / "run" / "model")
+    assert [*trained_heads(str(tmp_path / "run"))] == ["encoder"]

@@ -1,17 +1,19 @@
 """A generator beside the encoder: its sizes, transformers' own losses, what is exported, and what a later run takes of it."""
 
 import json
+import signal
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from runs import TINY_ELECTRA, error_of, pretraining, records
+from forked import run_forked
+from runs import ROOT, TINY_ELECTRA, error_of, pretraining, records
 from safetensors.torch import load_file
 from transformers import AutoModel, AutoTokenizer, ElectraConfig, ElectraForMaskedLM, ElectraForPreTraining
 
-from road_ds import loop, train
+from road_ds import train
 from road_ds.common.errors import RoadError
 from road_ds.config.file import load_config
 from road_ds.config.road import ModelSpec, models_of
@@ -46,7 +48,7 @@ def model(tokenizer):
 @pytest.fixture(scope="module")
 def exported(model, tokenizer, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("exported")
-    export(model, model.state_dict(), tokenizer, folder, "")
+    export(model, model.state_dict(), tokenizer, folder)
     return folder / "text"
 
 
@@ -247,25 +249,15 @@ def test_teachers_of_text_are_refused(text, config_file, exported, capsys):
     )
 
 
-def test_a_run_is_resumed_with_the_same_bits_and_is_the_model_of_another(
-    text, config_file, tmp_path, monkeypatch, command
-):
+def test_a_killed_run_is_resumed_with_the_same_bits_and_is_the_model_of_another(text, config_file, tmp_path, command):
     settings = {"steps": 6, "save_every": 2, "dropout": 0.1, "log_every": 1, "seed": 5}
     config = pretraining(text, mixed=False, **settings)
     config["optimizer"] = {"type": "AdamW", "params": {"lr": 1e-3}}
     assert train.main(["--deepspeed_config", str(config_file(config, "whole"))]) == 0
     config["road"].pop("output")
-    broken, step_engine = config_file(config, "broken"), loop.step_engine
-
-    def breaks(engine):
-        if engine.global_steps == 3 and engine.is_gradient_accumulation_boundary():
-            raise KeyboardInterrupt
-        return step_engine(engine)
-
-    monkeypatch.setattr(loop, "step_engine", breaks)
-    with pytest.raises(KeyboardInterrupt):
-        train.main(["--deepspeed_config", str(broken)])
-    monkeypatch.setattr(loop, "step_engine", step_engine)
+    broken, script = config_file(config, "broken"), ROOT / "tests" / "broken_run.py"
+    killed = run_forked(script, "backward", 4, 0, "--deepspeed_config", broken)  # inside its fourth step
+    assert killed.returncode == -signal.SIGKILL and records(tmp_path / "broken")[-1]["step"] == 3, killed.stderr[-2000:]
     assert train.main(["--deepspeed_config", str(broken), "--resume"]) == 0
     for part in ("text", "text/generator"):
         ends = [load_file(tmp_path / run / "model" / part / "model.safetensors") for run in ("whole", "broken")]

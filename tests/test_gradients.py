@@ -65,7 +65,7 @@ def plain_loop(folder: Path, cache: Path, optimizer):
     rows = Rows.load(config.datasets, tasks.by_dataset(), tokenizer, config.cache).train
     passes, steps = plan(config, ds["train_batch_size"], {name: source.lengths for name, source in rows.items()})
     initial = build_model(config.model, tasks, tokenizer, dropout=0.0, seed=config.seed)
-    export(initial, initial.state_dict(), tokenizer, folder / "initial", "")
+    export(initial, initial.state_dict(), tokenizer, folder / "initial")
     models = {
         "qa": AutoModelForQuestionAnswering.from_pretrained(folder / "initial" / "qa"),
         "inference": AutoModelForSequenceClassification.from_pretrained(folder / "initial" / "inference"),

@@ -358,7 +358,7 @@ def test_a_rows_gradient_sums_to_zero_and_its_total_is_the_sum_of_its_parts(C, s
     ("C", "reduction"), [(3, "mean"), (33, "none"), (8200, "mean")]
 )  # 33: padded rows, also in the fake
 def test_operators_keep_their_contract(C, reduction):
-    student, teacher, labels = problem(C, 2)
+    student, teacher, labels = problem(C, 2, N=2)
     student.requires_grad_()
     given = (student, list(teacher), labels, None, None, None, 2.0, 0.5, 2.0, 0.75, -100, reduction)
     torch.library.opcheck(torch.ops.road_kernels.kd_forward.default, given)

@@ -46,7 +46,7 @@ def teachers(tmp_path_factory) -> list[str]:
         spec = ModelSpec(architecture="electra", tokenizer="sample:tokenizer", config=sizes)
         tokenizer = load_tokenizer(spec)
         model = build_model(spec, tasks, tokenizer, dropout=0.0, seed=seed)
-        export(model, model.state_dict(), tokenizer, folder / str(seed), "")
+        export(model, model.state_dict(), tokenizer, folder / str(seed))
     return [str(folder / "1"), str(folder / "2")]
 
 
@@ -98,7 +98,7 @@ def plain_loop(folder: Path, teachers: list[str], cache: Path, layers: dict):
     initial = build_model(config.model, tasks, tokenizer, dropout=0.0, seed=config.seed)
     comparison = method_from(layers).compare(Shape(2, 32, 4), Shape(DEPTH, WIDTH, 4), config.seed)
     weights = dict(comparison.named_parameters())
-    export(initial, initial.state_dict(), tokenizer, folder / "initial", "")
+    export(initial, initial.state_dict(), tokenizer, folder / "initial")
     models = {head: kind.from_pretrained(folder / "initial" / head) for head, kind in KINDS.items()}
     for model in models.values():
         model.electra = models["qa"].electra
@@ -292,7 +292,7 @@ def test_layers_that_do_not_suit_are_one_error(teachers, layers, teacher, said, 
         tokenizer = load_tokenizer(spec)
         model = build_model(spec, tasks, tokenizer, dropout=0.0, seed=1)
         shutil.rmtree(other)
-        export(model, model.state_dict(), tokenizer, tmp_path / "made", "")
+        export(model, model.state_dict(), tokenizer, tmp_path / "made")
         shutil.move(tmp_path / "made" / "inference", other)
     named = [str(other)] if layers["method"] != "pkd" or not teacher else [str(other), f"{teachers[0]}/inference"]
     config["road"]["use"], config["road"]["distill"]["teachers"] = ["inference"], {"inference": named}

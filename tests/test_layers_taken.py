@@ -42,7 +42,7 @@ def teacher(folder, architecture: str, settings=None):
     with torch.no_grad():
         for parameter in model.parameters():
             parameter += 0.05 * torch.randn_like(parameter)
-    export(model, model.state_dict(), tokenizer, folder, "")
+    export(model, model.state_dict(), tokenizer, folder)
     return folder / "nli"
 
 
@@ -76,7 +76,7 @@ def test_the_student_is_the_teacher_without_the_other_layers(architecture, tmp_p
         expected.last_hidden_state, said_of(by_hand(name, [0, 1, 2])).last_hidden_state, atol=0.01
     )
 
-    export(model, model.state_dict(), load_tokenizer(ModelSpec(name=str(name))), tmp_path / "student", "")
+    export(model, model.state_dict(), load_tokenizer(ModelSpec(name=str(name))), tmp_path / "student")
     again = AutoModel.from_pretrained(tmp_path / "student" / "nli").eval()
     assert AutoConfig.from_pretrained(tmp_path / "student" / "nli").num_hidden_layers == 3 == len(again.encoder.layer)
     assert torch.equal(said_of(again).last_hidden_state, found.last_hidden_state)

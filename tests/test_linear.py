@@ -182,6 +182,16 @@ def test_products_and_launches(dtype, chunk_rows, reduction, products, monkeypat
         assert launches == expected and set(seen.names) == {"mm"}
 
 
+@pytest.mark.parametrize(("chunk_rows", "pieces"), [(4, 3), (None, 1)])
+def test_without_kernels_a_chunks_loss_and_gradient_are_one_pass(chunk_rows, pieces):
+    hidden, weight, _ = (tensor.requires_grad_() for tensor in head(dtype=torch.float32))
+    with Operations() as seen:
+        loss = linear_kd_loss(hidden, weight, labels_for(), temperature=1.0, weight=0.0, chunk_rows=chunk_rows)
+        torch.autograd.grad(loss.total, [hidden, weight])
+    assert seen.names.count("_log_softmax") == pieces
+    assert sum(name in ("mm", "addmm_") for name in seen.names) == 3 * pieces
+
+
 def test_no_rows_and_no_teacher():
     hidden, weight, _ = head()
     loss = linear_kd_loss(hidden[:0], weight, labels_for()[:0], temperature=1.0, weight=0.0)

@@ -1,7 +1,13 @@
 """What a run tells a terminal that has few characters, and what it reads of files that something has damaged."""
 
+import contextlib
+import fcntl
+import os
+import pty
+import struct
 import subprocess
 import sys
+import termios
 
 import pytest
 from runs import environment
@@ -31,6 +37,54 @@ def test_metrics_that_are_a_folder_are_named(tmp_path):
     with pytest.raises(RoadError, match=r"metrics\.jsonl: cannot be read: Is a directory: move it away"):
         folder.forget(lambda line: line["step"] > 1)
     assert folder.last_step() == 0
+
+
+BARS = """
+import time
+from road_ds.common import log
+log.EVERY = 0.05
+bar = log.progress(3, "training", "step", leave=True)
+for step in range(3):
+    time.sleep(0.12)
+    bar.set_postfix_str(f"loss {step}.5", refresh=False)
+    bar.update()
+    if step == 1:
+        bar.clear()
+        inner = log.progress(2, "evaluating", "batch")
+        inner.update(1)
+        time.sleep(0.12)
+        inner.update(1)
+        inner.close()
+        log.say("scores")
+        log.warn("look")
+bar.close()
+"""
+
+
+def test_a_log_file_gets_lines_and_no_bar():
+    done = subprocess.run([sys.executable, "-c", BARS], env=environment(), capture_output=True, text=True)
+    assert done.stdout == "scores\n"
+    said = done.stderr.splitlines()
+    assert [line.split(" in ")[0] for line in said] == [
+        "training: step 1 of 3", "training: step 2 of 3", "evaluating: batch 2 of 2", "warning: look", "training: step 3 of 3",
+    ]  # fmt: skip
+    assert said[0].endswith("left, loss 0.5") and not {"\r", "\x1b"} & {*done.stderr}
+
+
+def test_a_terminal_has_one_bar_at_a_time():
+    """All are drawn on one line: none goes below another, and what is said stands above, on lines of its own."""
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.execve(sys.executable, [sys.executable, "-c", BARS], environment(COLUMNS="80"))
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
+    shown = b""
+    with contextlib.suppress(OSError):  # the other end is closed
+        while part := os.read(terminal, 4096):
+            shown += part
+    os.waitpid(pid, 0)
+    lines = [line.rstrip("\r").rpartition("\r")[2] for line in shown.decode().split("\n")]
+    assert lines[:2] == ["scores", "warning: look"] and lines[2].startswith("training: 100%") and lines[3:] == [""]
+    assert "evaluating: 100%" in shown.decode() and "\x1b" not in shown.decode()
 
 
 def test_a_terminal_without_the_characters_gets_escapes():

@@ -106,6 +106,11 @@ def test_metrics_tell_what_was_done(config_file, tmp_path, monkeypatch):
         assert results["scores"][name]["scores"][best["metric"].split("/")[1]] == values[-1]
     assert json.loads((tmp_path / "run" / "status.json").read_text())["status"] == "finished"
     assert (tmp_path / "run" / "curves.png").stat().st_size > 10_000
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert page.count("data:image/png;base64,") == 1 and page.count("<h3>The worst rows</h3>") == 4
+    assert (
+        '<p dir="auto">SGD</p>' in page.replace("type SGD · params.lr 0.1", "SGD") and "road.length_window" not in page
+    )
 
 
 @pytest.mark.parametrize("stage", [0, 2, 3])

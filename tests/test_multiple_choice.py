@@ -92,7 +92,8 @@ def test_columns_name_choices_where_they_are_not_well_known(tmp_path):
     ({"question": "q", "choices": {"text": ["a", "b"], "label": ["A", "A"]}, "label": "A"}, "each with a label of its own"),
     ({"question": "q", "choices": {"text": ["a", "b"], "label": ["A"]}, "label": "A"}, "each with a label of its own"),
     ({"question": "q", "choices": ["a", ""], "label": 0}, "choice '' is no text"),
-    ({"question": "q", "choices": "a, b", "label": 0}, "choices are 'a, b'; expected a list of texts"),
+    ({"text": "q", "choices": "a, b", "label": 0}, "the row has no choices"),
+    ({"question": "q", "choices": [1, 2], "label": 0}, "choice 1 is no text"),
     ({"text": "q", "label": 0}, r"the row has no choices .*set columns.choices"),
     ({"question": "q", "choices": ["a", "b"]}, r"the row has no label .*set columns.label"),
 ])  # fmt: skip

@@ -88,7 +88,7 @@ class Plain:
         self.tokenizer, tasks = load_tokenizer(self.config.model), heads(self.config)
         self.rows = Rows.load(self.config.datasets, tasks.by_dataset(), self.tokenizer, self.config.cache).train
         initial = build_model(self.config.model, tasks, self.tokenizer, dropout=0.0, seed=self.config.seed)
-        export(initial, initial.state_dict(), self.tokenizer, folder / "initial", "")
+        export(initial, initial.state_dict(), self.tokenizer, folder / "initial")
         load = AutoModelForSequenceClassification.from_pretrained
         self.models = {head: load(folder / "initial" / head).train() for head in ("rating", "inference")}
         self.models["inference"].electra = self.models["rating"].electra

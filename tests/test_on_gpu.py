@@ -8,6 +8,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from test_bench import load as load
+
+from road_ds.models.configuration import base_config
 
 pytest.importorskip("triton")
 
@@ -21,12 +24,12 @@ def on_gpu(*arguments, **environment):
 
 
 def test_the_kernels_parts_run_and_leave_their_results(tmp_path):
-    """The parts that train are rehearsed by hand: `benchmarks/on_gpu.sh --rehearse --only steps,train,auto,runs`, minutes."""
-    run = on_gpu("--rehearse", "--only", "tests,tiles,loss,combine", "--output", tmp_path)
+    """The others are rehearsed by hand: `benchmarks/on_gpu.sh --rehearse --only train,tests,runs,steps,base`, minutes."""
+    run = on_gpu("--rehearse", "--only", "kernels,tiles,loss,combine", "--output", tmp_path)
     assert run.returncode == 0, run.stdout[-6000:] + run.stderr
     summary = (tmp_path / "summary.md").read_text()
     parts = [line.split(" | ") for line in summary.splitlines()[2:]]
-    assert [part[0].strip("| ") for part in parts] == ["tests", "tiles", "loss", "combine"]
+    assert [part[0].strip("| ") for part in parts] == ["kernels", "loss", "combine", "tiles"]
     assert all(part[1] == "ok" for part in parts) and summary in run.stdout
     rows = json.loads((tmp_path / "bench_kd_loss.json").read_text())["rows"]
     assert {row["provider"] for row in rows} >= {"eager", "ours", "head 16 products", "head 16 ours"}
@@ -45,7 +48,7 @@ def test_a_part_that_fails_or_takes_too_long_does_not_end_the_others(tmp_path):
     run = on_gpu("--rehearse", "--only", "tests,tiles,combine", "--output", tmp_path / "out", PYTHON=str(stand_in))
     assert run.returncode == 1
     results = [line.split(" | ")[:2] for line in (tmp_path / "out/summary.md").read_text().splitlines()[2:]]
-    assert results == [["| tests", "failed, 3"], ["| tiles", "over 360 s"], ["| combine", "ok"]]
+    assert results == [["| tests", "failed, 3"], ["| combine", "ok"], ["| tiles", "over 280 s"]]
 
 
 def test_parts_for_which_no_time_is_left_are_named(tmp_path):
@@ -53,6 +56,37 @@ def test_parts_for_which_no_time_is_left_are_named(tmp_path):
     assert run.returncode == 1
     rows = (tmp_path / "out/summary.md").read_text().splitlines()[2:]
     assert rows == ["| tests | no time left | | |", "| tiles | no time left | | |"]
+
+
+@pytest.fixture
+def benchmark(load):
+    for name in ("measure", "length_mix", "presets", "providers"):
+        load(name)
+    return load("bench_step")
+
+
+def test_gaps_by_hand(benchmark):
+    """Spans in any order, one inside another, two that touch."""
+    spans = [(30, 40, "c"), (0, 10, "a"), (2, 5, "inside"), (10, 20, "b"), (1540, 1541, "d"), (1591, 1600, "e")]
+    spans = [benchmark.Span(*span) for span in spans]
+    assert benchmark.gaps(spans) == [(10, "b", "c"), (1500, "c", "d"), (50, "d", "e")]
+    found = benchmark.idle(spans)
+    assert found["launches"] == 6 and found["longest gaps"] == [[1.5, "c", "d"], [0.05, "d", "e"], [0.01, "b", "c"]]
+    kinds = {key: value for key, value in found.items() if key.startswith("idle")}
+    assert kinds == {
+        "idle ms in gaps under 20 us": 0.01,
+        "idle ms in gaps under 1 ms": 0.05,
+        "idle ms in gaps of more": 1.5,
+    }
+
+
+def test_every_preset_has_a_model(benchmark, load):
+    """Of its sizes, and a tokenizer that goes with them; no weights."""
+    presets = load("presets")
+    for name, preset in presets.PRESETS.items():
+        config = presets.bench_config(preset)
+        settings = base_config(config.model, presets.tokenizer_of(config), 0.1)
+        assert settings.vocab_size == preset.config["vocab_size"], name
 
 
 def test_an_unknown_argument_is_refused():

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from test_export import TASKS, fresh
+from test_launch import NoWordToTheHost
 from torch.nn import functional as F
 
 from road_ds.data.batch import Feature
@@ -72,6 +73,35 @@ def test_the_three_paddings_give_one_loss_and_gradient(architecture, head):
         assert found == pytest.approx(expected, abs=1e-5)
         for name, gradient in gradients.items():
             assert torch.allclose(others[name], gradient, rtol=1e-4, atol=1e-5), f"{mode}: {name}"
+
+
+@pytest.mark.parametrize("mode", ["free", "grouped"])
+def test_a_micro_batch_asks_the_device_nothing(mode):
+    """Forward and backward; transformers' own mask would look for padding."""
+    model, source = fresh("electra")[0].train(), rows(TASKS["nli"])
+    batch = Padding(mode, 0, {"rows": LONGEST}).collate(source, np.arange(4))
+    if mode == "grouped":
+        with pytest.raises(AssertionError, match="wait for the device"), NoWordToTheHost():
+            model(batch, "nli")
+    assert model.use_packing() == ""
+    with NoWordToTheHost() as seen:
+        model(batch, "nli").logits.sum().backward()
+    assert "nan_to_num" in seen.names
+
+
+def test_idle_heads_are_touched_at_once():
+    """However many values they have."""
+    model, source = fresh("electra")[0].train(), rows(TASKS["nli"])
+    batch = Padding("grouped", 0, {"rows": LONGEST}).collate(source, np.arange(4))
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        outputs = model(batch, "nli")
+    calls = {event.key: event.count for event in profile.key_averages()}
+    assert len(TASKS) > 2 and calls["aten::nan_to_num"] == 1
+    outputs.logits.sum().backward()
+    heads = {name: parameter.grad for name, parameter in model.heads.named_parameters()}
+    assert all(grad is not None for grad in heads.values())
+    idle = [grad for name, grad in heads.items() if not name.startswith("nli.")]
+    assert idle and not any(grad.any() for grad in idle)
 
 
 def test_an_attention_of_its_own_cannot_run_packed():

@@ -15,7 +15,8 @@ from stand_in_hub import client_environment, serve
 from road_ds.common.errors import RoadError
 from road_ds.config.road import Columns, DatasetSpec
 from road_ds.data.formats import FORMATS, LIMIT
-from road_ds.data.readers import Answer, Example, distinct, read
+from road_ds.data.readers import Answer, Example, Reading, distinct, read
+from road_ds.data.sources import Source
 
 ROOT = Path(__file__).resolve().parents[1]
 DATA = ROOT.parent / "shared" / "data"
@@ -149,6 +150,60 @@ def test_squad_questions_without_answers_key_have_no_label(write):
 def test_well_known_columns_need_no_settings(write, row, text_a, text_b, label):
     example = read(write("train.jsonl", jsonl({**row, label: "x"})), spec()).examples[0]
     assert example == Example("train-0", text_a, text_b, "x", None, "train.jsonl:1")
+
+
+PUBLIC = [  # as their publishers, or the hub's copies, have them
+    ({"question": "q", "title": "T", "answer": True, "passage": "p"}, ("q", "p", "true")),  # BoolQ
+    ({"Quality": "1", "#1 ID": "7", "#2 ID": "8", "#1 String": "one", "#2 String": "two"}, ("one", "two", "1")),  # MRPC
+    (
+        {"index": 0, "genre": "g", "sentence1": "one", "sentence2": "two", "score": "3.8"},
+        ("one", "two", "3.8"),
+    ),  # STS-B
+    (
+        {"id": 4, "qid1": 1, "qid2": 2, "question1": "one", "question2": "two", "is_duplicate": 0},
+        ("one", "two", "0"),
+    ),  # QQP
+    ({"uid": "u", "context": "c", "hypothesis": "h", "label": "e", "reason": ""}, ("c", "h", "e")),  # ANLI
+    ({"review": "good", "sentiment": "positive"}, ("good", None, "positive")),  # IMDB
+    ({"text": "pay", "category": "card_arrival"}, ("pay", None, "card_arrival")),  # Banking77
+    ({"text": "t", "label": "l", "score": 0.5, "category": "c"}, ("t", None, "l")),
+]
+
+
+@pytest.mark.parametrize(("row", "found"), PUBLIC)
+def test_columns_of_public_sets_need_no_settings(write, row, found):
+    example = read(write("train.jsonl", jsonl(row)), spec()).examples[0]
+    assert (example.text_a, example.text_b, example.label) == found
+
+
+def test_what_may_be_a_label_is_not_chosen_from(write):
+    row = {"sentence_A": "a", "sentence_B": "b", "relatedness_score": 4.5, "entailment_judgment": "NEUTRAL"}  # SICK
+    file = write("a.jsonl", jsonl(row))
+    with pytest.raises(
+        RoadError, match=r"a\.jsonl:1: columns\.label could be 'relatedness_score' or 'entailment_judgment': set it"
+    ):
+        read(file, spec())
+    assert read(file, spec({"label": "relatedness_score"})).examples[0].label == 4.5
+    assert read(file, spec({"label": None})).examples[0].label is None
+    beside = read(write("b.jsonl", jsonl({**SPAN, "answer": {"any": 1}, "score": None})), spec()).examples[0]
+    assert beside.label is None and beside.answers == (Answer("Rouen", 3),)
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.TXT.gz", "folder"])
+def test_a_line_of_a_txt_is_a_text_where_nothing_is_trained(write, tmp_path, name):
+    """In training it is documents, for the pretraining that reads them."""
+    content, path = "one\ntwo\n\nthree\n", tmp_path / name
+    if name == "folder":
+        path.mkdir()
+        (path / "a.txt").write_text(content)
+    else:
+        write(name, gzip.compress(content.encode()) if name.endswith("gz") else content)
+    texts = Source.of("a", "dev", spec(dev=str(path)), scored=False).examples(Reading())
+    assert [e.text_a for e in texts] == ["one", "two", "three"]
+    documents = Source.of("a", "dev", spec({"label": None}, dev=str(path))).examples(Reading())
+    assert [e.text_a for e in documents] == ["one\ntwo", "three"]
+    whole = Source.of("a", "dev", spec(dev=str(path), format="document"), scored=False).examples(Reading())
+    assert [e.text_a for e in whole] == ["one\ntwo\nthree"]
 
 
 def test_given_columns_come_before_well_known_ones(write):

@@ -33,7 +33,7 @@ class Plain:
         self.rows = Rows.load(config.datasets, self.heads.by_dataset(), self.tokenizer, config.cache).train
         self.passes, self.steps = plan(config, ds["train_batch_size"], {n: s.lengths for n, s in self.rows.items()})
         initial = build_model(config.model, self.heads, self.tokenizer, dropout=0.0, seed=config.seed)
-        export(initial, initial.state_dict(), self.tokenizer, folder, "")
+        export(initial, initial.state_dict(), self.tokenizer, folder)
         self.discriminator = ElectraForPreTraining.from_pretrained(folder / "text").train()
         self.generator = ElectraForMaskedLM.from_pretrained(folder / "text" / "generator").train()
         self.generator.electra.embeddings = self.discriminator.electra.embeddings

@@ -7,7 +7,7 @@ import pytest
 import torch
 from forked import run_forked
 from runs import TINY_ELECTRA, records, run_python, tiny_config
-from test_export import TASKS
+from test_export import ARCHITECTURES, TASKS
 from test_packing import LONGEST, loss_and_gradients, rows, without_dropout
 
 from road_ds.common.errors import RoadError
@@ -15,7 +15,7 @@ from road_ds.config.road import RoadConfig
 from road_ds.data.batch import Feature
 from road_ds.data.batches import Padding
 from road_ds.engine import speed
-from road_ds.engine.speed import choose_padding, prepare
+from road_ds.engine.speed import choose_padding, compile_layers, prepare
 from road_ds.models import apex as fused
 from road_ds.models import attention, linear
 from road_ds.tasks.evaluation import MemorySet
@@ -42,9 +42,14 @@ def test_the_padding_follows_device_precision_and_encoder(arguments, mode, why):
     assert chosen == mode and (why in note if why else note == "")
 
 
-def test_packed_rows_are_one_compiled_graph_for_all_sizes(monkeypatch):
-    """As a GPU runs them, on tensors that have only a shape: no break in the graph, and no other for other rows."""
+@pytest.mark.parametrize("layers", [2, 5])
+def test_packed_rows_are_compiled_once_for_all_layers_and_sizes(layers, monkeypatch):
+    """As a GPU runs them, on tensors that have only a shape: no break in a layer's graph, and no other for other rows.
+
+    The first layer's input is a view, which is a second graph.
+    """
     monkeypatch.setattr(attention, "_by_runs", attention._by_kernel)
+    monkeypatch.setitem(ARCHITECTURES["electra"], "num_hidden_layers", layers)
     model, compiled = without_dropout("electra"), []
 
     def backend(graph, inputs):
@@ -53,7 +58,7 @@ def test_packed_rows_are_one_compiled_graph_for_all_sizes(monkeypatch):
 
     encoder = model.encoder.to("meta", torch.bfloat16)
     encoder.set_attn_implementation(attention.ATTENTION)
-    encoder.compile(dynamic=True, fullgraph=True, backend=backend)
+    compile_layers(encoder, fullgraph=True, backend=backend)
     seen = []
     for lengths in ([5, 9, 30], [2, 40, 41], [17, 18, 19], [64, 64, 64]):
         batch = Padding("free", 0, {}).collate(
@@ -62,7 +67,7 @@ def test_packed_rows_are_one_compiled_graph_for_all_sizes(monkeypatch):
         found, _ = model.encode(batch.map(lambda tensor: tensor.to("meta")))
         assert found.last_hidden_state.shape == (3, -(-max(lengths) // 8) * 8, 32)
         seen.append(len(compiled))
-    assert seen[0] and len(set(seen)) == 1
+    assert seen == [2] * 4
 
 
 @pytest.mark.parametrize("mode", ["free", "grouped"])
@@ -166,7 +171,19 @@ def test_one_graph_serves_batches_of_every_width(dropout, monkeypatch):
     for length in (12, 20, 33, 50):
         near = np.argsort(abs(np.asarray(source.lengths) - length))[:4]
         model(padding.collate(source, near), "nli").logits.sum().backward()
-    assert mode == "grouped" and len(graphs) == 1
+    assert mode == "grouped" and len(graphs) == 2, "the first layer's input is a view"
+
+
+def test_attention_on_a_gpu_makes_no_plan_for_each_shape():
+    """A run's, and a predictor's: cuDNN's, which torch would take first where it can."""
+    config = RoadConfig.model_validate(tiny_config()["road"])
+    before = torch.backends.cuda.cudnn_sdp_enabled()
+    try:
+        torch.backends.cuda.enable_cudnn_sdp(True)
+        prepare(without_dropout("electra"), config, {"zero_optimization": {"stage": 0}}, "cuda", AMPERE, "bf16")
+        assert not torch.backends.cuda.cudnn_sdp_enabled()
+    finally:
+        torch.backends.cuda.enable_cudnn_sdp(before)
 
 
 def test_a_compiled_encoder_trains_alike(config_file):

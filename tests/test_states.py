@@ -45,7 +45,7 @@ def batch_of(number: int = 5):
 @pytest.mark.parametrize("kind", NAMED)
 def test_a_teachers_states_are_those_of_transformers(kind, tmp_path):
     model, tokenizer = model_of(kind)
-    export(model, model.state_dict(), tokenizer, tmp_path, "")
+    export(model, model.state_dict(), tokenizer, tmp_path)
     teacher, batch = Predictor.load(str(tmp_path / "nli")), batch_of()
     teacher.model.set_attn_implementation("eager")
     plain = TASKS["nli"].model.from_pretrained(tmp_path / "nli", attn_implementation="eager").eval()

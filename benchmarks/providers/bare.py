@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import numpy as np
 import torch
 from presets import DROPOUT, LONGEST
 from torch.nn import functional as F
 
-from providers.case import CLIP, DECAY, DTYPES, LR, Rows, Work, wait
-from road_ds.config.road import ModelSpec
+from providers.case import CLIP, DECAY, DTYPES, LR, Rows, Work, as_torch_comes, fresh, wait
 from road_ds.data.batch import Batch
 from road_ds.data.batches import Padding, assemble
 from road_ds.engine.speed import fit_cpu
-from road_ds.models.attention import ATTENTION
-from road_ds.models.build import build_model
+from road_ds.models.attention import ATTENTION, plan_no_shapes
 from road_ds.tasks.registry import heads
 
 
@@ -27,14 +27,17 @@ class Bare:
         self.rows = rows
         device = rows.ranks.device
         tasks = heads(rows.config)
-        built = build_model(ModelSpec(**rows.config.model.model_dump()), tasks, rows.tokenizer, dropout=DROPOUT, seed=0)
+        built = fresh(rows, DROPOUT)
         state = built.state_dict()
-        self.models = {name: built.head_model(name, state).train() for name in tasks}
+        with device:
+            self.models = {name: built.head_model(name, state).train() for name in tasks}
         encoder = self.models["mrc"].base_model
         for model in self.models.values():
             setattr(model, model.base_model_prefix, encoder)
+        self.own = own
         if own:
             encoder.set_attn_implementation(ATTENTION)
+            plan_no_shapes()
         dtype = DTYPES[rows.precision]
         every = torch.nn.ModuleList(self.models.values()).to(device, dtype)
         if own and device.type == "cpu":
@@ -46,6 +49,10 @@ class Bare:
         self.padding = Padding("grouped", rows.tokenizer.pad_token_id, dict.fromkeys(rows.sources, LONGEST))
 
     def turn(self, steps: range) -> Work:
+        with nullcontext() if self.own else as_torch_comes():
+            return self.steps(steps)
+
+    def steps(self, steps: range) -> Work:
         rows, device = self.rows, self.rows.ranks.device
         plan = assemble(rows.passes, rows.sources, self.padding, rows.ranks, rows.preset.micro, steps)
         ready = [[batch.to(device) for batch in batches] for _, batches in plan]

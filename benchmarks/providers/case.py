@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from length_mix import MIX
-from presets import DROPOUT, LONGEST, PASSES, Preset, bench_config
+from presets import DROPOUT, LONGEST, PASSES, Preset, bench_config, tokenizer_of
 
 from road_ds.common.ranks import Ranks
 from road_ds.config.road import RoadConfig
@@ -19,7 +20,9 @@ from road_ds.data.features import FeatureSet
 from road_ds.data.passes import Passes
 from road_ds.engine.micro_batch import Demand
 from road_ds.engine.plan import parameters
-from road_ds.models.configuration import base_config, load_tokenizer
+from road_ds.models.build import build_model
+from road_ds.models.configuration import base_config
+from road_ds.models.multi_task import MultiTaskModel
 from road_ds.tasks.registry import heads
 
 LR, DECAY, CLIP = 1e-4, 0.01, 1.0
@@ -68,8 +71,8 @@ class Rows(NamedTuple):
             {name: np.asarray(source.lengths) for name, source in sources.items()}, np.full(len(MIX), 1 / len(MIX)),
             passes=PASSES, rows=case.preset.rows // PASSES, seed=0, window=config.length_window,
         )  # fmt: skip
-        tokenizer = load_tokenizer(config.model)
-        return cls(sources, passes, config, case.preset, ranks, case.precision, tokenizer, CLOCKS[case.clock])
+        tokenizer, clock = tokenizer_of(config), CLOCKS[case.clock]
+        return cls(sources, passes, config, case.preset, ranks, case.precision, tokenizer, clock)
 
     def drawn(self, steps: range) -> list[tuple[str, int]]:
         """The rows of some steps, over all ranks: data set and number."""
@@ -89,6 +92,24 @@ class Rows(NamedTuple):
 def wait(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize()
+
+
+@contextmanager
+def as_torch_comes() -> Iterator[None]:
+    """torch's attention with cuDNN's in it, which ours leaves out for the whole process."""
+    before = torch.backends.cuda.cudnn_sdp_enabled()
+    torch.backends.cuda.enable_cudnn_sdp(True)
+    try:
+        yield
+    finally:
+        torch.backends.cuda.enable_cudnn_sdp(before)
+
+
+def fresh(rows: Rows, dropout: float) -> MultiTaskModel:
+    """The model of ours, in host memory. Its weights are drawn on the device, where a large model's take no time."""
+    with rows.ranks.device:
+        model = build_model(rows.config.model, heads(rows.config), rows.tokenizer, dropout=dropout, seed=0)
+    return model.to("cpu")
 
 
 def demand_of(rows: Rows, stage: int, padding: str) -> Demand:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from presets import DROPOUT, LONGEST
 
-from providers.case import CLIP, DECAY, LR, Rows, Work, wait
+from providers.case import CLIP, DECAY, LR, Rows, Work, fresh, wait
 from road_ds.common.errors import Faults
 from road_ds.data.batches import Padding, ahead, assemble
 from road_ds.data.features import FeatureSet
@@ -27,7 +27,6 @@ from road_ds.engine.settled import Machine, settle
 from road_ds.engine.speed import prepare
 from road_ds.engine.start import start
 from road_ds.loop import fit
-from road_ds.models.build import build_model
 from road_ds.tasks.registry import heads
 
 
@@ -41,7 +40,7 @@ class Ours:
         self.rows = rows
         preset, ranks = rows.preset, rows.ranks
         self.heads = heads(rows.config)
-        model = build_model(rows.config.model, self.heads, rows.tokenizer, dropout=DROPOUT, seed=0)
+        model = fresh(rows, DROPOUT)
         machine, faults = Machine.of(ranks), Faults()
         ds: dict[str, Any] = {
             "train_batch_size": preset.rows,
@@ -78,7 +77,7 @@ class Ours:
         with Preemption() as preemption:
             fit(
                 engine, ahead(plan), lesson, meter, rows.ranks, preemption, rows.config,  # type: ignore[arg-type]
-                start=steps.start, steps=steps.stop, evaluate=lambda step: None, save=lambda step: True,
+                start=steps.start, steps=steps.stop, evaluate=lambda step: False, save=lambda step: True,
             )  # fmt: skip
         wait(rows.ranks.device)
         self.seconds = rows.clock() - meter.began
@@ -87,7 +86,10 @@ class Ours:
         """Milliseconds of the parts of one step; what is left is the data and the loop itself."""
         watch = Stopwatch(self.engine, self.rows)
         self.run(watch, range(step, step + 1))
-        parts = dict(watch.milliseconds)
+        parts = {part: sum(taken) for part, taken in watch.milliseconds.items()}
+        lengths = self.rows.lengths(range(step, step + 1)).reshape(self.rows.pieces, -1).sum(1).tolist()
+        both = zip(lengths, watch.milliseconds["forward"], watch.milliseconds["backward"], strict=True)
+        self.pieces = [dict(zip(("tokens", "forward ms", "backward ms"), piece, strict=True)) for piece in both]
         return {**parts, "data": 1e3 * self.seconds - sum(parts.values())}
 
 
@@ -143,7 +145,7 @@ class Stopwatch:
 
     def __init__(self, engine: Any, rows: Rows):
         self._engine, self._device, self._clock = engine, rows.ranks.device, rows.clock
-        self.milliseconds = {"forward": 0.0, "backward": 0.0, "step": 0.0}
+        self.milliseconds: dict[str, list[float]] = {"forward": [], "backward": [], "step": []}
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._engine, name)
@@ -153,7 +155,7 @@ class Stopwatch:
         began = self._clock()
         result = work(*arguments)
         wait(self._device)
-        self.milliseconds[part] += 1e3 * (self._clock() - began)
+        self.milliseconds[part].append(1e3 * (self._clock() - began))
         return result
 
     def __call__(self, *arguments: Any) -> Any:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from presets import DROPOUT, LONGEST
 
-from providers.case import CLIP, DECAY, LAUNCHER, LR, Rows, Work, wait
+from providers.case import CLIP, DECAY, LAUNCHER, LR, Rows, Work, as_torch_comes, wait
 from road_ds.common.ranks import Ranks
 
 
@@ -46,7 +46,8 @@ class HuggingFace:
         preset = rows.preset
         torch.manual_seed(0)
         settings = {"hidden_dropout_prob": DROPOUT, "attention_probs_dropout_prob": DROPOUT, **preset.config}
-        model = AutoModelForQuestionAnswering.from_config(AutoConfig.for_model("electra", **settings))
+        with rows.ranks.device:
+            model = AutoModelForQuestionAnswering.from_config(AutoConfig.for_model("electra", **settings))
         arguments = TrainingArguments(
             output_dir=str(scratch / f"trainer-{by_length}"),
             per_device_train_batch_size=preset.micro,
@@ -130,7 +131,8 @@ class HuggingFace:
                 columns.setdefault(key, []).append(value)
         self.trainer.train_dataset = Dataset.from_dict(columns)
         self.computed = 0
-        self.trainer.train()
+        with as_torch_comes():
+            self.trainer.train()
         assert self.clock.began is not None
         return Work(self.clock.ended - self.clock.began, self.computed * self.rows.ranks.world_size)
 

@@ -34,7 +34,8 @@ from .reference import (
     weights_of_rows,
 )
 
-CHUNK_BYTES = 2**28  # of student logits in memory at a time, if chunk_rows is not given: the products stay large
+# Student logits in memory at a time, if chunk_rows is not given: on a device the products stay large, a CPU has them in its cache.
+CHUNK_BYTES, CPU_CHUNK_BYTES = 2**28, 2**26
 
 
 def linear_kd_loss(
@@ -69,8 +70,8 @@ def linear_kd_loss(
     visit is called in the forward pass with the rows of each chunk and their logits [rows, classes], without a gradient: what else
     is asked of them (a sample, the likeliest class) costs no second product. It must not change them.
 
-    Memory is that of one chunk: `chunk_rows` rows, by default as many as fill 256 MiB with student logits, whose rows are padded
-    to 16 bytes and which the gradient overwrites. A lone chunk is kept for its gradient. Of several each lives only while its
+    Memory is that of one chunk: `chunk_rows` rows, by default as many as fill 256 MiB (on a CPU 64) with student logits, whose rows
+    are padded to 16 bytes and which a kernel's gradient overwrites. A lone chunk is kept for that. Of several each lives only while its
     loss is computed; in bf16 and float32 its gradient is taken at once, before grad_output is known. fp16 would lose what
     the loss scale has not yet lifted, and reduction="none" has a grad_output for each row: there a chunk is computed once more,
     four products of the head instead of three. A graph under torch.compile holds the logits whole.
@@ -78,7 +79,8 @@ def linear_kd_loss(
     check_head("hidden", hidden, "head_weight", head_weight, "bias", bias)
     rows, classes = hidden.shape[0], head_weight.shape[0]
     if chunk_rows is None:
-        chunk_rows = max(1, CHUNK_BYTES // (classes * hidden.element_size()))
+        size = CPU_CHUNK_BYTES if hidden.device.type == "cpu" else CHUNK_BYTES
+        chunk_rows = max(1, size // (classes * hidden.element_size()))
     elif isinstance(chunk_rows, bool) or not isinstance(chunk_rows, int) or chunk_rows < 1:
         refuse("chunk_rows", describe(chunk_rows), "a whole number of at least 1")
     teachers = all_teachers(teacher, teacher_hidden, teacher_head_weight, teacher_bias, (rows, classes), hidden.device)
@@ -163,6 +165,13 @@ class Work(NamedTuple):
 
         return forward(chunk)
 
+    def learned(self, chunk: Problem, upstream: Tensor) -> tuple[Sequence[Tensor], Tensor]:
+        """The losses of a chunk, and the gradient of its logits."""
+        if not self.kernels:
+            return by_definition(chunk, upstream)
+        *losses, saved = self.loss(chunk)
+        return losses, gradient(chunk, saved, upstream)
+
 
 class Chunked(torch.autograd.Function):
     """total, hard and soft of a head's logits; gradients for hidden states, weight and bias."""
@@ -176,22 +185,24 @@ class Chunked(torch.autograd.Function):
         ctx.work, ctx.kept, ctx.early, ctx.divisor = work, None, None, None
         wanted = [work.training and need for need in ctx.needs_input_grad[:3]]
         parts = work.parts(hidden.shape[0])
-        if len(parts) == 1:
+        early = any(wanted) and work.problem.reduction != "none" and hidden.dtype != torch.float16
+        if len(parts) == 1 and (work.kernels or not early):
             chunk = work.first(parts[0], product(hidden, head_weight, bias), work.problem.reduction)
             total, hard, soft, saved = work.loss(chunk)
             ctx.kept = (chunk, saved) if any(wanted) else None
         else:
             weights = weights_of_rows(hidden.new_empty(hidden.shape[0], dtype=work.accumulation), work.problem)
             ctx.divisor = divisor(weights, work.problem.reduction)
-            early = any(wanted) and ctx.divisor is not None and hidden.dtype != torch.float16
             sums = Gradients(hidden, head_weight, bias, wanted)
             found = []
             for part in parts:
                 chunk = work.first(part, product(hidden[part], head_weight, bias), "none")
-                *losses, saved = work.loss(chunk)
-                found.append(losses)
                 if early:
-                    sums.add(part, gradient(chunk, saved, (1 / ctx.divisor).expand(len(losses[0]))))
+                    losses, slope = work.learned(chunk, (1 / ctx.divisor).expand(len(chunk.student)))
+                    sums.add(part, slope)
+                else:
+                    losses = work.loss(chunk)[:3]
+                found.append(losses)
             total, hard, soft = (torch.cat(rows) for rows in zip(*found, strict=True))
             total = reduce_rows(total, weights, work.problem.reduction)
             ctx.early = sums.found if early else None
@@ -247,10 +258,16 @@ def gradient(chunk: Problem, saved: Tensor | None, upstream: Tensor) -> Tensor:
         from .backward import backward
 
         return backward(chunk, saved, upstream, gradient=chunk.student)
+    return by_definition(chunk, upstream)[1]
+
+
+def by_definition(chunk: Problem, upstream: Tensor) -> tuple[Sequence[Tensor], Tensor]:
+    """The losses of a chunk, and the gradient of its logits, in one pass."""
     with torch.enable_grad():
         logits = chunk.student.detach().requires_grad_()
-        total = reference.kd_loss(chunk._replace(student=logits)).total
-    return torch.autograd.grad(total, logits, upstream)[0]
+        total, hard, soft = reference.kd_loss(chunk._replace(student=logits))
+    (slope,) = torch.autograd.grad(total, logits, upstream)
+    return (total.detach(), hard, soft), slope
 
 
 def product(states: Tensor, head: Tensor, bias: Tensor | None) -> Tensor:

@@ -1,4 +1,4 @@
-"""The `deepspeed` command, except that it ends when its run has ended: python -m road_ds launch, then what `deepspeed` takes.
+"""The `deepspeed` command, except that it ends when its run has ended, and is quiet: python -m road_ds launch, then what `deepspeed` takes.
 
 DeepSpeed's own command dies at once when it is asked to stop, and its processes save afterwards: too late where the end of the command
 is the end of the container or of the job.
@@ -35,7 +35,8 @@ def run(options: argparse.Namespace) -> int:
     What asks this process to stop is passed on to the training processes, which save. They are a session of their own: a terminal's Ctrl-C would
     otherwise reach DeepSpeed's launchers too, and those end what they have started.
     """
-    line = [sys.executable, "-m", "deepspeed.launcher.runner", *options.arguments]
+    quiet = ("--log_level", "error")  # what is asked for behind it counts
+    line = [sys.executable, "-m", "deepspeed.launcher.runner", *quiet, *options.arguments]
     child = subprocess.Popen(line, start_new_session=True)
 
     def ask(number, frame) -> None:

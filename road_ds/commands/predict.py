@@ -1,19 +1,30 @@
-"""predict: what a model says of texts."""
+"""predict: what models say of texts."""
 
 import argparse
+import csv
 import json
 import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from road_ds.commands.arguments import ROWS, command, positive, settings
 from road_ds.commands.rows import read_rows
 from road_ds.common.errors import RoadError, legible
 
+Values = dict[str, Any]
+LONE = ""  # the name of a model that is asked alone
+
 
 def add(commands: Any) -> None:
     """Adds the command line."""
     added = command(commands, "predict", run)
-    added.add_argument("model", metavar="MODEL_FOLDER", help="an exported folder, or a hub name")
+    added.add_argument(
+        "models",
+        nargs="+",
+        metavar="MODEL_FOLDER",
+        help="an exported folder, a hub name, or a run folder: all its heads that read such rows",
+    )
     source = added.add_mutually_exclusive_group()
     source.add_argument("--text", help="one text; for span QA the question")
     source.add_argument(
@@ -22,12 +33,13 @@ def add(commands: Any) -> None:
     added.add_argument("--pair", help="the second text, beside --text; for span QA the context")
     settings(added, ROWS)
     added.add_argument("--batch-size", type=positive, default=64, metavar="N")
+    added.add_argument("--with-text", action="store_true", help="gives the texts of a row beside its id")
+    added.add_argument("--csv", action="store_true", help="prints CSV with a header")
 
 
 def run(options: argparse.Namespace) -> None:
-    """Prints a model's predictions: as lines for one text, as JSON lines for a file or standard input."""
+    """Prints models' predictions: as lines for one text, as JSON lines or CSV for a file or standard input."""
     from road_ds.data.readers import Example
-    from road_ds.models.predictor import Predictor
 
     if options.text is not None:
         examples = [Example("text", options.text, options.pair or None, None, None, "--text")]
@@ -35,14 +47,90 @@ def run(options: argparse.Namespace) -> None:
         examples = read_rows(options.file, options.set, scored=False)
     else:
         examples = read_lines(sys.stdin.buffer.read())
-    predictor = Predictor.load(options.model)
-    for example, prediction in zip(examples, predictor.predict(examples, options.batch_size), strict=True):
-        values = predictor.task.describe(prediction)
-        if options.text is not None:
-            width = max(map(len, values))
-            print(*(legible(f"{key.ljust(width)}  {value}") for key, value in values.items()), sep="\n")
-        else:
-            print(legible(json.dumps({"id": example.id, **values}, ensure_ascii=False)))
+    answers = ask(options.models, examples, options.batch_size)
+    rows = [row_of(example, options.with_text) for example in examples]
+    if options.csv:
+        write_csv([{**row, **flat(said)} for row, said in zip(rows, answers, strict=True)])
+    elif options.text is not None:
+        values = flat(answers[0])
+        width = max(map(len, values))
+        print(*(legible(f"{key.ljust(width)}  {value}") for key, value in values.items()), sep="\n")
+    else:
+        for row, said in zip(rows, answers, strict=True):
+            print(legible(json.dumps({**row, **said}, ensure_ascii=False)))
+
+
+def ask(names: Sequence[str], examples: Sequence[Any], batch_size: int) -> list[Values]:
+    """What models say of each example: a lone one's values, or of each of several by its name. One is in memory at a time."""
+    from road_ds.models.predictor import Predictor
+
+    said: dict[str, list[Values]] = {}
+    for name, folder in models_of(names, examples).items():
+        predictor = Predictor.load(folder)
+        said[name] = [predictor.task.describe(p) for p in predictor.predict(examples, batch_size)]
+    if LONE in said:
+        return said[LONE]
+    return [dict(zip(said, values, strict=True)) for values in zip(*said.values(), strict=True)]
+
+
+def models_of(names: Sequence[str], examples: Sequence[Any]) -> dict[str, str]:
+    """The models to ask, by the name of their head, LONE for one alone; of a run's heads those that read such rows.
+
+    RoadError where none does, or two have one name.
+    """
+    from road_ds.common.hub import model_folder, trained_heads
+    from road_ds.common.log import warn
+    from road_ds.models.export import read_task
+
+    every: dict[str, Mapping[str, Path | str]] = {
+        name: trained_heads(name) or {Path(name).name: name} for name in names
+    }
+    if [len(heads) for heads in every.values()] == [1]:
+        return {LONE: names[0]}
+    kinds = {example.text_b is not None for example in examples}
+    pairs = kinds.pop() if len(kinds) == 1 else None
+    rows = {True: "pairs of texts", False: "lone texts", None: "lone texts and pairs"}[pairs]
+    found: dict[str, str] = {}
+    for name, heads in every.items():
+        able = [head for head, at in heads.items() if len(heads) == 1 or read_task(model_folder(str(at))).reads(pairs)]
+        others = [head for head in heads if head not in able]
+        if not able:
+            raise RoadError(f"{name}: the rows are {rows}, which none of its heads reads ({', '.join(heads)})")
+        if others:
+            warn(f"{name}: the rows are {rows}: left out are {', '.join(others)}")
+        for head in able:
+            if head in found:
+                raise RoadError(f"{found[head]} and {heads[head]}: two models called {head}: ask one after the other")
+            found[head] = str(heads[head])
+    return found
+
+
+def row_of(example: Any, with_text: bool) -> Values:
+    """What is given of a row beside the predictions."""
+    texts = {"text_a": example.text_a, "text_b": example.text_b} if with_text else {}
+    return {"id": example.id, **{key: text for key, text in texts.items() if text is not None}}
+
+
+def flat(said: Values) -> Values:
+    """The values of one model, or those of several as "<model>.<name>"."""
+    parts = (
+        {f"{name}.{key}": v for key, v in value.items()} if isinstance(value, dict) else {name: value}
+        for name, value in said.items()
+    )
+    return {key: value for part in parts for key, value in part.items()}
+
+
+def write_csv(rows: Sequence[Values]) -> None:
+    """Prints rows with a header; what is no text or number stands there as JSON, and what is null is empty."""
+    writer = csv.DictWriter(sys.stdout, list(dict.fromkeys(key for row in rows for key in row)), lineterminator="\n")
+    writer.writeheader()
+    for row in rows:
+        writer.writerow({key: cell(value) for key, value in row.items()})
+
+
+def cell(value: Any) -> Any:
+    """A value as a field of CSV."""
+    return value if value is None or isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def read_lines(data: bytes) -> list[Any]:

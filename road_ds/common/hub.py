@@ -5,9 +5,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from road_ds.common.errors import RoadError
+from road_ds.common.errors import RoadError, first_line
 from road_ds.common.log import is_main, warn
-from road_ds.common.sealed import Manifest, check, fingerprints, read_manifest, write_manifest
+from road_ds.common.sealed import Fingerprint, Manifest, check, fingerprints, read_manifest, write_manifest
 from road_ds.common.strict_json import quote
 
 SAMPLE = Path(__file__).resolve().parents[1] / "data" / "sample_data"
@@ -17,6 +17,8 @@ HUB_NAME = re.compile(r"([A-Za-z0-9._-]+/)?[A-Za-z0-9._-]+(@[A-Za-z0-9._/-]+)?")
 
 
 EXPORTED = "road_files.json"  # beside config.json: what every file was when it was exported
+TASK_FILE = "road_task.json"  # beside config.json: how the head's rows are encoded and its logits read
+ENCODER = "encoder"  # the folder beside the heads' that has the encoder which they share, where they share one
 
 
 @contextmanager
@@ -58,9 +60,10 @@ def local_file(name: str) -> Path:
 def trained_heads(name: str) -> dict[str, Path]:
     """The models that a run folder holds, by head; nothing for a name that is no run folder."""
     with readable(name):
-        models = Path(name).expanduser() / "model"
-        found = sorted(models.iterdir()) if models.is_dir() else []
-        return {path.name: path for path in found if (path / "config.json").exists()}
+        folder = Path(name).expanduser() / "model"
+        found = sorted(folder.iterdir()) if folder.is_dir() else []
+        models = [path for path in found if (path / "config.json").exists()]
+    return {path.name: path for path in models if path.name != ENCODER or (path / TASK_FILE).exists()}
 
 
 def head_folder(name: str, head: str) -> str:
@@ -106,9 +109,9 @@ def models_below(folder: Path) -> str:
     return f"; there is {'one' if len(found) == 1 else 'a model each'} in {', '.join(found[:8])}" if found else ""
 
 
-def note_files(folder: Path) -> None:
-    """Writes down what the files of an exported folder are, all but its model card."""
-    files = fingerprints(folder)
+def note_files(folder: Path, *beside: str) -> None:
+    """Writes down what the files of an exported folder are, all but its model card, and those beside it that it reads."""
+    files = fingerprints(folder) | {name: Fingerprint.of(folder / name) for name in beside}
     files.pop("README.md", None)
     write_manifest(folder / EXPORTED, Manifest(files=files))
 
@@ -168,3 +171,40 @@ def _download(name: str, weights: bool) -> Path:
         raise RoadError(
             f"{name}: the download failed ({(str(error).splitlines() or [type(error).__name__])[0]}): try again, {use_folder}"
         ) from None
+
+
+def upload(folder: Path, name: str, private: bool) -> str:
+    """Uploads a folder's files to a hub's model repository, made where it is not there; its address.
+
+    RoadError for a name that is none, without a login, and where the hub refuses; nothing of the login is in it.
+    """
+    import httpx
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+    from huggingface_hub.utils import disable_progress_bars, validate_repo_id
+
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        raise RoadError(f"{quote(name)}: no hub name: expected ORG/NAME of letters, digits, - _ .") from None
+    if "/" not in name:
+        raise RoadError(f"{name}: whose? expected ORG/NAME, with your own name for ORG where it is yours")
+    disable_progress_bars()
+    api = HfApi(library_name="road_ds")
+    try:
+        address = api.create_repo(name, private=private or None, exist_ok=True)
+        api.upload_folder(
+            repo_id=name, folder_path=folder, ignore_patterns=[".*"], commit_message="Trained with road_ds"
+        )
+    except HfHubHTTPError as error:
+        status = error.response.status_code
+        if status == 401:
+            raise RoadError(
+                f"{name}: not logged in, or by a token that is not known: `hf auth login` (HF_TOKEN)"
+            ) from None
+        if status == 403:
+            raise RoadError(f"{name}: this login may not write there: give a token that may, or another name") from None
+        raise RoadError(f"{name}: the hub refuses it: {first_line(error)}") from None
+    except (httpx.HTTPError, OSError, ValueError) as error:  # of a card that the hub does not take, too
+        raise RoadError(f"{name}: the upload failed: {first_line(error)}: try again") from None
+    return str(address)

@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from road_ds.common.errors import RoadError, legible
 
+EVERY = 60.0  # seconds between two lines of a bar in a log file
 NUMBER = re.compile(r"[-+]?[\d,.]*\d[\d,.]*( ?[%KMGx]?i?B?)|-?")
 
 
@@ -27,15 +28,17 @@ def is_main() -> bool:
 
 
 def say(*lines: str) -> None:
-    """Prints lines on rank 0."""
+    """Prints lines on rank 0, above a progress bar where there is one."""
     if is_main():
-        print(*map(legible, lines), sep="\n", flush=True)
+        with tqdm.external_write_mode():
+            print(*map(legible, lines), sep="\n", flush=True)
 
 
 def warn(message: str, everywhere: bool = False) -> None:
     """Prints a warning to standard error, on rank 0 or, for what only one rank knows, everywhere."""
     if everywhere or is_main():
-        print(f"warning: {RoadError(message)}", file=sys.stderr, flush=True)
+        with tqdm.external_write_mode():
+            print(f"warning: {RoadError(message)}", file=sys.stderr, flush=True)
 
 
 def print_anywhere() -> None:
@@ -94,17 +97,31 @@ def quiet_libraries() -> None:
 
 
 def progress(total: int | None, description: str, unit: str, *, initial: int = 0, leave: bool = False) -> tqdm:
-    """A progress bar with ETA on rank 0; into a file it writes seldom."""
+    """How far some work is, on rank 0: a bar with ETA, where another one stood until now; in a log file a line a minute."""
+    how: dict[str, Any] = {"leave": leave, "dynamic_ncols": True, "mininterval": 0.1}
+    if not on_screen():
+        amount = "{n_fmt}" if total is None else "{n_fmt} of {total_fmt}"
+        line = f"{{desc}}: {{unit}} {amount} in {{elapsed}}{'' if total is None else ', {remaining} left'}{{postfix}}"
+        # miniters: the library's thread that redraws bars leaves these alone
+        how = {"file": Lines(), "bar_format": line, "mininterval": EVERY, "delay": EVERY, "miniters": 1, "leave": False}
     return tqdm(
-        total=total,
-        initial=initial,
-        desc=description,
-        unit=unit,
-        leave=leave,
-        disable=not is_main(),
-        dynamic_ncols=True,
-        mininterval=0.1 if sys.stderr.isatty() else 15,
-    )
+        total=total, initial=initial, desc=description, unit=unit, disable=not is_main(), position=0, **how
+    )  # fmt: skip
+
+
+def on_screen() -> bool:
+    """Whether somebody watches: standard error is a terminal or a notebook's, where a bar can be drawn again."""
+    return sys.stderr.isatty() or type(sys.stderr).__module__.startswith("ipykernel")
+
+
+class Lines:
+    """A stream to standard error on which a bar is a line each time it is drawn."""
+
+    def write(self, text: str) -> None:
+        if line := text.strip():
+            print(line, file=sys.stderr, flush=True)
+
+    def flush(self) -> None: ...
 
 
 def table(rows: Iterable[Iterable[Any]], header: Iterable[str]) -> str:

@@ -1,7 +1,9 @@
 """A run's JSON file -> the "road" block and DeepSpeed's part, both validated; KEY=VALUE overrides."""
 
+import json
+import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -39,25 +41,50 @@ def override(data: dict[str, Any], assignment: str) -> None:
     block[last] = value
 
 
-def load_config(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> tuple[RoadConfig, dict[str, Any]]:
+Settings = str | Path | Mapping[str, Any]  # a run's file, or what would stand in it
+HERE = "run"  # what settings without a file are called
+
+
+def assignments(overrides: Mapping[str, Any]) -> list[str]:
+    """Settings given by Python's keywords as KEY=VALUE; those of the "road" block by their name alone."""
+    keys = {f"road.{key}" if key in RoadConfig.model_fields else key: value for key, value in overrides.items()}
+    return [f"{key}={_as_json(value, key)}" for key, value in keys.items()]
+
+
+def _as_json(value: Any, where: str) -> str:
+    """Plain values, and paths, as JSON."""
+    try:
+        return json.dumps(value, default=os.fspath, ensure_ascii=False, allow_nan=False)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise RoadError(f"{where}: expected what JSON can hold, and paths: {error}") from None
+
+
+def _read(settings: Settings) -> tuple[Any, str]:
+    """What stands in a run's file, and the file's name."""
+    if isinstance(settings, Mapping):
+        return json.loads(_as_json(dict(settings), HERE)), HERE
+    if half_character(str(settings)) is not None:
+        raise RoadError(f"{quote(str(settings))}: the path is not UTF-8: rename the file or folder")
+    return load_json(settings), str(settings)
+
+
+def load_config(settings: Settings, overrides: list[str] | tuple[str, ...] = ()) -> tuple[RoadConfig, dict[str, Any]]:
     """The validated `"road"` block, and DeepSpeed's part of the file as it is given.
 
     `road.output` is filled in as `runs/<config name>`, and `road.use` applied. Raises RoadError for anything that does not hold; sizes that
     depend on the number of processes or the device are fitted later, by `fit_batch`, `fit_precision` and `fit_optimizer`.
     """
     faults = Faults()
-    config, ds = read_config(path, overrides, faults)
+    config, ds = read_config(settings, overrides, faults)
     faults.end()
     return config, ds
 
 
 def read_config(
-    path: str | Path, overrides: list[str] | tuple[str, ...], faults: Faults
+    settings: Settings, overrides: list[str] | tuple[str, ...], faults: Faults
 ) -> tuple[RoadConfig, dict[str, Any]]:
     """As `load_config`, with the faults collected and what is left without the faulty parts, to be looked at further."""
-    if half_character(str(path)) is not None:
-        raise RoadError(f"{quote(str(path))}: the path is not UTF-8: rename the file or folder")
-    data = load_json(path)
+    data, path = _read(settings)
     if not isinstance(data, dict):
         raise RoadError(f'{path}: expected an object with DeepSpeed\'s keys and a "road" block')
     for assignment in overrides:
@@ -77,7 +104,7 @@ def read_config(
         if fault := deepspeed_keys.misplaced(key, RoadConfig.model_fields):
             faults.add(f"{path}: {key}: {fault}")
             del data[key]
-    check_engine(data, str(path), faults)
+    check_engine(data, path, faults)
     try:
         road = catalog.expand(road) if isinstance(road, dict) else road
     except RoadError as error:
@@ -94,7 +121,7 @@ def read_config(
     with faults.caught():
         output = str(expanded(config.output or f"runs/{Path(path).stem}", "road.output "))
         config = config.model_copy(update={"output": output})
-    config._file = str(path)
+    config._file = path
     return config, data
 
 

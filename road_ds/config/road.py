@@ -19,6 +19,8 @@ from road_ds.common.strict_json import quote
 from road_ds.config.deepspeed_keys import Engine
 from road_ds.config.settings import NAME, Count, Number, Strict
 
+KEPT = 2  # checkpoints of a run at work: where the newest is damaged, the one before it serves
+
 
 class Columns(Strict):
     """Which columns of a table hold what: a column's name, or its position (from 0) in a file without a header.
@@ -200,8 +202,11 @@ class RoadConfig(PlanSettings, RateSettings, SpeedSettings, LoopSettings):
     distill: dict[str, Any] | None = None
     freelb: FreeLBSettings | None = None
     select: Literal["last", "best"] = "last"
+    patience: Count | None = None  # evaluations in a row that may be no better than the best before; null: any number
     evaluate_batch_size: Count = 64
-    keep: Count = 2
+    shared_encoder: bool = False
+    languages: list[Annotated[str, Field(pattern=r"^[a-z]{2,3}(-[A-Za-z0-9]{2,8})*$")]] = []
+    keep: Count | None = None  # checkpoints that stay; null: KEPT while the run is at work, none of a finished one
     output: str | None = None
     cache: str = "~/.cache/road_ds"
     _file: str = PrivateAttr("FILE")  # where the block was read, for messages that give a command line
@@ -235,6 +240,11 @@ class RoadConfig(PlanSettings, RateSettings, SpeedSettings, LoopSettings):
             yield {"steps", "epochs"}, "give either steps or epochs, not both and not neither"
         if self.warmup > 1 and self.warmup != int(self.warmup):
             yield {"warmup"}, f"warmup {self.warmup} is neither a share (0 to 1) nor a whole number of steps"
+        if self.shared_encoder and "encoder" in map(self.head_of, self.datasets):
+            yield (
+                {"shared_encoder", "datasets", "heads"},
+                'shared_encoder writes a folder called "encoder" beside the heads\', and a head is called so: call it otherwise',
+            )
         yield from (({"use", "datasets"}, fault) for fault in self._unfit_use())
         for name, spec in self.datasets.items():
             if spec.task not in self.tasks:
@@ -255,13 +265,14 @@ class RoadConfig(PlanSettings, RateSettings, SpeedSettings, LoopSettings):
                 )
             if sum(self.sampling.weights.values()) <= 0:
                 yield {"sampling"}, "sampling.weights are all zero"
-        if self.select == "best" and not (
+        if not (
             self.evaluate_every and any(self.datasets[n].dev for n in self.use or self.datasets if n in self.datasets)
         ):
-            yield (
-                {"select", "evaluate_every", "use", "datasets"},
-                'select "best" chooses among the evaluations of a run: set evaluate_every, and give a data set a dev part',
-            )
+            needed = "the evaluations of a run: set evaluate_every, and give a data set a dev part"
+            if self.select == "best":
+                yield {"select", "evaluate_every", "use", "datasets"}, f'select "best" chooses among {needed}'
+            if self.patience is not None:
+                yield {"patience", "evaluate_every", "use", "datasets"}, f"patience counts {needed}"
 
     def _unfit_use(self) -> Iterator[str]:
         for name in self.use or ():

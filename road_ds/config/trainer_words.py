@@ -6,7 +6,10 @@ HERE = {
     "adam_epsilon": "optimizer.params.eps",
     "batch_size": "train_batch_size",
     "bf16": 'road.precision "bf16"',
+    "class_weight": "road.tasks.TASK.class_weights",
     "dataset_name": "road.datasets",
+    "early_stopping": "road.patience",
+    "early_stopping_patience": "road.patience",
     "eval_batch_size": "road.evaluate_batch_size",
     "eval_steps": "road.evaluate_every",
     "eval_strategy": "road.evaluate_every",
@@ -54,8 +57,12 @@ TASK_HERE = {
     "multi_class_classification": "classification",
     "multi_label_classification": "multi_label",
     "multilabel": "multi_label",
+    "named_entity_recognition": "token_classification",
+    "ner": "token_classification",
     "nli": "classification",
     "paraphrase": "classification",
+    "part_of_speech": "token_classification",
+    "pos": "token_classification",
     "question_answering": "span_qa",
     "sentiment": "classification",
     "sequence_classification": "classification",
@@ -63,4 +70,4 @@ TASK_HERE = {
     "text_classification": "classification",
 }
 # Words for what no task here does: none is to be taken for the task that is spelt like it.
-NO_TASK = {"token_classification", "masked_lm", "ner", "pos"}
+NO_TASK = {"masked_lm"}

@@ -1,7 +1,8 @@
 """Rows in Arrow files: written chunk by chunk, mapped into memory, read as they are asked for."""
 
 from bisect import bisect_right
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from itertools import accumulate
 from pathlib import Path
@@ -34,6 +35,26 @@ class ArrowRows:
     def missing(self, column: str) -> int:
         """How many rows have nothing in a column."""
         return sum(self._file.get_batch(i).column(column).null_count for i in range(self._file.num_record_batches))
+
+    def lists(self, column: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """A column of lists of numbers, chunk by chunk: where each row's list begins and the last one ends, and all values."""
+        for i in range(self._file.num_record_batches):
+            found = self._file.get_batch(i).column(column)
+            yield found.offsets.to_numpy(), found.values.to_numpy()
+
+    def counts(self, column: str) -> Counter[Any]:
+        """How often each value stands in the lists of a column."""
+        found: Counter[Any] = Counter()
+        for i in range(self._file.num_record_batches):
+            for pair in self._file.get_batch(i).column(column).flatten().value_counts().to_pylist():
+                found[pair["values"]] += pair["counts"]
+        return found
+
+    def columns(self, *names: str) -> Iterator[tuple[Any, ...]]:
+        """Some columns of all rows, a chunk in memory at a time."""
+        for i in range(self._file.num_record_batches):
+            batch = self._file.get_batch(i)
+            yield from zip(*(batch.column(name).to_pylist() for name in names), strict=True)
 
     def _columns(self, chunk: int) -> dict[str, tuple[np.ndarray | None, Any]]:
         batch = self._file.get_batch(chunk)

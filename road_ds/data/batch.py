@@ -24,7 +24,8 @@ class Feature:
     where it is one.
 
     offsets: for span QA the character range of each token in the context, [tokens, 2], -1 outside it; best: whether
-    this is the window in which a token has the most context (1 or 0), [tokens]. Both empty otherwise.
+    this is the window in which a token has the most context (1 or 0), [tokens]. Both empty otherwise. words: for tags of
+    words the first token of each, [words], -1 where none was read; the others are the feature's rows of logits.
     """
 
     input_ids: np.ndarray | list[int]  # [tokens]
@@ -33,6 +34,7 @@ class Feature:
     example: int
     offsets: np.ndarray | list[int] = ()  # type: ignore[assignment]
     best: np.ndarray | list[int] = ()  # type: ignore[assignment]
+    words: np.ndarray | list[int] = ()  # type: ignore[assignment]
     sequences: np.ndarray | list[int] = ()  # type: ignore[assignment]
 
     def parts(self) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -62,6 +64,11 @@ class Batch:
     masking: Masking | None = None  # which tokens a generator shall replace
     generated: Generated | None = None  # what it has replaced
     tokens: tuple[int, ...] = ()  # [features] the lengths once more, known to the host
+    words: torch.Tensor | None = None  # [rows] the first token of each word, in the flattened padded batch
+    share: float = (
+        1.0  # of the mean over its rows of logits in that over a pass's: they over a micro-batch's on average
+    )
+    weights: torch.Tensor | None = None  # [rows] how much each label counts; None: all alike
     sequences: tuple[int, ...] = ()  # how many each feature has; empty where each is one
     added: torch.Tensor | None = None  # [features, tokens, width] what a reader's word embeddings are moved by
     original: "Batch | None" = None  # the first half of the rows, where the others were generated from them
@@ -82,6 +89,8 @@ class Batch:
         both = {f.name: (getattr(self, f.name), getattr(other, f.name)) for f in fields(self)}
         tensors: dict[str, Any] = {name: torch.cat(pair) for name, pair in both.items() if torch.is_tensor(pair[0])}
         packing = self.packing and other.packing and self.packing.joined(other.packing)
+        if self.words is not None and other.words is not None:
+            tensors["words"] = torch.cat([self.words, other.words + self.input_ids.numel()])
         features, tokens = np.concatenate(both["features"]), self.tokens + other.tokens
         sequences = self.sequences + other.sequences
         return replace(
@@ -107,6 +116,9 @@ class Features(Protocol):
 
     @property
     def lengths(self) -> np.ndarray: ...
+
+    @property
+    def rows(self) -> np.ndarray: ...  # of logits, of each feature
 
     def __len__(self) -> int: ...
 
@@ -136,6 +148,9 @@ def collate(
         ids[i, : lengths[i]] = own
         types[i, : lengths[i]] = kinds
     labels = np.concatenate([f.labels for f in features])
+    words = [
+        row * wide + np.asarray(f.words)[np.asarray(f.words) >= 0] for row, f in enumerate(features) if len(f.words)
+    ]
     return Batch(
         dataset=source.name,
         features=np.asarray(rows),
@@ -148,6 +163,7 @@ def collate(
         packing=Packing.of(lengths, wide) if packed else None,
         tokens=tuple(lengths.tolist()),
         sequences=tuple(len(f.sequences) for f in features) if len(features[0].sequences) else (),
+        words=torch.from_numpy(np.concatenate(words).astype(np.int64)) if words else None,
     )
 
 

@@ -3,7 +3,7 @@
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from types import MappingProxyType
 from typing import Literal, TypeVar
@@ -80,8 +80,10 @@ def assemble(
         batches = []
         for taken in drawn:
             source, draw = sources[taken.dataset], draws.get(taken.dataset)
+            usual = source.rows[taken.rows].mean() * micro or 1.0  # rows of logits in a micro-batch
             for rows in micro_batches(taken.rows, micro, ranks.rank, ranks.world_size):
                 batch = padding.collate(source, rows)
+                batch = replace(batch, share=(len(batch.labels) or usual) / usual)
                 if draw is not None:
                     batch = draw(batch, (passes.seed, TRAINED, number[taken.dataset], step), source.lengths[taken.rows])
                 batches.append(batch)

@@ -22,7 +22,7 @@ class Choice:
 
 def choice_columns(row: Row) -> str | list[str | int] | None:
     """The well-known columns that hold a row's choices, None where there are none."""
-    if named := next((name for name in CHOICES if name in row), None):
+    if named := next((name for name in CHOICES if isinstance(row.get(name), list | Mapping)), None):
         return named
     for name in NUMBERED:
         for first in (0, 1):
@@ -40,7 +40,10 @@ def choices_of(value: Any) -> tuple[Choice, ...]:
     if keys is None:
         keys = [str(number) for number in range(len(texts))]
     if len(texts) < 2 or len(keys) != len(texts) or len(set(map(str, keys))) < len(keys):
-        raise Bad(f"choices are {quote(value)}; expected two or more, each with a label of its own or none with one")
+        raise Bad(
+            f"choices are {quote(value)}; expected two or more, each with a label of its own or none with one; "
+            "where they are no choices, set columns.choices to null"
+        )
     if bad := [text for text in texts if not isinstance(text, str) or not text.strip()]:
         raise Bad(f"choice {quote(bad[0])} is no text; expected one in each")
     return tuple(Choice(str(key), whole(text, "choice")) for key, text in zip(keys, texts, strict=True))

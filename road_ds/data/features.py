@@ -5,8 +5,10 @@ import json
 import os
 import shutil
 from array import array
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -81,15 +83,39 @@ class FeatureSet:
             choices=None if choices is None else tuple(Choice(**c) for c in choices),
         )
 
+    @cached_property
+    def rows(self) -> np.ndarray:
+        """Rows of logits that each feature gives, [features]."""
+        return np.concatenate([np.diff(bounds) for bounds, _ in self._features.lists("labels")])
+
+    def unread(self) -> str:
+        """How many words have no token that was read, in words; "" where there is none."""
+        counts = []
+        for bounds, words in self._features.lists("words"):
+            counts.append(np.diff(np.concatenate([[0], np.cumsum(words < 0)])[bounds]))
+        found = np.concatenate(counts)
+        if not found.any():
+            return ""
+        rows = counted(int(np.count_nonzero(found)), "row")
+        return f"{counted(int(found.sum()), 'word')} of {rows} not read (behind max_length, or no token at all): they count as O"
+
     @property
     def pairs(self) -> bool | None:
         """Whether its examples are pairs of texts; None where some are."""
         lone = self._examples.missing("text_b")
         return None if 0 < lone < self.manifest.examples else not lone
 
+    def labels(self) -> Counter[int]:
+        """How often each label stands in the features, by its number."""
+        return self._features.counts("labels")
+
     def examples(self) -> Iterator[Example]:
         """The examples one by one, in file order."""
         return map(self.example, range(self.manifest.examples))
+
+    def texts(self) -> Iterator[tuple[str, str | None]]:
+        """Both texts of the examples, in file order: read by columns, so that all of them are looked at in no time."""
+        return self._examples.columns("text_a", "text_b")
 
 
 def note(folder: Path, **facts: Any) -> None:
@@ -233,6 +259,7 @@ def feature_schema(label: pa.DataType) -> pa.Schema:
             "offsets": pa.list_(pa.int32()),
             "sequences": pa.list_(pa.int32()),
             "best": pa.list_(pa.int8()),  # not bool, whose packed bits would be copied on every read
+            "words": pa.list_(pa.int32()),
         }
     )
 

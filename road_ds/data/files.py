@@ -69,6 +69,12 @@ def files_of(source: str) -> dict[str, Path]:
     return {path.relative_to(source).as_posix(): path for path in sorted(found)}
 
 
+def format_of_texts(source: str) -> str | None:
+    """The format of texts that are no documents: "lines" for a .txt file, or a folder of them; else by each file's suffix."""
+    suffixes = {Path(name.removesuffix(".gz")).suffix.lower() for name in files_of(source)}
+    return "lines" if suffixes == {".txt"} else None
+
+
 def _format(path: Path, spec: DatasetSpec, lone: bool) -> str:
     suffix = Path(str(path).removesuffix(".gz")).suffix.lower()
     format = spec.format or SUFFIXES.get(suffix)

@@ -18,6 +18,7 @@ from road_ds.common.errors import RoadError
 from road_ds.common.strict_json import SURROGATE, load_json, parse_json, quote
 from road_ds.config import catalog
 from road_ds.config.road import DatasetSpec
+from road_ds.data.conll import sentences
 from road_ds.data.publishers import Bad, Dropped, Row, Rows
 
 LIMIT = 16 * 2**20  # characters a line, or a quoted field
@@ -121,6 +122,11 @@ def _json_row(line: str) -> Row | Bad:
     except ValueError as error:
         return Bad(str(error))
     return row if isinstance(row, dict) else Bad(f'{quote(row)} is not an object; expected {{"column": value, ...}}')
+
+
+def _conll(source: str, spec: DatasetSpec) -> Rows:
+    """Sentences of words with tags."""
+    return sentences((number, bad_line(line) or line) for number, line in enumerate(_lines(source), 1))
 
 
 def _text(source: str, spec: DatasetSpec) -> Rows:
@@ -364,6 +370,7 @@ FORMATS: dict[str, Callable[[str, DatasetSpec], Rows]] = {
     "jsonl": _jsonl,
     "tsv": _tsv,
     "csv": _csv,
+    "conll": _conll,
     "text": _text,
     "document": _document,
     "items": _items_of_list,
@@ -373,4 +380,4 @@ FORMATS: dict[str, Callable[[str, DatasetSpec], Rows]] = {
     "hub": _hub,
     "disk": _disk,
 }
-SUFFIXES = {".json": "squad", ".jsonl": "jsonl", ".txt": "text", ".tsv": "tsv", ".csv": "csv"}
+SUFFIXES = {".json": "squad", ".jsonl": "jsonl", ".txt": "text", ".tsv": "tsv", ".csv": "csv", ".conll": "conll"}

@@ -13,29 +13,13 @@ import numpy as np
 from road_ds.common.errors import RoadError, nearest
 from road_ds.common.strict_json import quote
 from road_ds.config.road import Columns, DatasetSpec
-from road_ds.data.choices import Choice, choice_columns, choices_of
+from road_ds.data.choices import Choice, choices_of
+from road_ds.data.columns import SECOND, Found, find, headless
 from road_ds.data.files import Piece, origin_of, pieces
 from road_ds.data.formats import FORMATS, plain, quote_all
 from road_ds.data.labels import Label, flagged, has_any, label_of, whole
 from road_ds.data.publishers import SHAPES, Bad, Dropped, Row, Rows
-
-# Where `columns` names no text, the first pair that the row has. A text of LONE may stand without its second.
-TEXTS = (
-    ("premise", "hypothesis"),
-    ("sentence1", "sentence2"),
-    ("question", "context"),
-    ("question", "sentence"),
-    ("question1", "question2"),
-    ("text_a", "text_b"),
-    ("text", None),
-    ("sentence", None),
-    ("sent1", "sent2"),
-    ("ctx", None),
-    ("question_stem", None),
-)
-LONE = ("text_a", "text", "sentence")
-SECOND = "text_b"  # always the second text where `columns` names no other
-LABELS = ("label", "gold_label", "labels", "answerKey")
+from road_ds.data.words import joined
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,19 +37,6 @@ class Example:
     answers: tuple[Answer, ...] | None  # None: no answers column; (): unanswerable
     where: str  # "train.tsv:17", "dev.json data[0].paragraphs[3].qas[1]"
     choices: tuple[Choice, ...] | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Found:
-    """The columns of rows with some keys, by what they hold; lone: a row may lack its second text."""
-
-    id: str | int | None
-    text_a: str | int | None
-    text_b: str | int | None
-    label: str | int | list[str | int] | None
-    answers: str | int | None
-    choices: str | int | list[str | int] | None
-    lone: bool
 
 
 @dataclass
@@ -120,10 +91,21 @@ def choose(source: str, spec: DatasetSpec) -> tuple[np.ndarray, list[Any]]:
     return np.arange(len(every)), every
 
 
+def of_rows(rows: Iterable[Row]) -> list[Example]:
+    """The examples of rows in memory, of which neither labels nor answers are read. RoadError names a row by its number."""
+    spec = DatasetSpec(task="", columns=Columns(id=None, label=None, answers=None))
+    places = ((f"row {number}", row) for number, row in enumerate(rows))
+    return list(_plain_examples(places, Piece("", "", "", "", "row"), spec, Reading()))
+
+
 def _examples(piece: Piece, spec: DatasetSpec, reading: Reading) -> Iterator[Example]:
+    return _plain_examples(_shaped(FORMATS[piece.format](piece.source, spec), spec), piece, spec, reading)
+
+
+def _plain_examples(rows: Rows, piece: Piece, spec: DatasetSpec, reading: Reading) -> Iterator[Example]:
     columns: Found | None = None  # as far as the rows so far have settled them
     names: tuple[str | int, ...] = ()  # of the row that `columns` was found for
-    for number, (place, row) in enumerate(_shaped(FORMATS[piece.format](piece.source, spec), spec)):
+    for number, (place, row) in enumerate(rows):
         if isinstance(row, Dropped):
             reading.dropped[row] = reading.dropped.get(row, 0) + 1
             continue
@@ -131,7 +113,7 @@ def _examples(piece: Piece, spec: DatasetSpec, reading: Reading) -> Iterator[Exa
             if isinstance(row, Bad):
                 raise row
             if columns is None or names != tuple(row):
-                columns, names = _find(spec.columns, row, columns), tuple(row)
+                columns, names = find(spec.columns, row, columns), tuple(row)
             label = _label(row, columns, spec.label_separator)
             if label is not None and has_any(label, spec.drop_labels):
                 what = ", ".join(label) if isinstance(label, tuple) else str(label)
@@ -230,54 +212,6 @@ def draw(labels: Iterable[Any], size: int, seed: int, *, stratified: bool = Fals
     return np.array([number for number, _ in drawn], dtype=np.int64), [label for _, label in drawn]
 
 
-def _find(given: Columns, row: Row, before: Found | None) -> Found:
-    """The columns to read: those given, else those of the rows before, else those with well-known names in the row.
-
-    Bad where the row could have its texts or its label elsewhere than the rows before: which is meant is not guessed.
-    """
-    choices = given.choices if "choices" in given.model_fields_set else choice_columns(row)
-    pairs = [(a, b) for a, b in TEXTS if a in row and (b in row or a in LONE or choices is not None)]
-    text_a = given.text_a
-    if text_a is None:
-        text_a = _column("text_a", [a for a, _ in pairs], row, before)
-        if text_a is None:
-            half = next((f" ({a!r} goes with {b!r}, which is not there)" for a, b in TEXTS if a in row), "")
-            raise Bad(
-                f"no column with a well-known name for text{half}; set columns.text_a to one of {quote_all(row)}"
-                f"{', and text_b for the other text' if half else ''}{_headless(row)}"
-            )
-    partners = [b for a, b in pairs if a == text_a and given.text_a is None]
-    seconds = [b for b in dict.fromkeys([*partners, SECOND]) if b in row and b != text_a]
-    if len(seconds) > 1 and "text_b" not in given.model_fields_set:
-        raise Bad(f"columns.text_b could be {' or '.join(map(quote, seconds))}: set it")
-
-    def column(role: str, known: Iterable[str | None], before: Found | None = before) -> str | int | None:
-        if role in given.model_fields_set:  # null too: there is none
-            return getattr(given, role)
-        return _column(role, known, row, before)
-
-    return Found(
-        id=column("id", ("id",), None),  # a row without it is numbered
-        text_a=text_a,
-        text_b=column("text_b", seconds),
-        label=column("label", LABELS),
-        answers=column("answers", ("answers",)),
-        choices=choices,
-        lone="text_b" not in given.model_fields_set,
-    )
-
-
-def _column(role: str, known: Iterable[str | None], row: Row, before: Found | None) -> str | int | None:
-    settled = None if before is None else getattr(before, role)
-    found = next((name for name in known if name in row), None)
-    if settled is None or found is None or found == settled:
-        return found if settled is None else settled
-    if settled in row:
-        both = f"{quote(settled)}, as in the rows before, or {quote(found)}"
-        raise Bad(f"columns.{role} could be {both}: set it")
-    return settled
-
-
 def _example(row: Row, columns: Found, label: Label | None, generated_id: str, where: str) -> Example:
     id = generated_id if columns.id is None else _id(row, columns)
     text_a = _text(row, columns, "text_a")
@@ -305,22 +239,15 @@ def _value(row: Row, columns: Found, setting: str) -> Any:
 
 
 def _absent(row: Row, name: str | int, setting: str) -> str:
-    return f"no column {quote(name)} (columns.{setting}); found {quote_all(row)}{_headless(row, name)}"
-
-
-def _headless(row: Row, wanted: str | int = "") -> str:
-    """What to set where the names of the columns look like the first row of a table without a header."""
-    names = [name for name in row if isinstance(name, str)]
-    like_values = any(len(name.split()) > 3 or name[:1].isdigit() or name in map(str, row.values()) for name in names)
-    if names and (isinstance(wanted, int) or like_values):
-        return '; if these are a row, set "header": false and give columns by position, {"text_a": 0, ...}'
-    return ""
+    return f"no column {quote(name)} (columns.{setting}); found {quote_all(row)}{headless(row, name)}"
 
 
 def _text(row: Row, columns: Found, setting: str) -> str:
     text, name = _value(row, columns, setting), getattr(columns, setting)
+    if isinstance(text, list) and all(isinstance(word, str) for word in text):
+        text = joined(text)
     if not isinstance(text, str):
-        raise Bad(f"column {quote(name)} (columns.{setting}) is {quote(text)}; expected text")
+        raise Bad(f"column {quote(name)} (columns.{setting}) is {quote(text)}; expected text, or a list of words")
     if not text:
         raise Bad(f"column {quote(name)} (columns.{setting}) is empty; expected text")
     return whole(text, f"column {quote(name)}")

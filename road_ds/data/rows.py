@@ -56,5 +56,13 @@ class Rows:
     def remarks(self) -> list[str]:
         """What a user should know of the rows before they are trained on."""
         without = [f"{name}: no dev part: it will not be evaluated" for name in self.train if name not in self.dev]
+        parts = (("train", self.train), ("dev", self.dev))
+        unread = [
+            f"{name} {part}: {said}" for part, found in parts for name, rows in found.items() if (said := rows.unread())
+        ]
         skipped = [(name, rows.manifest.skipped) for name, rows in [*self.train.items(), *self.dev.items()]]
-        return [*without, *(f"{n}: {len(bad)} bad rows were skipped, the first: {bad[0]}" for n, bad in skipped if bad)]
+        return [
+            *without,
+            *unread,
+            *(f"{n}: {len(bad)} bad rows were skipped, the first: {bad[0]}" for n, bad in skipped if bad),
+        ]

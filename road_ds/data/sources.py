@@ -13,6 +13,7 @@ from road_ds.common.hub import local_file
 from road_ds.config import catalog
 from road_ds.config.road import Columns, DatasetSpec
 from road_ds.config.settings import validated
+from road_ds.data.files import format_of_texts
 from road_ds.data.labels import renamed
 from road_ds.data.negatives import with_negatives
 from road_ds.data.readers import Example, Reading, choose, stream
@@ -32,7 +33,8 @@ class Source:
 
     @classmethod
     def of(cls, name: str, part: Part, spec: DatasetSpec, scored: bool = True) -> "Source":
-        """Where a part's rows are; labels and answers are not looked at unless rows are trained on or `scored`.
+        """Where a part's rows are. Unless they are trained on or `scored`, they are texts alone: neither labels nor answers are
+        looked at, and each line of a .txt is one.
 
         RoadError where the part is not given, or the catalog does not know the rest.
         """
@@ -49,6 +51,8 @@ class Source:
             if isinstance(spec.dev, float):
                 raise RoadError(f"datasets.{name}.dev: got {spec.dev:g}: labels decide on a share of rows; give a file")
             spec = unlabelled(spec)
+            if spec.format is None:
+                spec = spec.model_copy(update={"format": format_of_texts(str(local_file(source)))})
         return cls(name, part, source if spec.format in ("hub", "disk") else str(local_file(source)), spec, metric)
 
     @property

@@ -1,5 +1,6 @@
 """Objectives whose target moves with the run: teacher annealing (BAM), Annealing-KD."""
 
+from dataclasses import replace
 from typing import Annotated, Any, Literal
 
 import torch
@@ -24,7 +25,8 @@ class TeacherAnnealing(Taught):
         target = combine_teachers(teachers.float(), lengths=outputs.lengths, impl=self.kernels)
         entropy = torch.special.entr(target.softmax(-1)).sum(-1).masked_fill(labels == IGNORED, 0.0)
         counted = (labels != IGNORED).sum().clamp(min=1)
-        return Loss(found.total + (1 - progress) * entropy.sum() / counted, found.hard.mean(), found.soft.mean())
+        loss = self.loss(found, outputs, labels, progress)
+        return replace(loss, total=loss.total + (1 - progress) * entropy.sum() / counted)
 
     def kernel(self, outputs, teachers, labels, progress) -> dict[str, Any]:
         return {

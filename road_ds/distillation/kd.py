@@ -8,7 +8,7 @@ from road_kernels import kd_loss, weights_from_correctness
 
 from road_ds.common.errors import RoadError
 from road_ds.data.batch import IGNORED
-from road_ds.distillation.objective import Loss, Taught, absent, divergence
+from road_ds.distillation.objective import Taught, absent, divergence
 from road_ds.distillation.schedule import Schedule, at
 from road_ds.tasks.outputs import Outputs
 
@@ -35,7 +35,7 @@ class KD(Taught):
 
     def of_classes(self, outputs, teachers, labels, progress):
         found = kd_loss(outputs.logits, labels=labels, **self.kernel(outputs, teachers, labels, progress))
-        return Loss(found.total, found.hard.mean(), found.soft.mean())
+        return self.loss(found, outputs, labels, progress)
 
     def of_unlabelled(self, outputs, teachers, progress):
         return divergence(self, outputs, teachers, at(self.temperature, progress), self.kl_scale).mean()

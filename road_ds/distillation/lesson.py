@@ -44,7 +44,11 @@ class Lesson:
         outputs = model(batch, self.heads[batch.dataset], teaching and teaching.states, step)
         if outputs.loss is not None:
             return Loss(outputs.loss, terms=outputs.terms)
-        loss = self._whole(outputs, teaching, batch, progress, measured)
+        if batch.share == 1.0:
+            loss = self._whole(outputs, teaching, batch, progress, measured)
+        else:  # the term between layers is a mean over features, of which all micro-batches have as many
+            outputs = outputs if outputs.layers is None else replace(outputs, layers=outputs.layers / batch.share)
+            loss = self._whole(outputs, teaching, batch, progress, measured).scaled(batch.share)
         objective = self.objective.objective
         if self.minimax is not None and (added := self.minimax(model, batch.original or batch, objective, progress)):
             loss = replace(loss, total=loss.total + added[0], neighbours=added[1])
@@ -53,7 +57,10 @@ class Lesson:
     def _whole(
         self, outputs: Outputs, teaching: Teaching | None, batch: Batch, progress: float, measured: bool
     ) -> Loss:
-        """The loss of what was read of a batch, generated rows among it."""
+        """The loss of what was read of a batch, generated rows among it; 0 where that is no row of logits."""
+        if not len(outputs.logits):
+            nothing = outputs.logits.float().sum()
+            return Loss(nothing if outputs.layers is None else nothing + 0.0 * outputs.layers)
         if batch.original is None:
             return self._loss(outputs, teaching, batch, progress, measured)
         objective, batch = self.objective.objective, batch.original

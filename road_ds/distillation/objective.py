@@ -1,12 +1,12 @@
 """What an objective is: a batch's logits, labels and teachers as one number to go down."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field, field_validator, model_validator
-from road_kernels import check_against_reference, kd_loss
+from road_kernels import KDLoss, check_against_reference, kd_loss
 from torch.nn import functional as F
 
 from road_ds.config.settings import Strict
@@ -52,6 +52,15 @@ class Loss:
     generated: torch.Tensor | None = None
     terms: Mapping[str, torch.Tensor] = field(default_factory=dict)
 
+    def scaled(self, factor: float) -> "Loss":
+        """The same with the total and its parts multiplied; not `share`, which is one of their sizes."""
+        changed = {
+            f.name: v * factor
+            for f in fields(self)
+            if torch.is_tensor(v := getattr(self, f.name)) and f.name != "share"
+        }
+        return replace(self, **changed, terms={name: value * factor for name, value in self.terms.items()})
+
     def parts(self) -> dict[str, torch.Tensor]:
         """What is written of it beside the total, by name."""
         taught = {
@@ -88,6 +97,14 @@ class Fused(Objective):
     ) -> dict[str, Any] | None:
         """The arguments of `kd_loss` beside student and labels; None where it is not used."""
         raise NotImplementedError
+
+    def loss(self, found: KDLoss, outputs: Outputs, labels: torch.Tensor, progress: float) -> Loss:
+        """What the kernels found; where labels have weights, what those add to the part against the labels."""
+        total, hard = found.total, found.hard.mean()
+        if outputs.weights is not None:  # a kernel's weight of a row would count for its teachers too
+            more = supervised(replace(outputs, weights=outputs.weights - 1), labels).total
+            total, hard = total + self.hard_share(progress) * more, hard + more.detach()
+        return Loss(total, hard, found.soft.mean())
 
     def check(self, outputs: Outputs, teaching: Teaching | None, batch: Batch, progress: float) -> None:
         """KernelMismatch where the kernels disagree with their definition on this batch."""
@@ -208,12 +225,17 @@ def divergence(
 def supervised(outputs: Outputs, labels: torch.Tensor) -> Loss:
     """The mean loss over rows against the labels, in float32.
 
-    labels: [rows], whole numbers for cross-entropy, floats for squared error (classes = 1).
+    labels: [rows], whole numbers for cross-entropy, floats for squared error (classes = 1). Where labels have weights, a row's
+    loss is multiplied by its own, and the sum divided by the number of rows, not by the sum of the weights: the mean over
+    micro-batches and processes is then that over all rows.
     """
     if labels.is_floating_point():
         loss = F.mse_loss(outputs.logits.float().squeeze(-1), labels.float())
-    else:
+    elif outputs.weights is None:
         loss = F.cross_entropy(masked(outputs), labels, ignore_index=IGNORED)
+    else:
+        rows = F.cross_entropy(masked(outputs), labels, ignore_index=IGNORED, reduction="none")
+        loss = (outputs.weights * rows).sum() / (labels != IGNORED).sum().clamp(min=1)
     return Loss(loss, loss.detach())
 
 

@@ -109,9 +109,8 @@ def texts(settings: NeighbourKD) -> Iterator[Example]:
     """The distinct unlabelled texts of all files, in order."""
     seen: set[int] = set()
     for file in settings.files:
-        lines = Path(file.removesuffix(".gz")).suffix == ".txt"
         columns = {"id": None, "text_b": None} | ({} if settings.column is None else {"text_a": settings.column})
-        spec = DatasetSpec(task="", train=file, format="lines" if lines else None, columns=Columns(**columns))
+        spec = DatasetSpec(task="", train=file, columns=Columns(**columns))
         for example in Source.of(file, "train", spec, scored=False).examples(Reading()):
             key = int(text_sha256(example.text_a)[:16], 16)
             if key not in seen:

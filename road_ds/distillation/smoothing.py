@@ -49,7 +49,7 @@ class TeacherFree(Fused):
         if batch.labels.is_floating_point():
             return supervised(outputs, batch.labels)
         found = kd_loss(outputs.logits, labels=batch.labels, **self.kernel(outputs, None, batch.labels, progress))
-        return Loss(found.total, found.hard.mean(), found.soft.mean())
+        return self.loss(found, outputs, batch.labels, progress)
 
     def kernel(self, outputs, teachers, labels, progress) -> dict[str, Any]:
         logits = outputs.logits

@@ -29,7 +29,8 @@ BEGUN = "begun.json"
 
 @dataclass(frozen=True)
 class Origin:
-    """What soft targets depend on. labels: in the order stored, None where they have no names; per_label: numbers of each.
+    """What soft targets depend on. labels: in the order stored, None where they have no names; per_label: numbers of each;
+    student: hash of its tokenizer, where that decides which rows of logits there are.
 
     vectors: layers and width of the states that are kept beside the logits, None where none are.
     """
@@ -44,6 +45,7 @@ class Origin:
     dtype: str
     vectors: list[int] | None = None
     per_label: int = 1
+    student: str = ""
 
     def serves(self, other: "Origin") -> bool:
         """Whether soft targets from here are those that another asks for; states beside the logits may be left unread."""
@@ -57,6 +59,7 @@ class Origin:
             "rows": "rows, or another order of them",
             "features": "number of windows",
             "tokenizer": "tokenizer",
+            "student": "tokenizer of the student",
             "windows": "lengths",
             "labels": "label names",
             "dtype": "dtype",

@@ -159,6 +159,7 @@ def write(
                 for first in range(0, len(rows), batch_size):
                     part = by_length[first : first + batch_size]
                     values, states = said(predictor, read, part, own.task, wanted)
+                    values = [aligned(own, read, *pair, name=predictor.name) for pair in zip(part, values, strict=True)]
                     logits |= zip(part, [reordered(v, order, origin.per_label) for v in values], strict=True)
                     vectors |= zip(part, states, strict=True)
                     bar.update(len(part))
@@ -168,6 +169,15 @@ def write(
                 write_shard(folder, number, found, scores, origin, [vectors[row] for row in rows])
             else:
                 bar.update(len(rows))
+
+
+def aligned(own: Pupil, read: FeatureSet, row: int, logits: np.ndarray, name: str) -> np.ndarray:
+    """A teacher's logits of a feature for the rows of logits that the student has there. RoadError where it lacks some."""
+    try:
+        return own.task.aligned(own.rows[row], read[row], logits)
+    except RoadError as error:
+        where = own.rows.example(own.rows[row].example).where
+        raise RoadError(f"road.distill.teachers.{own.dataset}: {name}: {where}: {error}") from None
 
 
 def said(

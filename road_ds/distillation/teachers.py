@@ -105,6 +105,7 @@ class Pupil:
             },
             labels=label_names(self.task),
             per_label=self.task.numbers_per_label,
+            student=tokenizer_hash(self.tokenizer) if self.task.rows_per_feature is None else "",
             dtype=dtype,
             vectors=None if shape is None else [shape.layers, shape.width],
         )
@@ -158,6 +159,11 @@ class CachedTeachers(SomeTeachers):
             return None
         task = self.tasks[batch.dataset]
         rows = task.rows_per_feature
+        if rows is None:  # each feature has its own number of them, all of as many classes
+            classes = len(label_names(task) or ())
+            flat = [np.concatenate([source[feature] for feature in batch.features]) for source in targets]
+            logits = np.stack([values.reshape(-1, classes) for values in flat])
+            return Teaching(self._moved(logits), self._states(batch, targets))
         found = [[source[feature].reshape(rows, -1) for feature in batch.features] for source in targets]
         width = batch.input_ids.shape[1] if task.over_tokens else max(v.shape[1] for v in found[0])
         logits = np.zeros((len(targets), len(batch.features), rows, width), dtype=targets[0].dtype)

@@ -76,7 +76,7 @@ def save(
     with all_or_none(ranks, staged):
         if ranks.rank == 0:
             root.mkdir(parents=True, exist_ok=True)
-            for left in root.glob(".staged-*"):
+            for left in (*root.glob(".staged-*"), *root.glob(".removed-*")):
                 shutil.rmtree(left)
             staged.mkdir()
     with all_or_none(ranks, staged) as faults:
@@ -141,12 +141,17 @@ def write_manifest(staged: Path, facts: dict[str, Any]) -> None:
 
 
 def prune(root: Path, keep: int) -> None:
-    """Removes all but the newest `keep` checkpoints."""
-    for folder in committed(root)[keep:]:
+    """Removes all but the newest `keep` checkpoints, the oldest first, each in one move; the folder too, where it is empty then."""
+    for folder in reversed(committed(root)[keep:]):
+        gone = root / f".removed-{folder.name}"
         try:
-            shutil.rmtree(folder)
+            os.replace(folder, gone)
+            shutil.rmtree(gone)
         except OSError as error:
             warn(f"{folder}: the old checkpoint could not be removed: {error}")
+    if not keep:
+        with contextlib.suppress(OSError):  # a link, or what was set aside as damaged
+            root.rmdir()
 
 
 def committed(root: Path) -> list[Path]:

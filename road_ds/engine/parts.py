@@ -1,6 +1,6 @@
-"""What a run is made of before it has weights: settings on this machine, tokenizer, rows, teachers, the plan."""
+"""What a run is made of beside its weights: settings on this machine, tokenizer, rows, teachers, the plan, the micro-batch."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -9,6 +9,7 @@ from road_ds.common.errors import Faults
 from road_ds.common.log import say, versions, warn
 from road_ds.common.ranks import Ranks
 from road_ds.common.strict_json import flat_keys
+from road_ds.config.fit import AUTO, MICRO, fit_batch, micro_sizes
 from road_ds.config.road import RoadConfig
 from road_ds.data.batches import Padding
 from road_ds.data.passes import Passes, plan
@@ -17,15 +18,18 @@ from road_ds.distillation.guard import Guarded
 from road_ds.distillation.lesson import Lesson
 from road_ds.distillation.minimax import Minimax
 from road_ds.distillation.neighbours import Neighbours
-from road_ds.distillation.registry import adversarial_of
+from road_ds.distillation.registry import adversarial_of, teachers_of
 from road_ds.distillation.retrieve import open_neighbours
 from road_ds.distillation.teachers import AnyTeachers, CachedTeachers, open_teachers
 from road_ds.engine import surroundings
+from road_ds.engine.checkpoint import Checkpoint
 from road_ds.engine.generator import open_generator
+from road_ds.engine.micro_batch import Demand, choose, refuse_what_cannot_fit
 from road_ds.engine.resume import OWN
 from road_ds.engine.settled import Machine, Settled, settle
 from road_ds.models.configuration import base_config, check_lengths, load_tokenizer
 from road_ds.models.masked_lm import MaskedLM
+from road_ds.models.multi_task import MultiTaskModel, parameter_count
 from road_ds.tasks.inferred import with_labels
 from road_ds.tasks.registry import Heads
 
@@ -80,6 +84,8 @@ def gather(config: RoadConfig, ds: dict[str, Any], ranks: Ranks, machine: Machin
         generator, written_by = ranks.together(
             lambda: open_generator(adversarial, config.model, tokenizer, heads, config.dropout)
         )
+    counted = heads.counting({name: source.labels for name, source in rows.train.items()})
+    settled.filled.extend(heads.changes(counted))
     lengths = {name: source.lengths for name, source in rows.train.items()}
     passes, steps = plan(config, settled.ds["train_batch_size"], lengths)
     block = "auto" if settled.precision in settled.ds else settled.precision  # DeepSpeed's block says it already
@@ -94,9 +100,40 @@ def gather(config: RoadConfig, ds: dict[str, Any], ranks: Ranks, machine: Machin
         saved["neighbours"] = {name: found.identity for name, found in neighbours.items()}
     ranks.agree({key: value for key, value in flat_keys(saved).items() if key not in OWN})
     return Parts(
-        settled, heads.trained_on(rows.pairs).reading(tokenizer), tokenizer, rows, teachers, neighbours, generator, passes, steps,
+        settled, counted.trained_on(rows.pairs).reading(tokenizer), tokenizer, rows, teachers, neighbours, generator, passes, steps,
         resolved, saved,
     )  # fmt: skip
+
+
+def sized(
+    config: RoadConfig, parts: Parts, ranks: Ranks, model: MultiTaskModel, padding: Padding, found: Checkpoint | None
+) -> Parts:
+    """The same with the rows of a micro-batch: those given, else those of the resumed run, else as many as fit."""
+    ds, precision = parts.settled.ds, parts.settled.precision
+    lengths = {name: source.lengths for name, source in parts.rows.train.items()}
+    own = parameter_count(parts.generator) if parts.generator else 0
+    demand = Demand.of(
+        parameter_count(model) + own, model.encoder.config, ds, ranks.world_size, precision, config.activation_checkpointing,
+        lengths, padding,
+    )  # fmt: skip
+    lesson = parts.lesson(padding)
+    if parts.generator:  # as many rows as with generated ones
+        taught = teachers_of(parts.settled.objective)
+        lesson = replace(lesson, text=lambda batch, _: batch.joined(batch) if batch.dataset in taught else batch)
+    sizes = micro_sizes(ds["train_batch_size"], config.passes, ranks.world_size)
+    before = found.manifest.config.get(MICRO) if found else None  # other micro-batches would draw another dropout
+    micro = ds[MICRO]
+    if micro == AUTO:
+        micro = before if before in sizes else choose(
+            sizes, demand, model, lesson, parts.rows.train, ranks, precision, parts.heads.draws()
+        )  # fmt: skip
+    elif ranks.device.type == "cuda":
+        refuse_what_cannot_fit(demand, micro, sizes, torch.cuda.get_device_properties(ranks.device).total_memory)
+    ds = ds | fit_batch(ds | {MICRO: micro}, config.passes, ranks.world_size)
+    pieces = {key: ds[key] for key in (MICRO, "gradient_accumulation_steps")}
+    return replace(
+        parts, settled=replace(parts.settled, ds=ds), resolved=parts.resolved | pieces, saved=parts.saved | pieces
+    )
 
 
 def facts_of(config: RoadConfig, parts: Parts, machine: Machine, padding: Padding) -> dict[str, Any]:

@@ -1,6 +1,5 @@
 """The plan of a run before any model is loaded: what will be trained, on how many rows, in how much memory."""
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +13,7 @@ from road_ds.config.fit import AUTO, MICRO, fit_precision, micro_sizes
 from road_ds.config.road import RoadConfig
 from road_ds.data.batches import Padding
 from road_ds.data.features import FeatureSet
+from road_ds.data.overlap import shared_texts
 from road_ds.data.passes import plan
 from road_ds.data.rows import Rows
 from road_ds.distillation.objective import Objective
@@ -187,8 +187,10 @@ def dataset_plan(
     else:
         leaked = shared_texts(train, dev)
         if leaked:
-            warnings.append(f"{name}: {leaked} of {dev.manifest.examples} dev rows have the text of a train row")
+            warnings.append(f"{name}: {len(leaked)} of {dev.manifest.examples} dev rows have the text of a train row")
     for part, source in (("train", train), ("dev", dev)):
+        if source is not None and (unread := source.unread()):
+            warnings.append(f"{name} {part}: {unread}")
         if source is not None and source.manifest.skipped:
             warnings.append(
                 f"{name} {part}: {len(source.manifest.skipped)} bad rows skipped, the first: {source.manifest.skipped[0]}"
@@ -209,12 +211,6 @@ def dataset_plan(
         dev=dev.manifest.examples if dev is not None else 0,
         warnings=warnings,
     )
-
-
-def shared_texts(train: FeatureSet, dev: FeatureSet) -> int:
-    """How many dev rows have the text of a train row. Only the dev part's texts are held in memory."""
-    texts = Counter((e.text_a, e.text_b, e.choices) for e in dev.examples())
-    return sum(texts.pop((e.text_a, e.text_b, e.choices), 0) for e in train.examples())
 
 
 def parameters(settings: Any, tasks: dict[str, Task]) -> tuple[int, dict[str, int]]:

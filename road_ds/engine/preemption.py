@@ -1,6 +1,7 @@
 """When to stop early: a signal, or the launcher gone."""
 
 import signal
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,7 +28,9 @@ class Preemption:
         self._command = processes.command()
 
     def __enter__(self) -> "Preemption":
-        self._before = {number: signal.signal(number, self._receive) for number in (signal.SIGTERM, signal.SIGINT)}
+        mine = threading.current_thread() is threading.main_thread()  # signals come to no other
+        asked = (signal.SIGTERM, signal.SIGINT) if mine else ()
+        self._before = {number: signal.signal(number, self._receive) for number in asked}
         return self
 
     def __exit__(self, *error) -> None:

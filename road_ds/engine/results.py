@@ -12,13 +12,17 @@ import torch
 
 from road_ds.common.log import say
 from road_ds.data.features import FeatureSet
+from road_ds.data.rows import Rows
 from road_ds.engine.curves import plot_curves
 from road_ds.engine.forwards import COUNTED
+from road_ds.engine.report import write_report
 from road_ds.engine.run_folder import RunFolder, full_disk_named
 from road_ds.engine.selection import Best
+from road_ds.models.card import Card
 from road_ds.models.export import export
 from road_ds.models.multi_task import MultiTaskModel, parameter_count
 from road_ds.tasks.evaluation import Evaluated, report, write_results
+from road_ds.tasks.registry import Heads
 
 
 @dataclass(frozen=True)
@@ -40,17 +44,18 @@ class Outcome:
 
 
 def leave(
-    folder: RunFolder, outcome: Outcome, model: MultiTaskModel, tokenizer: Any, facts: Mapping[str, Any], began: float
-) -> tuple[list[Path], str]:
-    """Writes a run's results and exported heads; their folders, and the scores as a table. On rank 0.
+    folder: RunFolder, outcome: Outcome, model: MultiTaskModel, tokenizer: Any, facts: Mapping[str, Any], began: float,
+    card: Card, shared: bool, given: Mapping[str, Any], rows: Rows, heads: Heads,
+) -> tuple[list[Path], str]:  # fmt: skip
+    """Writes a run's results, exported heads and pages; the heads' folders, and the scores as a table. On rank 0.
 
-    facts: what else results.json holds; began: when the run did, by time.monotonic().
+    facts: what else results.json holds; began: when the run did, by time.monotonic(); shared: the heads share an encoder's
+    folder; given: the run's settings, for the report.
     """
     with full_disk_named(folder.path):
         step, scores, state = outcome.chosen()
-        card = report(scores)
         folder.refuse_lost()
-        exported = export(model, state, tokenizer, folder.path / "model", f"Dev scores:\n\n```\n{card}\n```")
+        exported = export(model, state, tokenizer, folder.path / "model", card.scored(scores), shared)
         headlines = {name: f"{name}/{result.headline}" for name, result in scores.items()}
         best = {name: highest(folder, metric) for name, metric in headlines.items()}
         seconds = round(time.monotonic() - began, 1)
@@ -58,8 +63,11 @@ def leave(
         known |= {"parameters": parameter_count(model.encoder) + parameter_count(model.heads), **rows_read(folder)}
         folder.refuse_lost()
         write_results(folder.path, scores, {**known, **facts})
-        plot_curves(folder.records(), list(headlines.values()), folder.path / "curves.png")
-        return exported, card
+        drawn = {name: result.headline for name, result in scores.items()}
+        bases = {name: r.baseline[r.headline] for name, r in scores.items() if r.headline in r.baseline}
+        plot_curves(folder.records(), heads.of, drawn, bases, folder.path / "curves.png")
+        write_report(folder.path, {**known, **facts}, folder.records(), scores, given, rows, heads)
+        return exported, report(scores)
 
 
 def rows_read(folder: RunFolder) -> dict[str, int]:
@@ -83,7 +91,7 @@ def closing(folder: Path, exported: list[Path], sources: Mapping[str, FeatureSet
     texts = ["--text", example.text_a, *(["--pair", example.text_b] if example.text_b is not None else [])]
     asked = shlex.join(texts) if example.choices is None else "--file FILE"
     return [
-        f"{seconds:.0f} s. Results: {folder / 'results.json'}, {folder / 'metrics.jsonl'}, {folder / 'curves.png'}",
+        f"{seconds:.0f} s. All on one page: {folder / 'report.html'}; results: {folder / 'results.json'}",
         "Models: " + ", ".join(map(str, exported)),
         f"Next: python -m road_ds predict {exported[0]} {asked}",
     ]

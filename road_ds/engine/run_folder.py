@@ -28,7 +28,7 @@ STATUS = "status.json"
 FOLDERS = ("checkpoints", "model", "best", "predictions")
 GONE = (errno.ENOENT, errno.ENOTDIR, errno.ESTALE)
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-FILES = ("metrics.jsonl", "results.json", "curves.png", "config.json")
+FILES = ("metrics.jsonl", "results.json", "curves.png", "report.html", "config.json")
 
 
 class RunFolder:
@@ -44,14 +44,17 @@ class RunFolder:
         self._locks: list[IO[str]] = []  # of the folder, then of those behind its links
         self._run: str | None = None
         self._unwritten = ""  # lines of metrics.jsonl for which there was no space
+        self.was_finished = False  # when it was opened
 
     @classmethod
-    def open(cls, config: RoadConfig, *, resume: bool, overwrite: bool) -> "RunFolder":
+    def open(cls, config: RoadConfig, *, resume: bool, overwrite: bool, extend: bool = False) -> "RunFolder":
         """The folder of a run, new, or a used one as asked; locked until `release`.
 
-        RoadError when it is used and nothing was asked, when it is not a run's, or when another run is at work there.
+        RoadError when it is used and nothing was asked, when it is not a run's, when another run is at work there, or when
+        nothing is left that could be extended.
         """
         folder = cls(config.output or "runs/run")
+        resume = resume or extend
         folder.refuse_holding(config)
         folder.refuse_nesting()
         folder.refuse_use(resume)
@@ -65,10 +68,21 @@ class RunFolder:
                 )
             if not resume:
                 folder.refuse_links()
+            folder.was_finished = folder._read_status() == "finished"
+            if extend and folder.is_complete:
+                raise RoadError(
+                    f"{folder.path} has finished and kept no checkpoint, which an extended run goes on from: a run with "
+                    f"road.keep=1 keeps one; here a new run can begin with this one's model (road.model={folder.path})"
+                )
         except RoadError:
             folder.release()
             raise
         return folder
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether the run had finished when the folder was opened, and has left no checkpoint to go on from."""
+        return self.was_finished and not any(self.path.glob("checkpoints/step-*"))
 
     # ------------------------------------------------------------------------------------------------ whose it is
 

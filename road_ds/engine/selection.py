@@ -1,8 +1,10 @@
-"""The best evaluation of a run: its weights, scores and rows, kept in the run folder until a better one comes."""
+"""The best evaluation of a run: its weights, scores and rows, kept until a better one comes; and how long that is waited for."""
 
 import json
+import math
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,42 @@ from road_ds.common.sealed import MANIFEST, Damaged, Manifest, commit, read_mani
 from road_ds.engine.checkpoint import committed, prune
 from road_ds.engine.weights import full_state
 from road_ds.tasks.evaluation import Evaluated, mean_headline
+
+MEAN = "mean_headline"  # in the lines of metrics.jsonl that are evaluations
+
+
+@dataclass
+class Patience:
+    """How many evaluations in a row may be no better than the best before; None: any number.
+
+    means: the mean headline metric of each evaluation so far, by step. One that is not finite is the worst.
+    """
+
+    limit: int | None
+    means: dict[int, float] = field(default_factory=dict)
+
+    @classmethod
+    def after(cls, limit: int | None, records: Iterable[Mapping[str, Any]], step: int) -> "Patience":
+        """What is left of it after a step of a run that is gone on with; records: its lines of metrics.jsonl."""
+        found = cls(limit)
+        for line in records:
+            if MEAN in line and line["step"] <= step:
+                found.see(line["step"], math.nan if line[MEAN] is None else line[MEAN])
+        return found
+
+    def see(self, step: int, mean: float) -> None:
+        """Takes in an evaluation."""
+        self.means[step] = mean if math.isfinite(mean) else -math.inf
+
+    @property
+    def best(self) -> int:
+        """The step of the best evaluation, of equals the first."""
+        return max(self.means, key=lambda step: (self.means[step], -step))
+
+    @property
+    def is_over(self) -> bool:
+        """Whether so many evaluations have brought nothing."""
+        return bool(self.limit and self.means) and sum(step > self.best for step in self.means) >= (self.limit or 0)
 
 
 class Kept(Manifest):

@@ -13,6 +13,7 @@ from road_ds.common.errors import RoadError
 from road_ds.config.road import SpeedSettings
 from road_ds.data.batches import Mode
 from road_ds.models.apex import fuse_norms, use_apex
+from road_ds.models.attention import plan_no_shapes
 from road_ds.models.dropout import replace_dropout
 from road_ds.models.linear import mkl_is_slow, replace_linear
 from road_ds.models.multi_task import MultiTaskModel
@@ -41,6 +42,13 @@ def fit_cpu(encoder: nn.Module) -> None:
     replace_dropout(encoder)
     if mkl_is_slow():
         replace_linear(encoder)
+
+
+def compile_layers(encoder: nn.Module, **settings: Any) -> None:
+    """Compiles an encoder layer by layer: one graph serves all of them, and batches of every size. settings: torch.compile's."""
+    layers = next(module for module in encoder.modules() if isinstance(module, nn.ModuleList))
+    for layer in layers:
+        layer.compile(dynamic=True, **settings)
 
 
 def choose_padding(
@@ -78,6 +86,8 @@ def prepare(
     if device == "cpu":
         for stack in model.stacks():
             fit_cpu(stack)
+    else:
+        plan_no_shapes()
     obstacle = model.use_packing()
     mode, note = choose_padding(settings.padding, obstacle, device, capability, precision, settings.compile)
     apex, remark = use_apex(settings.apex, device)
@@ -102,5 +112,5 @@ def prepare(
                 "road.compile: a compiled encoder does not show the attention scores that road.distill.layers compares: leave "
                 "road.compile out, or take another method"
             )
-        model.encoder.compile(dynamic=True)  # one graph for batches of every size
+        compile_layers(model.encoder)
     return mode, [text for text in (note, remark) if text]

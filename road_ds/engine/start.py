@@ -49,6 +49,13 @@ def start(model: nn.Module, ds: dict[str, Any], rates: RateSettings, *, steps: i
     return engine
 
 
+def follow_schedule(engine: Any) -> None:
+    """Sets the rates to what the engine's own schedule says after the steps done: a checkpoint brings those of a shorter run's."""
+    schedule = engine.lr_scheduler
+    for group, base, rate in zip(schedule.optimizer.param_groups, schedule.base_lrs, schedule.lr_lambdas, strict=True):
+        group["lr"] = base * rate(schedule.last_epoch)
+
+
 def takes_pieces(ds: dict[str, Any]) -> bool:
     """Whether `LayerwiseAdamW` can stand for the optimizer that is asked for: torch's fused AdamW, on the device.
 

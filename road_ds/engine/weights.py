@@ -12,6 +12,7 @@ from road_ds.config.settings import validated
 from road_ds.engine.checkpoint import ENGINE, Checkpoint, newest, verify, without_code
 from road_ds.engine.run_folder import RunFolder
 from road_ds.models.build import build_model
+from road_ds.models.card import Card
 from road_ds.models.configuration import load_tokenizer
 from road_ds.models.export import export
 from road_ds.tasks.registry import heads
@@ -31,9 +32,10 @@ def full_state(engine: Any) -> dict[str, torch.Tensor]:
         return {key: value.detach().cpu().clone() for key, value in module.state_dict().items()}
 
 
-def export_checkpoint(folder: Path, output: Path | None) -> list[Path]:
+def export_checkpoint(folder: Path, output: Path | None, shared: bool = False) -> list[Path]:
     """Writes the heads of a committed checkpoint, or of a run's newest; the folders written.
 
+    shared: with one encoder beside them, as they also are where the run says so.
     Nothing of the engine's pickled files is opened before the manifest's hashes have been compared.
     """
     run = RunFolder(folder)
@@ -49,7 +51,8 @@ def export_checkpoint(folder: Path, output: Path | None) -> list[Path]:
     with without_code(found):
         state = _engine_state(found)
     target = output or found.folder.parent.parent / "model"
-    return export(model, state, tokenizer, target, f"From the checkpoint after {found.step} steps.")
+    card = Card.of_run(config, f"From the checkpoint after {found.step} steps.")
+    return export(model, state, tokenizer, target, card, shared or config.shared_encoder)
 
 
 def _engine_state(found: Checkpoint) -> dict[str, torch.Tensor]:

@@ -23,7 +23,10 @@ def dropout(values: torch.Tensor, p: float) -> torch.Tensor:
     words = torch.empty(-(-values.numel() // 4), dtype=torch.int64).random_(-(2**63), None)  # four elements each
     kept = words.view(torch.int16)[: values.numel()].view(values.shape)
     kept.ge_(dropped - LEVELS // 2)  # 0 or 1 in place: torch is slow with bools on a CPU
-    return values.mul(kept).mul_(LEVELS / (LEVELS - dropped))
+    scale = LEVELS / (LEVELS - dropped)
+    if values.dtype == torch.float32:  # the same numbers, and the backward pass neither converts nor scales
+        return values.mul(kept.to(torch.float32).mul_(scale))
+    return values.mul(kept).mul_(scale)
 
 
 class Dropout(nn.Dropout):

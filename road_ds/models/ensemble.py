@@ -71,7 +71,8 @@ class Ensemble:
                     f"{name} has another tokenizer than {self.names[0]}: for spans, whose classes are tokens, the "
                     "models of an ensemble must have the same"
                 )
-            for sum_, value in zip(total, logits, strict=True):
+            for sum_, first, feature, value in zip(total, features, encoded, logits, strict=True):
+                value = self.task.aligned(first, feature, value)
                 sum_ += reordered(value, order, self.task.numbers_per_label)
         return features, [(value / len(self.names)).astype(np.float32) for value in total]
 

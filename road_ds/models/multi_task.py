@@ -101,12 +101,14 @@ class MultiTaskModel(nn.Module):
             layers = self.comparison(states, teachers, batch.attention_mask, step)
         elif self.comparison is not None and self.comparison.trained:  # a data set without a teacher leaves it idle too
             touched.append(self.comparison.idle(encoded.last_hidden_state))
-        logits, loss = outputs.logits, outputs.loss
-        for value in touched:
-            nothing = (0.0 * value.float().nan_to_num(0.0, 0.0, 0.0)).mean()  # a sum of large ones would be inf
-            logits = logits + nothing.to(logits.dtype)
-            loss = None if loss is None else loss + nothing
-        return replace(outputs, logits=logits, layers=layers, loss=loss)
+        if not touched:
+            return replace(outputs, layers=layers)
+        every = torch.cat([value.flatten() for value in touched]).float()  # at once: few launches, however many heads
+        nothing = (0.0 * every.nan_to_num(0.0, 0.0, 0.0)).mean()  # a sum of large ones would be inf
+        logits = outputs.logits + nothing.to(outputs.logits.dtype)
+        return replace(
+            outputs, logits=logits, layers=layers, loss=None if outputs.loss is None else outputs.loss + nothing
+        )
 
     def _generated(self, batch: Batch, head: str) -> tuple[Batch, list[torch.Tensor]]:
         """The batch as its head's generator changes it, if it has one, and in training a value of each other generator."""
@@ -142,6 +144,11 @@ class MultiTaskModel(nn.Module):
         # RoBERTa and its kin count positions from behind the padding id.
         first = getattr(self.encoder.embeddings, "padding_idx", -1) + 1
         return {**tokens, "position_ids": packing.positions + first}, {"packing": packing}
+
+    @property
+    def encoder_prefix(self) -> str:
+        """How the encoder's weights are called inside the heads' models: "electra", "bert"."""
+        return next(iter(self._shells.values())).base_model_prefix
 
     @property
     def words(self) -> nn.Embedding:

@@ -11,6 +11,7 @@ from road_ds.common.hub import head_folder, model_folder, warn_of_changes
 from road_ds.data.batch import Batch, Feature
 from road_ds.data.readers import Example
 from road_ds.data.tokenizer import check_vocabulary, read_tokenizer
+from road_ds.models.attention import plan_no_shapes
 from road_ds.models.configuration import uses_token_types
 from road_ds.models.export import read_task
 from road_ds.models.pretrained import load_weights, read_config
@@ -43,6 +44,7 @@ class Predictor:
         config, tokenizer = read_config(folder, name), read_tokenizer(folder, name)
         check_vocabulary(tokenizer, config, name)
         model = load_weights(task.model, folder, name)
+        plan_no_shapes()
         return cls(name, model.eval().to(device), tokenizer, task.reading(tokenizer), device)
 
     def __call__(self, batch: Batch, head: str) -> Outputs:

@@ -11,7 +11,7 @@ import numpy as np
 
 from road_ds.common.errors import RoadError, nearest
 from road_ds.common.log import table
-from road_ds.common.strict_json import load_json, quote
+from road_ds.common.strict_json import flat_keys, load_json, quote
 from road_ds.engine.run_folder import RunFolder
 from road_ds.recipes.difference import difference
 
@@ -64,6 +64,12 @@ class Finished:
         """The lines of metrics.jsonl, none for an ensemble."""
         return RunFolder(self.folder).records()
 
+    def settings(self) -> dict[str, Any]:
+        """The settings that it was made with, by dotted key, but for where it lies and its seed; none for an ensemble."""
+        path = self.folder / "config.json"
+        found = flat_keys(load_json(path)) if path.exists() else {}
+        return {key: value for key, value in found.items() if key not in ("road.output", "road.cache", "road.seed")}
+
 
 Groups = dict[str, list[Finished]]
 
@@ -99,7 +105,25 @@ def compare(groups: Groups, baseline: str | None = None) -> dict[str, Any]:
         "baseline": baseline,
         "data_sets": {name: compare_on(name, groups, baseline) for name in names},
         "costs": {name: costs(runs) for name, runs in groups.items()},
+        "settings": differing(groups),
     }
+
+
+def differing(groups: Groups) -> dict[str, dict[str, list[Any]]]:
+    """The settings that are not the same in all runs: by key and group the values, each once, None where there is none."""
+    found = {name: [run.settings() for run in runs] for name, runs in groups.items()}
+    every = [settings for of in found.values() for settings in of]
+    keys = dict.fromkeys(key for settings in every for key in settings)
+    return {
+        key: {name: distinct([settings.get(key) for settings in of]) for name, of in found.items()}
+        for key in keys
+        if len(distinct([settings.get(key) for settings in every])) > 1
+    }
+
+
+def distinct(values: Sequence[Any]) -> list[Any]:
+    """Each value once, in order."""
+    return list({json.dumps(value): value for value in values}.values())
 
 
 COSTS = {  # of a run: what results.json says of it -> the column's name
@@ -134,6 +158,7 @@ def compare_on(dataset: str, groups: Groups, baseline: str | None) -> dict[str, 
             "median": float(np.median(values)),
             "sd": float(np.std(values, ddof=1)) if len(values) > 1 else None,
             "runs": [{"folder": str(r.folder), "seed": r.seed, "value": r.score(dataset)} for r in runs],
+            "metrics": _means([r.results["scores"][dataset]["scores"] for r in runs]),
             "difference": None,
         }
     if baseline in here:
@@ -141,7 +166,18 @@ def compare_on(dataset: str, groups: Groups, baseline: str | None) -> dict[str, 
         for name in here:
             if name != baseline and scores[name].shape[1] > 1:
                 found[name]["difference"] = asdict(difference(scale * scores[name], scale * scores[baseline]))
-    return {"metric": metric, "row_metric": row_metric, "groups": found}
+    bases = (r.results["scores"][dataset].get("baseline") for runs in here.values() for r in runs)
+    return {
+        "metric": metric,
+        "row_metric": row_metric,
+        "ignoring_the_text": next(filter(None, bases), {}),  # the same in all that were scored on the same rows
+        "groups": found,
+    }
+
+
+def _means(scores: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """The mean of each metric that all have."""
+    return {name: float(np.mean([s[name] for s in scores])) for name in scores[0] if all(name in s for s in scores)}
 
 
 def _metrics(dataset: str, groups: Groups) -> tuple[str, str, bool]:

@@ -19,7 +19,7 @@ FILE = "inputs.json"  # in the run folder
 PARTS: tuple[Part, ...] = ("train", "dev")
 TO_BE_MADE = "to be made"
 # What decides on no number. Evaluations do, where the best one is exported.
-WITHOUT_EFFECT = CHANGEABLE - {"road.evaluate_every"} | {"road.distill.cache"}
+WITHOUT_EFFECT = CHANGEABLE - {"road.evaluate_every", "road.patience"} | {"road.distill.cache"}
 
 Inputs = dict[str, Any]
 Missing = dict[str, str]  # how the names of such inputs begin -> why they cannot be read

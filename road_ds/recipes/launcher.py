@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,12 +20,22 @@ TRAIN = Path(__file__).resolve().parents[1] / "train.py"
 CHATTER = re.compile(rb"\[\d{4}-\d\d-\d\d [\d:,]+\] \[\w+\] \[")  # DeepSpeed's own lines
 
 
+class Enough(Exception):
+    """What a watcher raises when the run at work need not go on."""
+
+
+def nobody() -> None:
+    """The watcher of a run that is to end by itself."""
+
+
 @dataclass(frozen=True)
 class Launcher:
-    """How runs are started: `options` go to `deepspeed`; `lock` is a file that stays open in the child while it lives."""
+    """How runs are started: `options` go to `deepspeed`; `lock` is a file that stays open in the child while it lives;
+    `watch` is called again and again meanwhile, and may raise Enough."""
 
     options: Sequence[str]
     lock: IO | None = None
+    watch: Callable[[], None] = nobody
 
     def command(self, *arguments: str) -> list[str]:
         """The command line of a run on the processes of `options`. On one host every run gets a port of its own."""
@@ -53,8 +63,8 @@ class Launcher:
     def run(self, command: Sequence[str], folder: Path) -> tuple[int, str]:
         """Exit code of a command, and its last error line. It writes to log.txt in the run folder, which is shown here.
 
-        When this process is asked to stop, the run is asked too and waited for: its processes save first, as
-        `road_ds launch` sees to. When this process is killed, the run goes on.
+        When this process is asked to stop, or the watcher has seen enough, the run is asked too and waited for: its processes
+        save first, as `road_ds launch` sees to. When this process is killed, the run goes on.
         """
         folder.mkdir(parents=True, exist_ok=True)
         with terminating(), (folder / "log.txt").open("ab") as log, (folder / "log.txt").open("rb") as shown:
@@ -66,9 +76,9 @@ class Launcher:
                 command, stdout=log, stderr=subprocess.STDOUT, pass_fds=kept, process_group=0
             )
             try:
-                last = show(shown, child)
-            except (KeyboardInterrupt, Terminated) as stop:
-                child.send_signal(signal.SIGTERM if isinstance(stop, Terminated) else signal.SIGINT)
+                last = show(shown, child, self.watch)
+            except (KeyboardInterrupt, Terminated, Enough) as stop:
+                child.send_signal(signal.SIGINT if isinstance(stop, KeyboardInterrupt) else signal.SIGTERM)
                 show(shown, child)
                 raise
         return child.wait(), last
@@ -79,17 +89,17 @@ def sets(overrides: Sequence[str]) -> list[str]:
     return [word for override in overrides for word in ("--set", override)]
 
 
-def show(file: IO[bytes], child: subprocess.Popen) -> str:
+def show(file: IO[bytes], child: subprocess.Popen, watch: Callable[[], None] = nobody) -> str:
     """The last error line, else the last line, of a child that has ended; what it says is printed."""
     last = b""
-    for line in lines(file, child):
+    for line in lines(file, child, watch):
         if line.strip() and not CHATTER.match(line):
             print(line.decode("utf-8", "replace"), flush=True)
             last = line if line.startswith(b"error: ") or not last.startswith(b"error: ") else last
     return last.decode("utf-8", "replace").strip()
 
 
-def lines(file: IO[bytes], child: subprocess.Popen) -> Iterator[bytes]:
+def lines(file: IO[bytes], child: subprocess.Popen, watch: Callable[[], None]) -> Iterator[bytes]:
     """The lines that a child adds to a file, until it has ended; a progress bar's carriage return ends one too."""
     rest = b""
     while True:
@@ -100,6 +110,7 @@ def lines(file: IO[bytes], child: subprocess.Popen) -> Iterator[bytes]:
         if ended and not chunk:
             break
         if not chunk:
+            watch()
             time.sleep(0.1)
     if rest:
         yield rest

@@ -22,31 +22,41 @@ from road_ds.recipes.recipe import Run, chosen, with_dependents
 from road_ds.tasks.registry import heads
 
 SKIP, START, RESUME, REDO = "done", "to do", "resume", "redo"
+REDONE = "add --redo {} to make it and what needs it anew, or use another --output"
 
 
 class StageError(RoadError):
-    """A run of a recipe that failed, and the exit code to end with."""
+    """A run of a recipe or sweep that failed: why, where its output is, and the exit code to end with."""
 
-    def __init__(self, message: str, code: int):
-        super().__init__(message)
-        self.code = code
+    def __init__(self, why: str, log: Path, code: int, made_by: str = "recipe"):
+        super().__init__(f"{why}\nits output is in {log}; the same {made_by} goes on from here")
+        self.why, self.log, self.code = why, log, code
 
 
 @dataclass(frozen=True)
 class Step:
-    """A run of a recipe, its validated configuration, what is to be done about it, and which rows are not there."""
+    """A run of a recipe, its validated configuration, what is to be done about it, which rows are not there, and the folders
+    of all runs."""
 
     run: Run
     config: RoadConfig
     ds: dict[str, Any]
     state: str
     missing: Missing
+    folders: dict[str, Path]
 
     @property
     def teaches(self) -> bool:
         """Whether soft targets are to be written before the training."""
         objective = objective_from(self.config)
         return not self.run.models and isinstance(objective, Taught) and objective.source == "cached"
+
+    @property
+    def lesson(self) -> str:
+        """What its neighbours and soft targets are made from: an objective's own settings, as its temperature, are no part."""
+        asked = objective_from(self.config).model_dump(include={*Taught.model_fields} - {"objective"})
+        read = self.config.model_dump(include={"model", "tasks", "datasets", "heads", "cache"})
+        return json.dumps([asked, read])
 
     @property
     def retrieves(self) -> bool:
@@ -61,8 +71,17 @@ class Step:
         return ", ".join([*["neighbours"] * self.retrieves, *["teach"] * self.teaches, "train"])
 
 
-def look(runs: Sequence[Run], redo: Sequence[str] = (), *, rows: bool = True) -> list[Step]:
-    """What is to be done about each run; rows: whether theirs must be there, as for more than a plan.
+def settings_of(run: Run) -> tuple[RoadConfig, dict[str, Any]]:
+    """A run's settings, those of its tasks and objective looked at too."""
+    config, ds = load_config(run.config, run.overrides)
+    heads(config)
+    objective_from(config)
+    return config, ds
+
+
+def look(runs: Sequence[Run], redo: Sequence[str] = (), *, rows: bool = True, mended: str = REDONE) -> list[Step]:
+    """What is to be done about each run; rows: whether theirs must be there, as for more than a plan; mended: what helps where
+    one was made from other inputs.
 
     RoadError for settings that do not hold, for results of other inputs, and for missing rows.
     """
@@ -71,13 +90,12 @@ def look(runs: Sequence[Run], redo: Sequence[str] = (), *, rows: bool = True) ->
     steps = []
     for run in runs:
         try:
-            config, ds = load_config(run.config, run.overrides)
-            heads(config)
-            objective_from(config)
+            config, ds = settings_of(run)
             inputs, missing = inputs_for(run, config, ds, folders)
         except RoadError as error:
             raise RoadError(f"{run.name}: {error}") from None
-        steps.append(Step(run, config, ds, REDO if run.name in again else state_of(run, inputs, missing), missing))
+        state = REDO if run.name in again else state_of(run, inputs, missing, mended)
+        steps.append(Step(run, config, ds, state, missing, folders))
     if rows and (said := absent(steps)):
         raise RoadError("\n".join(said))
     return steps
@@ -101,7 +119,7 @@ def inputs_for(run: Run, config: RoadConfig, ds: dict[str, Any], folders: dict[s
     return inputs_of(config, ds, extra, {name: folders[name] for name in run.needs})
 
 
-def state_of(run: Run, inputs: Inputs, missing: Missing) -> str:
+def state_of(run: Run, inputs: Inputs, missing: Missing, mended: str) -> str:
     """What is to be done about a run. RoadError when its folder holds something that was made from other inputs.
 
     Rows that are not there cannot be compared.
@@ -119,7 +137,8 @@ def state_of(run: Run, inputs: Inputs, missing: Missing) -> str:
         raise RoadError(
             f"{run.folder} was made from other inputs than {run.name} has now:\n  "
             + "\n  ".join(changed)
-            + f"\nadd --redo {run.name} to make it and what needs it anew, or use another --output"
+            + "\n"
+            + mended.format(run.name)
         )
     return SKIP if finished else RESUME if saved else START
 
@@ -130,23 +149,26 @@ def describe(steps: Sequence[Step]) -> str:
     return table(rows, ("", "run", "what", "state", "needs"))
 
 
-def commands(step: Step, launcher: Launcher, *more: str) -> Iterator[list[str]]:
-    """The command lines of a run, in order."""
+def commands(step: Step, launcher: Launcher, *more: str, prepare: bool = True) -> Iterator[list[str]]:
+    """The command lines of a run, in order; prepare: whether neighbours and soft targets may have to be made."""
     run = step.run
     if run.models:
         overrides = [f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in run.settings.items()]
         yield launcher.evaluate(run.models, run.config, overrides, run.folder)
         return
-    if step.retrieves:
+    if step.retrieves and prepare:
         yield launcher.neighbours(run.config, run.overrides)
-    if step.teaches:
+    if step.teaches and prepare:
         yield launcher.teach(run.config, run.overrides)
     yield launcher.train(run.config, run.overrides, *more)
 
 
-def carry_out(steps: Sequence[Step], launcher: Launcher) -> None:
-    """Makes every run that is not done. StageError for the first that fails; those before it stay done."""
-    folders = {step.run.name: step.run.folder for step in steps}
+def carry_out(steps: Sequence[Step], launcher: Launcher, prepared: set[str] | None = None) -> None:
+    """Makes every run that is not done. StageError for the first that fails; those before it stay done.
+
+    prepared: which neighbours and soft targets are there, as `Step.lesson`; those that are made here are added.
+    """
+    prepared = set() if prepared is None else prepared
     for number, step in enumerate(steps, 1):
         run = step.run
         head = f"[{number}/{len(steps)}] {run.name}"
@@ -157,18 +179,17 @@ def carry_out(steps: Sequence[Step], launcher: Launcher) -> None:
         if not resume:
             wipe(run)
         print(f"{head}: {step.kind}{', resumed' if resume else ''}", flush=True)
-        inputs, _ = inputs_for(run, step.config, step.ds, folders)
+        inputs, _ = inputs_for(run, step.config, step.ds, step.folders)
         keep_inputs(run.folder, inputs)
-        for command in commands(step, launcher, *resume):
+        for command in commands(step, launcher, *resume, prepare=step.lesson not in prepared):
             code, last = launcher.run(command, run.folder)
+            log = run.folder / "log.txt"
             if code != 0:
-                raise StageError(
-                    f"{run.name} failed: {last.removeprefix('error: ')}\n"
-                    f"its output is in {run.folder / 'log.txt'}; the same recipe goes on from here",
-                    code if 0 < code < 128 else 1,
-                )
+                why = f"{run.name} failed: {last.removeprefix('error: ')}"
+                raise StageError(why, log, code if 0 < code < 128 else 1)
         if not is_finished(run.folder):
-            raise StageError(f"{run.name} ended without results: see {run.folder / 'log.txt'}", 1)
+            raise StageError(f"{run.name} ended without results", log, 1)
+        prepared.add(step.lesson)
 
 
 def wipe(run: Run) -> None:
@@ -212,6 +233,6 @@ def locked(output: Path) -> Iterator[IO]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise RoadError(
-                f"{output}: a recipe, or a run that a killed one left behind, is at work there: wait for it or stop it"
+                f"{output}: a recipe or sweep, or a run that a killed one left behind, is at work there: wait for it or stop it"
             ) from None
         yield file

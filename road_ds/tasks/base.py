@@ -1,6 +1,6 @@
 """What every task answers: how an example becomes features, which head reads them, what its logits say."""
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Annotated, Any, ClassVar
 
 import numpy as np
@@ -12,6 +12,8 @@ from road_ds.data.readers import Example
 from road_ds.tasks.outputs import Outputs
 
 Scores = dict[str, float]
+Golds = Sequence[str | float]  # classes by name, or values
+NONE = "(none)"  # beside a class that was missed, or said of a row without it
 
 
 class Task(Strict):
@@ -29,10 +31,18 @@ class Task(Strict):
     continuous: ClassVar[bool] = False
     supervised: ClassVar[bool] = True  # labels or answers are read
     truncates: ClassVar[bool] = True  # a row of more than max_length tokens loses its end
+    hub_task: ClassVar[str | None] = None  # what a hub calls it
+    asked: ClassVar[str] = (
+        'ask("a text")  # or two, or columns by their names; lists of them are batches'  # once loaded
+    )
+    first_said: ClassVar[str | None] = (
+        None  # of a described prediction, what a page shows first; None: what stands first
+    )
+    errors: ClassVar[bool] = False  # a row's score is an error: the lower, the better
 
     @property
-    def rows_per_feature(self) -> int:
-        """Rows of logits that a feature gives."""
+    def rows_per_feature(self) -> int | None:
+        """Rows of logits that a feature gives; None: each as many as it has labels."""
         return 1
 
     def head_settings(self) -> dict[str, Any]:
@@ -71,8 +81,12 @@ class Task(Strict):
         """The task with what it has to know of the tokenizer beyond its rows."""
         return self
 
+    def counting(self, labels: Callable[[], Mapping[int, int]]) -> "Task":
+        """The task with what it has to know of how often each label, by its number, stands in the rows that it learns from."""
+        return self
+
     def draw(self, batch: Batch, key: Sequence[int], lengths: np.ndarray) -> Batch:
-        """The batch with what is drawn anew each time its rows are seen, on the host; most tasks draw nothing.
+        """The batch with what is drawn anew each time its rows are seen, or looked up for them, on the host; most tasks add nothing.
 
         key: whole numbers that decide on the draws beside a row's own number; lengths: tokens of the rows of the whole pass.
         """
@@ -85,6 +99,10 @@ class Task(Strict):
     def outputs(self, head: Any, batch: Batch) -> Outputs:
         """The logits of a batch, from what the head's model returned."""
         raise NotImplementedError
+
+    def aligned(self, own: Feature, other: Feature, logits: np.ndarray) -> np.ndarray:
+        """The logits of another tokenizer's feature of the same row, for the rows of logits of `own`. RoadError where it lacks some."""
+        return logits
 
     def predict(
         self, examples: Sequence[Example], features: Sequence[Feature], logits: Sequence[np.ndarray]
@@ -111,3 +129,17 @@ class Task(Strict):
     def describe(self, prediction: Any) -> dict[str, Any]:
         """A prediction as plain values, for people and JSON."""
         raise NotImplementedError
+
+    # What a run's report shows of rows beyond texts and scores. What a task does not say is left out there.
+
+    def golds(self, example: Example) -> Golds:
+        """What is right for an example, as classes or values."""
+        return ()
+
+    def matched(self, example: Example, said: Mapping[str, Any]) -> Sequence[tuple[str | float, str | float]]:
+        """What is right for an example beside what a described prediction says, in pairs of classes (or NONE) or values."""
+        return ()
+
+    def certainty(self, said: Mapping[str, Any]) -> float | None:
+        """How sure a described prediction is of itself, for an order of rows; None where the task cannot tell."""
+        return None

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,11 @@ class MemorySet:
     def lengths(self) -> np.ndarray:
         """The tokens of each feature, [features]."""
         return np.array([len(f.input_ids) for f in self.features])
+
+    @cached_property
+    def rows(self) -> np.ndarray:
+        """Rows of logits that each feature gives, [features]."""
+        return np.array([len(f.labels) for f in self.features])
 
     @classmethod
     def encode(cls, name: str, examples: Sequence[Example], task: Task, tokenizer: Any) -> "MemorySet":
@@ -123,7 +129,10 @@ def batch_logits(
     # Nothing is compiled for the many widths and row counts that occur only here.
     with torch.no_grad(), torch.compiler.set_stance("force_eager"):
         outputs = model(batch, head)
-    values = outputs.logits.float().cpu().numpy().reshape(len(rows), task.rows_per_feature, -1)
+    values = outputs.logits.float().cpu().numpy()
+    if task.rows_per_feature is None:
+        return np.split(values, np.cumsum(source.rows[rows])[:-1])
+    values = values.reshape(len(rows), task.rows_per_feature, -1)
     if outputs.lengths is None:
         return list(values)
     classes = outputs.lengths.cpu().numpy().reshape(len(rows), -1)[:, 0]

@@ -10,6 +10,7 @@ from pydantic import Field
 
 from road_ds.common.errors import RoadError
 from road_ds.data.batch import IGNORED
+from road_ds.tasks.base import NONE
 from road_ds.tasks.label_sets import label_set_baseline, label_set_scores, row_f1
 from road_ds.tasks.labels import LabelNames, head_labels, position
 from road_ds.tasks.outputs import Outputs
@@ -87,3 +88,15 @@ class MultiLabel(TextTask):
 
     def describe(self, prediction):
         return {"labels": list(prediction.labels), **{k: round(v, 4) for k, v in prediction.probabilities.items()}}
+
+    def golds(self, example):
+        return [name for name, applies in zip(self.labels, self.targets(example), strict=True) if applies]
+
+    def matched(self, example, said):
+        right, given = self.golds(example), said["labels"]
+        pairs = [(name, name if name in given else NONE) for name in right]
+        return pairs + [(NONE, name) for name in given if name not in right]
+
+    def certainty(self, said):
+        """How far the nearest label's probability is from the threshold."""
+        return min(abs(value - self.threshold) for value in said.values() if isinstance(value, float))

@@ -65,8 +65,8 @@ class MultipleChoice(Task):
         bounds = pairwise(accumulate((len(example.choices) for example in examples), initial=0))
         for number, (example, (begin, end)) in enumerate(zip(examples, bounds, strict=True)):
             ids, types = (encoded[name][begin:end] for name in ("input_ids", "token_type_ids"))
-            flat = [list(chain(*rows)) for rows in (ids, types)]
-            yield Feature(*flat, [self.label(example)], first + number, sequences=[len(row) for row in ids])
+            target, lengths = [self.label(example)], [len(row) for row in ids]
+            yield Feature(list(chain(*ids)), list(chain(*types)), target, first + number, sequences=lengths)
 
     def label(self, example) -> int:
         """The place of the right choice, IGNORED where it is not known. RoadError where the label is none of them."""

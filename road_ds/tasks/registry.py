@@ -1,6 +1,8 @@
 """The tasks by type, and the heads of a run. A new task is a file beside this one and a line here."""
 
+from collections import Counter
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 from road_ds.common.errors import Faults, RoadError, nearest
@@ -16,6 +18,7 @@ from road_ds.tasks.multiple_choice import MultipleChoice
 from road_ds.tasks.regression import Regression
 from road_ds.tasks.replaced_tokens import ReplacedTokens
 from road_ds.tasks.span_qa import SpanQA
+from road_ds.tasks.token_classification import TokenClassification
 
 TASKS: dict[str, type[Task]] = {
     "span_qa": SpanQA,
@@ -23,6 +26,7 @@ TASKS: dict[str, type[Task]] = {
     "multi_label": MultiLabel,
     "multiple_choice": MultipleChoice,
     "regression": Regression,
+    "token_classification": TokenClassification,
     "replaced_tokens": ReplacedTokens,
 }
 
@@ -69,6 +73,21 @@ class Heads(dict[str, Task]):
     def reading(self, tokenizer: Any) -> "Heads":
         """The same heads, each with what it has to know of the tokenizer."""
         return Heads({head: task.reading(tokenizer) for head, task in self.items()}, self.of)
+
+    def counting(self, labels: Mapping[str, Callable[[], Counter[int]]]) -> "Heads":
+        """The same heads, each with what it has to know of how often its labels come; labels: by data set."""
+
+        def of(head: str) -> Counter[int]:
+            return sum((count() for name, count in labels.items() if self.of.get(name) == head), Counter())
+
+        return Heads({head: task.counting(partial(of, head)) for head, task in self.items()}, self.of)
+
+    def changes(self, later: "Heads") -> list[str]:
+        """A line for each setting that the same heads have otherwise later."""
+        pairs = ((head, self[head].model_dump(), later[head].model_dump()) for head in self)
+        return [
+            f"road.tasks.{head}.{key} = {new[key]}" for head, old, new in pairs for key in old if old[key] != new[key]
+        ]
 
     def trained_on(self, pairs: Mapping[str, bool | None]) -> "Heads":
         """The same heads, each with what its rows were."""

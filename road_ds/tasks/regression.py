@@ -19,6 +19,7 @@ class Regression(TextTask):
     headline: ClassVar[str] = "pearson"
     row_metric: ClassVar[str] = "squared_error"
     continuous: ClassVar[bool] = True
+    errors: ClassVar[bool] = True
 
     def head_settings(self) -> dict[str, Any]:
         return {"num_labels": 1, "problem_type": "regression"}
@@ -26,8 +27,9 @@ class Regression(TextTask):
     def label(self, example):
         if example.label is None:
             return float("nan")
+        label = lone(example)
         try:
-            value = float(lone(example))
+            value = float(label)
         except ValueError:
             value = float("nan")
         if not np.isfinite(value):
@@ -50,3 +52,9 @@ class Regression(TextTask):
 
     def describe(self, prediction):
         return {"value": round(prediction, 4)}
+
+    def golds(self, example):
+        return [self.label(example)]
+
+    def matched(self, example, said):
+        return [(self.label(example), said["value"])]

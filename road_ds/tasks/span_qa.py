@@ -15,6 +15,7 @@ from road_ds.tasks.outputs import Outputs
 from road_ds.tasks.spans import Answered, PairTemplate, answer, token_range, trimmed, windows
 
 NO_SPAN = 1e9  # by how much "no answer" wins where a context has no tokens
+KINDS = ("no answer", "answer")  # of questions
 
 
 class SpanQA(Task):
@@ -32,6 +33,8 @@ class SpanQA(Task):
     null_threshold: float = 0.0
 
     model: ClassVar[Any] = AutoModelForQuestionAnswering
+    hub_task: ClassVar[str | None] = "question-answering"
+    asked: ClassVar[str] = 'ask(question="Who ...?", context="...")  # transformers has no pipeline for this any more'
     headline: ClassVar[str] = "f1"
     row_metric: ClassVar[str] = "f1"
     over_tokens: ClassVar[bool] = True
@@ -52,6 +55,9 @@ class SpanQA(Task):
 
     def head_settings(self) -> dict[str, Any]:
         return {"num_labels": 2}
+
+    def reads(self, pairs):
+        return pairs is True
 
     def labelled(self, example):
         return example.answers is not None and example.text_b is not None
@@ -142,3 +148,13 @@ class SpanQA(Task):
             "score": round(max(prediction.score, -NO_SPAN), 4),
             "no_answer": round(min(prediction.no_answer, NO_SPAN), 4),
         }
+
+    def golds(self, example):
+        return [KINDS[bool(example.answers)]]
+
+    def matched(self, example, said):
+        return [(KINDS[bool(example.answers)], KINDS[bool(said["answer"])])]
+
+    def certainty(self, said):
+        """How far the best span's score is from that of no answer, at the threshold."""
+        return abs(said["no_answer"] - self.null_threshold)

@@ -20,6 +20,7 @@ class TextTask(Task):
     pairs: bool | None = None
 
     model: ClassVar[Any] = AutoModelForSequenceClassification
+    hub_task: ClassVar[str | None] = "text-classification"
 
     def reads(self, pairs):
         return self.pairs in (None, pairs)
