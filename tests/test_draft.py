@@ -50,6 +50,10 @@ def many(*labels, **more) -> str:
         (many("4.500", "2.000", "0.3"), {"type": "regression"}),
         (many(0.0, 1.0), {"type": "classification", "labels": ["0.0", "1.0"]}),
         (many(["b", "a"], ["c"], []), {"type": "multi_label", "labels": ["a", "b", "c"]}),
+        (
+            '{"tokens": ["a", "b"], "tags": ["O", "B-X"]}\n' * 9,
+            {"type": "token_classification", "labels": ["B-X", "O"]},
+        ),
         (many("no", "yes", text="word " * 150), {"type": "classification", "labels": ["no", "yes"], "max_length": 256}),
     ],
 )

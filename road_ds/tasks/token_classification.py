@@ -40,6 +40,7 @@ class TokenClassification(Task):
 
     model: ClassVar[Any] = AutoModelForTokenClassification
     row_metric: ClassVar[str] = "accuracy"
+    hub_task: ClassVar[str | None] = "token-classification"
 
     @property
     def headline(self) -> str:  # type: ignore[override]
