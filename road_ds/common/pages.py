@@ -19,7 +19,7 @@ h1 { margin-bottom: .2em } h2 { margin-top: 2em; border-bottom: 2px solid #ddd; 
 td, th { padding: .25em .7em; text-align: left; vertical-align: top; border-bottom: 1px solid #ddd }
 th { color: #555; font-weight: 600; vertical-align: bottom } td p, td summary { overflow-wrap: anywhere }
 td.n, th.n { text-align: right; white-space: nowrap; font-variant-numeric: tabular-nums }
-td p { margin: 0 0 .4em; white-space: pre-wrap } td > :last-child { margin-bottom: 0 } td.text { min-width: 24em } td .note { font-size: 12px }
+td p { margin: 0 0 .4em; white-space: pre-wrap } td > :last-child { margin-bottom: 0 } td.text { min-width: 20em } td.answer { min-width: 7em } td .note { font-size: 12px }
 td:first-child { min-width: 7em } .settings td:first-child { min-width: 16em }
 img, svg { max-width: 100%; height: auto } .note { color: #666 } .sure { font-weight: 600 } .warn { color: #9a3b00 }
 .side { display: flex; flex-wrap: wrap; gap: 0 3em; align-items: flex-start }

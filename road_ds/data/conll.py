@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator
 
 from road_ds.common.log import counted
 from road_ds.common.strict_json import quote
-from road_ds.data.publishers import Bad, Row, Rows
+from road_ds.data.publishers import Bad, Rows
 
 DOCUMENT = "-DOCSTART-"  # the word of a line that begins a document, and is no word of it
 SPACES = re.compile(r"[ \t]+")
@@ -38,8 +38,8 @@ def sentences(lines: Iterable[tuple[int, str | Bad]]) -> Rows:
         if fault is not None:
             yield f":{fault[0]}", fault[1]
         else:
-            row: Row = {**dict(enumerate(columns)), "tokens": columns[0]}
-            yield f":{begun}", row | {"tags": columns[-1]} if width > 1 else row
+            row: dict[str | int, list[str]] = {**dict(enumerate(columns)), "tokens": columns[0]}
+            yield f":{begun}", row | ({"tags": columns[-1]} if width > 1 else {})
 
 
 def _ragged(fields: list[str], width: int) -> str:

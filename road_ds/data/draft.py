@@ -39,7 +39,7 @@ class Seen:
     pairs: int = 0
     questions: int = 0
     lists: int = 0
-    tagged: int = 0  # rows with as many labels as words
+    tagged: int = 0  # lists of a label for each word
     unlabelled: int = 0
     labels: Counter[str] = field(default_factory=Counter)
     words: list[int] = field(default_factory=list)
@@ -174,6 +174,7 @@ def in_words(seen: Seen, task: Mapping[str, Any]) -> str:
     labels = task.get("labels")
     if labels is None:
         return texts
-    whole = seen.labels.total() if task["type"] == "token_classification" else seen.rows
-    shares = ", ".join(f"{label} {seen.labels[label] / whole:.0%}" for label in labels[:6])
+    if task["type"] == "token_classification":
+        return f"{texts}; {counted(len(labels), 'tag')}: {', '.join(labels[:6])}{' ...' if len(labels) > 6 else ''}"
+    shares = ", ".join(f"{label} {seen.labels[label] / seen.rows:.0%}" for label in labels[:6])
     return f"{texts}; {counted(len(labels), 'label')}: {shares}{' ...' if len(labels) > 6 else ''}"

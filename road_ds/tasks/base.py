@@ -34,6 +34,9 @@ class Task(Strict):
     asked: ClassVar[str] = (
         'ask("a text")  # or two, or columns by their names; lists of them are batches'  # once loaded
     )
+    first_said: ClassVar[str | None] = (
+        None  # of a described prediction, what a page shows first; None: what stands first
+    )
     errors: ClassVar[bool] = False  # a row's score is an error: the lower, the better
 
     @property

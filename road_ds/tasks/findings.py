@@ -46,7 +46,7 @@ def matched_parts(pairs: Sequence[tuple[Any, Any]]) -> list[Html]:
         return [scatter(pairs[::step], "right", "said")]
     counts = Counter((str(gold), str(said)) for gold, said in pairs)
     golds, saids = Counter(str(gold) for gold, _ in pairs), Counter(str(said) for _, said in pairs)
-    names = list(dict.fromkeys(sorted([*golds, *saids], key=lambda name: -golds[name])))
+    names = list(dict.fromkeys(sorted([*golds, *saids], key=lambda name: (name == NONE, -golds[name]))))
     return [
         class_table(names, golds, saids, counts),
         matrix(names, golds, counts) if len(names) <= CLASSES else confusions(counts),
@@ -96,15 +96,17 @@ def rows_parts(task: Task, metric: str, rows: Sequence[Row]) -> list[Html]:
     parts = [
         element("h3", "The worst rows"),
         element("p", said + (", the surest first among equals" if any(sure) else ""), class_="note"),
-        rows_table(metric, rows, sure, wrong[:ROWS]) if wrong else "",
+        rows_table(task, metric, rows, sure, wrong[:ROWS]) if wrong else "",
     ]
     known = sorted((value, i) for i, value in enumerate(sure) if value is not None)[:ROWS]
     if known:
-        parts += [element("h3", "The most uncertain rows"), rows_table(metric, rows, sure, [i for _, i in known])]
+        parts += [element("h3", "The most uncertain rows"), rows_table(task, metric, rows, sure, [i for _, i in known])]
     return list(map(html, parts))
 
 
-def rows_table(metric: str, rows: Sequence[Row], sure: Sequence[float | None], numbers: Sequence[int]) -> Html:
+def rows_table(
+    task: Task, metric: str, rows: Sequence[Row], sure: Sequence[float | None], numbers: Sequence[int]
+) -> Html:
     """Rows with their texts, what is right and what was said."""
     header = ["row", "text", "right", "said", metric] + ["certainty"] * any(sure[i] is not None for i in numbers)
     shown = []
@@ -114,7 +116,7 @@ def rows_table(metric: str, rows: Sequence[Row], sure: Sequence[float | None], n
             folded(example.id, 40),
             texts(example),
             right(example),
-            said(line["prediction"]),
+            said(line["prediction"], task.first_said),
             f"{line['score']:.3g}",
         ]
         shown.append(cells + ["" if sure[i] is None else f"{sure[i]:.3g}"] * (len(header) - len(cells)))
@@ -130,26 +132,27 @@ def texts(example: Example) -> Html:
 
 def right(example: Example) -> Html:
     """A cell with the label or answers of an example."""
+    found: list[Any]
     if example.answers is not None:
-        found = list(dict.fromkeys(answer.text for answer in example.answers)) or ["(no answer)"]
-    elif isinstance(example.label, tuple):
-        found = [*example.label] or [NONE]
+        found = list(dict.fromkeys(answer.text for answer in example.answers)) or [""]
     else:
-        found = [] if example.label is None else [str(example.label)]
-    return element("td", *(folded(text, 120) for text in found[:5]))
+        found = [] if example.label is None else [example.label]
+    return element("td", *(folded(shown(value), 120) for value in found[:5]), class_="answer")
 
 
-def said(prediction: Mapping[str, Any]) -> Html:
-    """A cell with what was said: its first value, and of the rest what is short enough to be read."""
-    (_, first), *rest = prediction.items()
+def said(prediction: Mapping[str, Any], key: str | None) -> Html:
+    """A cell with what was said: what has this key, or stands first, and of the rest what is short enough to be read."""
+    key = key or next(iter(prediction))
+    rest = [pair for pair in prediction.items() if pair[0] != key]
     if len(rest) > 6:
         rest = sorted((pair for pair in rest if isinstance(pair[1], float)), key=lambda pair: -pair[1])[:4]
-    more = " · ".join(f"{key} {value}"[:80] for key, value in rest)
-    return element("td", element("b", folded(shown(first), 120)), element("p", more, class_="note") if more else "")
+    more = " · ".join(f"{name} {value}"[:80] for name, value in rest)
+    first = element("b", folded(shown(prediction[key]), 120))
+    return element("td", first, element("p", more, class_="note") if more else "", class_="answer")
 
 
 def shown(value: Any) -> str:
     """A plain value as people read it."""
-    if isinstance(value, list):
-        return " ".join(map(str, value)) or NONE
+    if isinstance(value, list | tuple):
+        return " · ".join(map(str, value)) or NONE
     return "(no answer)" if value == "" else str(value)

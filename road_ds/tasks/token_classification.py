@@ -39,6 +39,8 @@ class TokenClassification(Task):
     labels: LabelNames = []
 
     model: ClassVar[Any] = AutoModelForTokenClassification
+    hub_task: ClassVar[str | None] = "token-classification"
+    first_said: ClassVar[str | None] = "tags"
     row_metric: ClassVar[str] = "accuracy"
     hub_task: ClassVar[str | None] = "token-classification"
 
