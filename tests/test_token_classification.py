@@ -31,6 +31,7 @@ from road_ds.data.sources import read_part
 from road_ds.data.words import joined, word_places
 from road_ds.distillation.teach import teach
 from road_ds.models.build import build_model
+from road_ds.models.card import Card
 from road_ds.models.configuration import load_tokenizer
 from road_ds.models.ensemble import Ensemble
 from road_ds.models.export import TASK_FILE, export, read_task
@@ -238,7 +239,7 @@ def test_rows_without_tags_and_rows_of_which_no_word_is_read(tokenizer):
 def test_an_exported_head_is_a_token_classification_model_of_transformers(architecture, tmp_path):
     assert architecture in ARCHITECTURES
     model, tokenizer = fresh(architecture, {"ner": TASK})
-    export(model, model.state_dict(), tokenizer, tmp_path, "card")
+    export(model, model.state_dict(), tokenizer, tmp_path, Card())
     folder, text = tmp_path / "ner", "Nora Granger met Ada , and unmistakeably the boss ."
     example = Example("1", text, None, None, None, "row")
     predictor = Predictor.load(str(folder))
@@ -318,7 +319,7 @@ def plain_step(config_path: Path, folder: Path, teachers: list[str], weight: flo
     rows = Rows.load(config.datasets, tasks.by_dataset(), tokenizer, config.cache).train["news"]
     passes, steps = plan(config, ds["train_batch_size"], {"news": rows.lengths})
     initial = build_model(config.model, tasks, tokenizer, dropout=0.0, seed=config.seed)
-    export(initial, initial.state_dict(), tokenizer, folder, "")
+    export(initial, initial.state_dict(), tokenizer, folder, Card())
     model = AutoModelForTokenClassification.from_pretrained(folder / "ner").train()
     asked = [AutoModelForTokenClassification.from_pretrained(f"{t}/model/ner").eval() for t in teachers]
 
