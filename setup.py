@@ -31,7 +31,7 @@ setup(
         "tqdm",
     ],
     extras_require={
-        "test": ["pytest", "pytest-xdist", "hypothesis"],
+        "test": ["pytest", "pytest-xdist", "hypothesis", "seqeval"],
         "dev": ["ruff", "mypy"],
         "bench": ["accelerate"],
         "sweep": ["optuna>=5.0"],

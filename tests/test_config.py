@@ -115,7 +115,7 @@ WRONG = [
     ("road/model", {}, 'road.model: give either "name" (a hub name or folder) or "architecture"'),
     ("road/model/name", "bert", 'road.model: give either "name" (a hub name or folder) or "architecture"'),
     ("road/model/tokenizer", None, 'road.model: fresh weights need a "tokenizer"'),
-    ("road/tasks/qa/type", "span", "road.tasks.qa.type: got 'span'; allowed: span_qa, classification, multi_label, regression, replaced_tokens; did"),
+    ("road/tasks/qa/type", "span", "road.tasks.qa.type: got 'span'; allowed: span_qa, classification, multi_label, regression, token_classification, replaced_tokens; did"),
     ("road/tasks/qa/type", ["span_qa"], "road.tasks.qa.type: got ['span_qa']; allowed: span_qa,"),
     ("road/tasks/qa/max_length", 20, "road.tasks.qa: max_length 20 leaves no room for a context"),
     ("road/tasks/inference/labels", ["a", "a"], "road.tasks.inference.labels: expected two or more different label names"),
@@ -130,8 +130,8 @@ WRONG = [
     ("road/fp16", True, 'road.fp16: unknown key; here it is road.precision "fp16"'),
     ("road/train_batch_size", 8, 'road.train_batch_size: unknown key; it belongs beside the "road" block, not inside'),
     ("road/datasets/places/columns/text", "q", "road.datasets.places.columns.text: unknown key; did you mean 'text_a'?"),
-    ("road/tasks/qa/type", "token_classification", "road.tasks.qa.type: got 'token_classification'; allowed: span_qa, classification, multi_label, regression"),
-    ("road/tasks/qa/type", "question_answering", "road.tasks.qa.type: got 'question_answering'; allowed: span_qa, classification, multi_label, regression, replaced_tokens; here it is span_qa"),
+    ("road/tasks/qa/type", "masked_lm", "road.tasks.qa.type: got 'masked_lm'; allowed: span_qa, classification, multi_label, regression"),
+    ("road/tasks/qa/type", "question_answering", "road.tasks.qa.type: got 'question_answering'; allowed: span_qa, classification, multi_label, regression, token_classification, replaced_tokens; here it is span_qa"),
     ("road/steps", 10**30, "road.steps: got 1000000000000000000000000000000; expected a number below 2^63"),
     ("road/datasets/places/max_rows", 10**30, "road.datasets.places.max_rows: got 10000000"),
     ("road/tasks/qa/n_best", 10**30, "road.tasks.qa.n_best: got 10000000"),
@@ -177,7 +177,7 @@ def test_what_is_right_passes(config_file):
 
 
 def test_nothing_is_suggested_for_a_task_that_is_not_here(config_file):
-    assert "mean" not in fault(config_file, "road/tasks/qa/type", "token_classification")
+    assert "mean" not in fault(config_file, "road/tasks/qa/type", "masked_lm")
 
 
 def test_what_trainer_words_stand_for_is_a_key():

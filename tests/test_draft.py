@@ -50,9 +50,10 @@ def many(*labels, **more) -> str:
         (many("4.500", "2.000", "0.3"), {"type": "regression"}),
         (many(0.0, 1.0), {"type": "classification", "labels": ["0.0", "1.0"]}),
         (many(["b", "a"], ["c"], []), {"type": "multi_label", "labels": ["a", "b", "c"]}),
+        (jsonl(*({"tokens": ["In", "Rouen"], "tags": ["O", "B-LOC"]} for _ in range(4))), {"type": "token_classification", "labels": ["B-LOC", "O"]}),
         (many("no", "yes", text="word " * 150), {"type": "classification", "labels": ["no", "yes"], "max_length": 256}),
     ],
-)
+)  # fmt: skip
 def test_the_task_that_rows_teach(drafted, content, task):
     assert drafted({"rows.jsonl": content})["road"]["tasks"] == {"rows": task}
 

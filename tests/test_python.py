@@ -19,7 +19,12 @@ from road_ds import loop
 from road_ds.commands.python import _rows
 from road_ds.common.digest import file_sha256
 from road_ds.common.errors import RoadError
+from road_ds.config.road import RoadConfig
 from road_ds.engine.finished import Table
+from road_ds.models.build import build_model
+from road_ds.models.configuration import load_tokenizer
+from road_ds.models.export import export
+from road_ds.tasks.registry import TASKS, task_from
 
 CONTEXT = "Ada lives in Oslo. Her friend Ola lives in Bergen."
 
@@ -74,6 +79,49 @@ def test_answers_are_those_of_predict(page, command, monkeypatch, tmp_path):
     assert ask("Who lives in Oslo?", CONTEXT) == asked == ask(question=["Who lives in Oslo?"], context=CONTEXT)[0]
     assert json.loads(json.dumps(asked)) == asked, "plain values"
     assert "classification of runs/small-1/model/inference on cpu" in repr(judge)
+
+
+LABELS = {
+    "classification": ["no", "yes"],
+    "multi_label": ["wet", "loud"],
+    "token_classification": ["O", "B-PER", "I-PER"],
+}
+
+
+@pytest.fixture(scope="module")
+def untrained(tmp_path_factory):
+    """A folder with an untrained head for each task there is, by its type."""
+    folder = tmp_path_factory.mktemp("untrained")
+    spec = RoadConfig.model_validate(tiny_config()["road"]).model
+    blocks = {
+        kind: {"type": kind, "max_length": 128} | ({"labels": LABELS[kind]} if kind in LABELS else {}) for kind in TASKS
+    }
+    tasks, tokenizer = {kind: task_from(block, kind) for kind, block in blocks.items()}, load_tokenizer(spec)
+    model = build_model(spec, tasks, tokenizer, dropout=None, seed=0)
+    export(model, model.state_dict(), tokenizer, folder)
+    return folder
+
+
+@pytest.mark.parametrize("kind", TASKS)
+def test_every_task_is_asked_as_its_model_card_says(untrained, kind):
+    """By one way, with plain values, the same alone and among others."""
+    ask = road_ds.load(untrained / kind)
+    answer = eval(TASKS[kind].asked.partition("  #")[0], {"ask": ask})
+    assert answer and json.loads(json.dumps(answer)) == answer
+    rows = [{"question": "Who?", "context": CONTEXT}, {"question": "Where is Ada?", "context": CONTEXT}]
+    if kind != "span_qa":
+        rows = [{"text": "Ada lives in Oslo."}, {"text": "Ola is loud, and Bergen is wet."}]
+    first, second = ask(rows)
+    assert close(ask(rows[0]), first) and close(ask(**rows[1]), second)
+
+
+def close(left: object, right: object) -> bool:
+    """Whether two answers are the same to the last shown digit."""
+    if isinstance(left, dict):
+        return left.keys() == right.keys() and all(close(left[key], right[key]) for key in left)
+    if isinstance(left, list):
+        return len(left) == len(right) and all(map(close, left, right))
+    return left == pytest.approx(right, abs=2e-4) if isinstance(left, float) else left == right
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ import argparse
 import csv
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -82,7 +82,9 @@ def models_of(names: Sequence[str], examples: Sequence[Any]) -> dict[str, str]:
     from road_ds.common.log import warn
     from road_ds.models.export import read_task
 
-    every = {name: trained_heads(name) or {Path(name).name: name} for name in names}
+    every: dict[str, Mapping[str, Path | str]] = {
+        name: trained_heads(name) or {Path(name).name: name} for name in names
+    }
     if [len(heads) for heads in every.values()] == [1]:
         return {LONE: names[0]}
     kinds = {example.text_b is not None for example in examples}

@@ -38,8 +38,8 @@ def sentences(lines: Iterable[tuple[int, str | Bad]]) -> Rows:
         if fault is not None:
             yield f":{fault[0]}", fault[1]
         else:
-            tags = {"tags": columns[-1]} if width > 1 else {}
-            yield f":{begun}", {**dict(enumerate(columns)), "tokens": columns[0], **tags}
+            row: dict[str | int, list[str]] = {**dict(enumerate(columns)), "tokens": columns[0]}
+            yield f":{begun}", row | ({"tags": columns[-1]} if width > 1 else {})
 
 
 def _ragged(fields: list[str], width: int) -> str:

@@ -18,6 +18,7 @@ from road_ds.config.settings import validated
 from road_ds.data.files import format_of_texts
 from road_ds.data.readers import Example, Reading
 from road_ds.data.sources import Part, Source, unlabelled
+from road_ds.data.words import word_places
 
 MODEL = "google-bert/bert-base-uncased"
 PARTS: dict[str, Part] = {
@@ -38,6 +39,7 @@ class Seen:
     pairs: int = 0
     questions: int = 0
     lists: int = 0
+    tagged: int = 0  # lists of a label for each word
     unlabelled: int = 0
     labels: Counter[str] = field(default_factory=Counter)
     words: list[int] = field(default_factory=list)
@@ -49,6 +51,7 @@ class Seen:
         self.questions += example.answers is not None
         label = example.label
         self.lists += isinstance(label, tuple)
+        self.tagged += isinstance(label, tuple) and len(label) == len(word_places(example.text_a))
         self.unlabelled += label is None
         self.labels.update(label if isinstance(label, tuple) else () if label is None else (str(label),))
         if len(self.words) < MEASURED:
@@ -122,6 +125,8 @@ def task_of(name: str, block: Mapping[str, Any]) -> tuple[dict[str, Any], Seen]:
             f"--set road.datasets.{name}.columns.label=COLUMN"
         )
     length = {"max_length": tokens} if (tokens := tokens_of(seen.words)) > LENGTHS[0] else {}
+    if seen.tagged == seen.rows:
+        return {"type": "token_classification", "labels": ordered(seen.labels), **length}, seen
     if seen.lists:
         return {"type": "multi_label", "labels": ordered(seen.labels), **length}, seen
     if fractional(seen.labels):
@@ -169,5 +174,7 @@ def in_words(seen: Seen, task: Mapping[str, Any]) -> str:
     labels = task.get("labels")
     if labels is None:
         return texts
+    if task["type"] == "token_classification":
+        return f"{texts}; {counted(len(labels), 'tag')}: {', '.join(labels[:6])}{' ...' if len(labels) > 6 else ''}"
     shares = ", ".join(f"{label} {seen.labels[label] / seen.rows:.0%}" for label in labels[:6])
     return f"{texts}; {counted(len(labels), 'label')}: {shares}{' ...' if len(labels) > 6 else ''}"

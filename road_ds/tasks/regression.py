@@ -25,9 +25,9 @@ class Regression(TextTask):
         return {"num_labels": 1, "problem_type": "regression"}
 
     def label(self, example):
-        label = lone(example)
-        if label is None:
+        if example.label is None:
             return float("nan")
+        label = lone(example)
         try:
             value = float(label)
         except ValueError:

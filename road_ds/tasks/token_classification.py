@@ -36,7 +36,7 @@ class TokenClassification(Task):
     """
 
     type: Literal["token_classification"]
-    labels: LabelNames
+    labels: LabelNames = []
 
     model: ClassVar[Any] = AutoModelForTokenClassification
     hub_task: ClassVar[str | None] = "token-classification"
@@ -104,7 +104,8 @@ class TokenClassification(Task):
         lacking = wanted[np.asarray(other.words)[wanted] < 0]
         if len(lacking):
             raise RoadError(
-                f"its tokenizer cuts a row before the word {lacking[0] + 1}, which is read here: raise the task's max_length"
+                f"its tokenizer has no token for the word {lacking[0] + 1}, which is read here (behind max_length, or none at "
+                "all): raise the task's max_length, or mend the row"
             )
         return logits[rows[wanted]]
 
