@@ -177,7 +177,7 @@ def test_what_is_right_passes(config_file):
 
 
 def test_nothing_is_suggested_for_a_task_that_is_not_here(config_file):
-    assert "mean" not in fault(config_file, "road/tasks/qa/type", "token_classification")
+    assert "mean" not in fault(config_file, "road/tasks/qa/type", "masked_lm")
 
 
 def test_what_trainer_words_stand_for_is_a_key():

@@ -31,6 +31,7 @@ from road_ds.data.sources import read_part
 from road_ds.data.words import joined, word_places
 from road_ds.distillation.teach import teach
 from road_ds.models.build import build_model
+from road_ds.models.card import Card
 from road_ds.models.configuration import load_tokenizer
 from road_ds.models.ensemble import Ensemble
 from road_ds.models.export import TASK_FILE, export, read_task
@@ -238,7 +239,7 @@ def test_rows_without_tags_and_rows_of_which_no_word_is_read(tokenizer):
 def test_an_exported_head_is_a_token_classification_model_of_transformers(architecture, tmp_path):
     assert architecture in ARCHITECTURES
     model, tokenizer = fresh(architecture, {"ner": TASK})
-    export(model, model.state_dict(), tokenizer, tmp_path, "card")
+    export(model, model.state_dict(), tokenizer, tmp_path, Card())
     folder, text = tmp_path / "ner", "Nora Granger met Ada , and unmistakeably the boss ."
     example = Example("1", text, None, None, None, "row")
     predictor = Predictor.load(str(folder))
@@ -318,7 +319,7 @@ def plain_step(config_path: Path, folder: Path, teachers: list[str], weight: flo
     rows = Rows.load(config.datasets, tasks.by_dataset(), tokenizer, config.cache).train["news"]
     passes, steps = plan(config, ds["train_batch_size"], {"news": rows.lengths})
     initial = build_model(config.model, tasks, tokenizer, dropout=0.0, seed=config.seed)
-    export(initial, initial.state_dict(), tokenizer, folder, "")
+    export(initial, initial.state_dict(), tokenizer, folder, Card())
     model = AutoModelForTokenClassification.from_pretrained(folder / "ner").train()
     asked = [AutoModelForTokenClassification.from_pretrained(f"{t}/model/ner").eval() for t in teachers]
 
@@ -427,3 +428,31 @@ def test_a_word_for_it_from_elsewhere_leads_to_the_task(config_file, teachers, c
     config = config_of(Path(teachers[0]).parent, cache)
     config["road"]["tasks"]["ner"]["type"] = "ner"
     assert "here it is token_classification" in error_of(command("check", config_file(config)))
+
+
+def test_generated_rows_behind_a_batch_have_its_words(tokenizer):
+    """Row by row the same places, so that halves of the logits are what was written and what was generated."""
+    source = MemorySet.encode("rows", [Example(str(i), text, None, None, None, "row") for i, text in enumerate(["Ada met", "the boss met Nora Granger"])], TASK, tokenizer)  # fmt: skip
+    batch = collate(source, [0, 1], 0)
+    both = batch.joined(replace(batch, input_ids=batch.input_ids + 1))
+    logits = torch.randn(4, batch.input_ids.shape[1], len(LABELS))
+    first, second = TASK.outputs(Answered(logits), both).halves()
+    assert torch.equal(first.logits, TASK.outputs(Answered(logits[:2]), batch).logits) and len(first.logits) == 7
+    assert torch.equal(second.logits, TASK.outputs(Answered(logits[2:]), batch).logits)
+
+
+class Answered:
+    def __init__(self, logits):
+        self.logits = logits
+
+
+@pytest.mark.parametrize(("name", "files"), [
+    ("conll2003", ["eng.train", "eng.testa"]), ("conll2003", ["train.txt", "valid.txt"]), ("wnut_17", ["wnut17train.conll", "emerging.dev.conll"]),
+])  # fmt: skip
+def test_data_sets_by_name_from_their_publishers_files(name, files, tmp_path):
+    for number, file in enumerate(files):
+        (tmp_path / file).write_text("EU\tB-location\nrejects\tO\n\n" * (number + 1) if name == "wnut_17" else tags.conll(tags.sentences(number + 1)))  # fmt: skip
+    for number, part in enumerate(("train", "dev")):
+        spec = DatasetSpec(task="t", catalog=name, train="train", dev="dev", path=str(tmp_path))
+        found = read_part(name, part, spec).examples
+        assert len(found) == number + 1 and all(len(e.label) == len(e.text_a.split()) for e in found)
