@@ -134,7 +134,7 @@ def test_a_feature_holds_a_question_and_comes_back_from_the_cache(tmp_path):
 def test_an_exported_head_gives_the_same_logits_to_transformers(architecture, tmp_path):
     assert architecture in ARCHITECTURES
     model, tokenizer = fresh(architecture, {"choice": TASK, "nli": TASKS["nli"]})
-    export(model, model.state_dict(), tokenizer, tmp_path, "card")
+    export(model, model.state_dict(), tokenizer, tmp_path)
     plain = AutoModelForMultipleChoice.from_pretrained(tmp_path / "choice").eval()
     examples = questions()
     source = MemorySet.encode("rows", examples, TASK, tokenizer)
@@ -248,7 +248,7 @@ def test_the_first_step_of_a_student_is_that_of_plain_pytorch(name, source, teac
     given = Rows.load(road.datasets, tasks.by_dataset(), tokenizer, cache).train["asked"]
     passes, _ = plan(road, config["train_batch_size"], {"asked": given.lengths})
     initial = build_model(road.model, tasks, tokenizer, dropout=0.0, seed=5)
-    export(initial, initial.state_dict(), tokenizer, tmp_path / "initial", "")
+    export(initial, initial.state_dict(), tokenizer, tmp_path / "initial")
     student = AutoModelForMultipleChoice.from_pretrained(tmp_path / "initial" / "choice")
     asked = [AutoModelForMultipleChoice.from_pretrained(f"{one}/model/choice").eval() for one in teachers]
     losses, disagreed = [], 0
