@@ -161,6 +161,7 @@ LABELS = {  # in the hub's order, which is not always ours
     "qqp": ["not_duplicate", "duplicate"], "qnli": ["entailment", "not_entailment"],
     "rte": ["entailment", "not_entailment"], "wnli": ["not_entailment", "entailment"],
     "go_emotions": TASKS["emotions"]["labels"],
+    "wnut_17": TASKS["emerging_ner"]["labels"],
     "mrpc": ["not_equivalent", "equivalent"], "cola": ["unacceptable", "acceptable"], "sst2": ["negative", "positive"],
 }  # fmt: skip
 PAIR = {"idx": 0, "sentence1": "A", "sentence2": "B", "label": 1}
@@ -191,6 +192,8 @@ ROWS = {  # as the hub's clients give them
     "qnli": {"idx": 0, "question": "A", "sentence": "B", "label": 1},
     "stsb": {**PAIR, "label": 3.5},
     "go_emotions": {"text": "A", "labels": [2, 27], "id": "x"},
+    "conll2003": {"tokens": ["EU", "wins"], "pos_tags": ["NNP", "VBZ"], "ner_tags": ["B-ORG", "O"]},
+    "wnut_17": {"id": "0", "tokens": ["EU", "wins"], "ner_tags": [1, 0]},
     "ax": {"idx": 0, "premise": "A", "hypothesis": "B", "label": -1},
     **{name: {"idx": 0, "sentence": "A", "label": 1} for name in ("cola", "sst2")},
     **dict.fromkeys(("mrpc", "rte", "wnli"), PAIR),
@@ -212,6 +215,7 @@ EXPECTED = {  # label and answers of each row
     "squad": [[None, ["Rouen"]]], "squad2": [[None, ["Rouen"]]], "natural_questions": [[None, ["Eiffel Tower"]]],
     "qa_zre": [[None, ["it"]]], "quac": [[None, ["He sang."]], [None, []]], "stsb": [[3.5, []]], "amazon": [["4", []]],
     "ax": [["-1", []]], "go_emotions": [[["anger", "neutral"], []]],
+    "conll2003": [[["B-ORG", "O"], []]], "wnut_17": [[["B-corporation", "O"], []]],
 }  # fmt: skip
 CLIENT = """
 import json, sys, time
@@ -235,8 +239,8 @@ def with_names(dataset, labels):
     from datasets import ClassLabel, List
 
     kind = ClassLabel(names=labels)
-    column, kind = ("label", kind) if "label" in dataset.features else ("labels", List(kind))
-    return dataset.cast_column(column, kind)
+    column = next(name for name in ("label", "labels", "ner_tags") if name in dataset.features)
+    return dataset.cast_column(column, kind if column == "label" else List(kind))
 
 
 def hub_files(root) -> None:
