@@ -161,6 +161,7 @@ LABELS = {  # in the hub's order, which is not always ours
     "qqp": ["not_duplicate", "duplicate"], "qnli": ["entailment", "not_entailment"],
     "rte": ["entailment", "not_entailment"], "wnli": ["not_entailment", "entailment"],
     "go_emotions": TASKS["emotions"]["labels"],
+    "wnut_17": TASKS["emerging_ner"]["labels"],
     "mrpc": ["not_equivalent", "equivalent"], "cola": ["unacceptable", "acceptable"], "sst2": ["negative", "positive"],
 }  # fmt: skip
 PAIR = {"idx": 0, "sentence1": "A", "sentence2": "B", "label": 1}
@@ -194,6 +195,8 @@ ROWS = {  # as the hub's clients give them
     "swag": {"startphrase": "A B", "sent1": "A", "sent2": "B", "label": 1, **{f"ending{i}": str(i) for i in range(4)}},
     "arc_challenge": ARC, "arc_easy": ARC,
     "go_emotions": {"text": "A", "labels": [2, 27], "id": "x"},
+    "conll2003": {"tokens": ["EU", "wins"], "pos_tags": ["NNP", "VBZ"], "ner_tags": ["B-ORG", "O"]},
+    "wnut_17": {"id": "0", "tokens": ["EU", "wins"], "ner_tags": [1, 0]},
     "ax": {"idx": 0, "premise": "A", "hypothesis": "B", "label": -1},
     **{name: {"idx": 0, "sentence": "A", "label": 1} for name in ("cola", "sst2")},
     **dict.fromkeys(("mrpc", "rte", "wnli"), PAIR),
@@ -216,6 +219,7 @@ EXPECTED = {  # label and answers of each row
     "qa_zre": [[None, ["it"]]], "quac": [[None, ["He sang."]], [None, []]], "stsb": [[3.5, []]], "amazon": [["4", []]],
     "ax": [["-1", []]], "go_emotions": [[["anger", "neutral"], []]],
     "swag": [["1", []]], "arc_challenge": [["B", []]], "arc_easy": [["B", []]],
+    "conll2003": [[["B-ORG", "O"], []]], "wnut_17": [[["B-corporation", "O"], []]],
 }  # fmt: skip
 CLIENT = """
 import json, sys, time
@@ -239,8 +243,8 @@ def with_names(dataset, labels):
     from datasets import ClassLabel, List
 
     kind = ClassLabel(names=labels)
-    column, kind = ("label", kind) if "label" in dataset.features else ("labels", List(kind))
-    return dataset.cast_column(column, kind)
+    column = next(name for name in ("label", "labels", "ner_tags") if name in dataset.features)
+    return dataset.cast_column(column, kind if column == "label" else List(kind))
 
 
 def hub_files(root) -> None:
