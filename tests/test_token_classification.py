@@ -428,3 +428,31 @@ def test_a_word_for_it_from_elsewhere_leads_to_the_task(config_file, teachers, c
     config = config_of(Path(teachers[0]).parent, cache)
     config["road"]["tasks"]["ner"]["type"] = "ner"
     assert "here it is token_classification" in error_of(command("check", config_file(config)))
+
+
+def test_generated_rows_behind_a_batch_have_its_words(tokenizer):
+    """Row by row the same places, so that halves of the logits are what was written and what was generated."""
+    source = MemorySet.encode("rows", [Example(str(i), text, None, None, None, "row") for i, text in enumerate(["Ada met", "the boss met Nora Granger"])], TASK, tokenizer)  # fmt: skip
+    batch = collate(source, [0, 1], 0)
+    both = batch.joined(replace(batch, input_ids=batch.input_ids + 1))
+    logits = torch.randn(4, batch.input_ids.shape[1], len(LABELS))
+    first, second = TASK.outputs(Answered(logits), both).halves()
+    assert torch.equal(first.logits, TASK.outputs(Answered(logits[:2]), batch).logits) and len(first.logits) == 7
+    assert torch.equal(second.logits, TASK.outputs(Answered(logits[2:]), batch).logits)
+
+
+class Answered:
+    def __init__(self, logits):
+        self.logits = logits
+
+
+@pytest.mark.parametrize(("name", "files"), [
+    ("conll2003", ["eng.train", "eng.testa"]), ("conll2003", ["train.txt", "valid.txt"]), ("wnut_17", ["wnut17train.conll", "emerging.dev.conll"]),
+])  # fmt: skip
+def test_data_sets_by_name_from_their_publishers_files(name, files, tmp_path):
+    for number, file in enumerate(files):
+        (tmp_path / file).write_text("EU\tB-location\nrejects\tO\n\n" * (number + 1) if name == "wnut_17" else tags.conll(tags.sentences(number + 1)))  # fmt: skip
+    for number, part in enumerate(("train", "dev")):
+        spec = DatasetSpec(task="t", catalog=name, train="train", dev="dev", path=str(tmp_path))
+        found = read_part(name, part, spec).examples
+        assert len(found) == number + 1 and all(len(e.label) == len(e.text_a.split()) for e in found)
