@@ -63,6 +63,12 @@ def test_what_the_exporter_cannot_do_is_one_line(folder, monkeypatch):
         write_graph(folder / "model" / "qa")
 
 
+def test_a_model_of_another_shape_is_one_line(folder, monkeypatch):
+    monkeypatch.setattr(graph, "batch", lambda *_: [torch.zeros(1, 2, 3, 4, dtype=torch.long)] * 3)
+    with pytest.raises(RoadError, match="model/qa: no graph is made of a model that does not read rows x tokens: "):
+        write_graph(folder / "model" / "qa")
+
+
 def test_without_the_extra_packages_nothing_is_exported(folder, command, monkeypatch):
     monkeypatch.setattr(graph, "NEEDED", ("onnx", "onnx_of_tomorrow", "numpy"))
     said = "error: --onnx needs onnx_of_tomorrow: pip install -c constraints.txt -e '.[onnx]'"

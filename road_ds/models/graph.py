@@ -48,8 +48,13 @@ def write_graph(folder: Path) -> Path:
     inputs += ["token_type_ids"] * uses_token_types(model.config, predictor.tokenizer)
     longest = min(predictor.task.max_length, getattr(model.config, "max_position_embeddings", 10**6))
     rows = [batch(*size, model.config.vocab_size, len(inputs)) for size in ((2, 11), (1, 3), (3, 17), (2, longest))]
-    with torch.no_grad():
-        names = [name for name in model(*rows[0][:2]) if name.endswith("logits")]
+    try:
+        with torch.no_grad():
+            names = [name for name in model(*rows[0][:2]) if name.endswith("logits")]
+    except Exception as error:  # a model that reads several texts a row
+        raise RoadError(
+            f"{folder}: no graph is made of a model that does not read rows x tokens: {first_line(error)}"
+        ) from None
     answering = Answering(model, names).eval()
     staged = folder / ".staged"
     shutil.rmtree(staged, ignore_errors=True)
