@@ -124,10 +124,10 @@ def rows_table(
 
 
 def texts(example: Example) -> Html:
-    """A cell with the texts of an example."""
-    return element(
-        "td", *(folded(text) for text in (example.text_a, example.text_b) if text is not None), class_="text"
-    )
+    """A cell with the texts of an example, and its choices."""
+    choices = (f"{choice.key}: {choice.text}" for choice in example.choices or ())
+    found = [text for text in (example.text_a, example.text_b, *choices) if text is not None]
+    return element("td", *map(folded, found), class_="text")
 
 
 def right(example: Example) -> Html:

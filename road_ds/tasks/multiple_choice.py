@@ -37,6 +37,8 @@ class MultipleChoice(Task):
     type: Literal["multiple_choice"]
 
     model: ClassVar[Any] = AutoModelForMultipleChoice
+    hub_task: ClassVar[str | None] = "multiple-choice"
+    asked: ClassVar[str] = 'ask({"question": "Who ...?", "choices": ["...", "..."]})'
     headline: ClassVar[str] = "accuracy"
     row_metric: ClassVar[str] = "accuracy"
     several_sequences: ClassVar[bool] = True
@@ -112,3 +114,12 @@ class MultipleChoice(Task):
     def describe(self, prediction):
         shares = {key: round(share, 4) for key, share in prediction.probabilities.items()}
         return {"choice": prediction.key, "text": prediction.text, **shares}
+
+    def golds(self, example):
+        return [str(example.label)]
+
+    def matched(self, example, said):
+        return [(str(example.label), said["choice"])]
+
+    def certainty(self, said):
+        return max(value for value in said.values() if isinstance(value, float))
