@@ -174,6 +174,7 @@ SPAN = {
 }
 MRQA = {"context": CONTEXT, "qid": "q", "question": "Which?", "answers": ["x"],
         "detected_answers": {"text": ["x"], "char_spans": [{"start": [6], "end": [10]}]}}  # fmt: skip
+ARC = {"id": "x", "question": "Q", "answerKey": "B", "choices": {"text": ["a", "b"], "label": ["A", "B"]}}
 ROWS = {  # as the hub's clients give them
     "squad": SPAN, "squad2": SPAN,
     "triviaqa": {"question": "Who?", "question_id": "t", "answer": {"aliases": ["Bo"], "value": "Bo"},
@@ -191,6 +192,8 @@ ROWS = {  # as the hub's clients give them
     "qqp": {"idx": 0, "question1": "A", "question2": "B", "label": 1},
     "qnli": {"idx": 0, "question": "A", "sentence": "B", "label": 1},
     "stsb": {**PAIR, "label": 3.5},
+    "swag": {"startphrase": "A B", "sent1": "A", "sent2": "B", "label": 1, **{f"ending{i}": str(i) for i in range(4)}},
+    "arc_challenge": ARC, "arc_easy": ARC,
     "go_emotions": {"text": "A", "labels": [2, 27], "id": "x"},
     "conll2003": {"tokens": ["EU", "wins"], "pos_tags": ["NNP", "VBZ"], "ner_tags": ["B-ORG", "O"]},
     "wnut_17": {"id": "0", "tokens": ["EU", "wins"], "ner_tags": [1, 0]},
@@ -216,6 +219,7 @@ EXPECTED = {  # label and answers of each row
     "qa_zre": [[None, ["it"]]], "quac": [[None, ["He sang."]], [None, []]], "stsb": [[3.5, []]], "amazon": [["4", []]],
     "ax": [["-1", []]], "go_emotions": [[["anger", "neutral"], []]],
     "conll2003": [[["B-ORG", "O"], []]], "wnut_17": [[["B-corporation", "O"], []]],
+    "swag": [["1", []]], "arc_challenge": [["B", []]], "arc_easy": [["B", []]],
 }  # fmt: skip
 CLIENT = """
 import json, sys, time

@@ -25,7 +25,7 @@ ROOMS = {
     "data": [
         {"arrow", "masking", "packing", "passes", "publishers", "tokenizer", "wordpiece", "words"},
         {"batch", "conll", "labels"},
-        {"formats"},
+        {"choices", "formats"},
         {"batches", "columns", "files"},
         {"readers"},
         {"negatives"},
@@ -37,7 +37,7 @@ ROOMS = {
         {"entities", "label_sets", "metrics", "outputs", "spans"},
         {"base", "sequences"},
         {"evaluation", "labels", "span_qa", "text"},
-        {"classification", "multi_label", "regression", "replaced_tokens", "token_classification"},
+        {"classification", "multi_label", "multiple_choice", "regression", "replaced_tokens", "token_classification"},
         {"findings", "registry"},
         {"inferred"},
     ],

@@ -233,7 +233,7 @@ def test_the_baseline_is_the_best_set_of_labels_for_every_row():
 def test_an_exported_head_is_a_multi_label_model_of_transformers(architecture, tmp_path):
     assert architecture in ARCHITECTURES
     model, tokenizer = fresh(architecture, {"words": TASK})
-    export(model, model.state_dict(), tokenizer, tmp_path, "card")
+    export(model, model.state_dict(), tokenizer, tmp_path)
     folder, texts = tmp_path / "words", ["The mill is old .", "Ada lives in Oslo ."]
     examples = [Example(str(i), text, None, None, None, "row") for i, text in enumerate(texts)]
     said = Predictor.load(str(folder)).predict(examples)
@@ -344,7 +344,7 @@ def test_the_first_step_of_a_student_is_that_of_plain_pytorch(name, source, teac
     given = Rows.load(road.datasets, tasks.by_dataset(), tokenizer, cache).train["said"]
     passes, _ = plan(road, config["train_batch_size"], {"said": given.lengths})
     initial = build_model(road.model, tasks, tokenizer, dropout=0.0, seed=5)
-    export(initial, initial.state_dict(), tokenizer, tmp_path / "initial", "")
+    export(initial, initial.state_dict(), tokenizer, tmp_path / "initial")
     student = AutoModelForSequenceClassification.from_pretrained(tmp_path / "initial" / "words")
     asked = [AutoModelForSequenceClassification.from_pretrained(f"{one}/model/words") for one in teachers]
     losses = []

@@ -10,6 +10,7 @@ from itertools import pairwise
 import pytest
 
 from road_ds.common.hub import sample_path
+from road_ds.common.pages import Html, document
 from road_ds.config.road import DatasetSpec, ModelSpec, RoadConfig
 from road_ds.data.readers import Example
 from road_ds.data.rows import Rows
@@ -251,13 +252,18 @@ def chromium() -> str:
 
 
 def test_a_browser_shows_it_and_runs_nothing_of_it(rows, tmp_path):
-    """Its title, its tables and its picture are there; its rows have neither run nor fetched."""
-    (tmp_path / "report.html").write_text(whole(rows, tmp_path))
-    browser = [chromium(), "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}"]
-    shot = tmp_path / "shot.png"
-    command = [*browser, "--enable-logging=stderr", f"--screenshot={shot}", "--dump-dom", str(tmp_path / "report.html")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
+    """Its title, its tables and its picture are there; its rows have neither run nor fetched, nor would they as markup."""
+
+    def opened(page: str) -> subprocess.CompletedProcess:
+        (tmp_path / "report.html").write_text(page)
+        browser = [chromium(), "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}"]
+        command = [*browser, "--enable-logging=stderr", "--dump-dom", str(tmp_path / "report.html")]
+        found = subprocess.run(command, capture_output=True, text=True, timeout=120)
+        assert found.returncode == 0, found.stderr
+        return found
+
+    assert "<title>mine</title>" in opened(document("mine", Html(EVIL))).stdout, "what came through unescaped"
+    done = opened(whole(rows, tmp_path))
     seen = Seen(done.stdout)
     assert f"<title>{tmp_path.name}</title>" in done.stdout and seen.under("right ↓ said →")
     assert (

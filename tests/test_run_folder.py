@@ -263,7 +263,7 @@ def written(folder: RunFolder) -> list[Callable[[], object]]:
         lambda: folder.forget(lambda line: True),
         lambda: folder.begin({}),
         lambda: folder.clear(),
-        lambda: leave(folder, Outcome(1, {}, {}, None), None, None, {}, 0.0),
+        lambda: leave(folder, Outcome(1, {}, {}, None), *[None] * 9),
         lambda: milestones(folder).save(1),
         lambda: milestones(folder, best=Best(folder.path / "best", folder.run)).evaluate(1),
     ]

@@ -34,6 +34,7 @@ class Columns(Strict):
     text_b: str | int | None = None
     label: str | int | Annotated[list[str | int], Field(min_length=2)] | None = None
     answers: str | int | None = None
+    choices: str | int | Annotated[list[str | int], Field(min_length=2)] | None = None
 
     @model_serializer(mode="wrap")
     def given(self, dump: Callable[["Columns"], dict[str, Any]]) -> dict[str, Any]:

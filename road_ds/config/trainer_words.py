@@ -70,4 +70,4 @@ TASK_HERE = {
     "text_classification": "classification",
 }
 # Words for what no task here does: none is to be taken for the task that is spelt like it.
-NO_TASK = {"masked_lm", "multiple_choice"}
+NO_TASK = {"masked_lm"}

@@ -20,6 +20,9 @@ IGNORED = -100  # the label of a row that has none
 class Feature:
     """One row of model input. A span-QA example becomes several, one per window of its context.
 
+    sequences: the tokens of each sequence where it has several behind each other, one for each choice of a question; empty
+    where it is one.
+
     offsets: for span QA the character range of each token in the context, [tokens, 2], -1 outside it; best: whether
     this is the window in which a token has the most context (1 or 0), [tokens]. Both empty otherwise. words: for tags of
     words the first token of each, [words], -1 where none was read; the others are the feature's rows of logits.
@@ -32,11 +35,22 @@ class Feature:
     offsets: np.ndarray | list[int] = ()  # type: ignore[assignment]
     best: np.ndarray | list[int] = ()  # type: ignore[assignment]
     words: np.ndarray | list[int] = ()  # type: ignore[assignment]
+    sequences: np.ndarray | list[int] = ()  # type: ignore[assignment]
+
+    def parts(self) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Ids and token types of each of its sequences."""
+        ids, types, ends = np.asarray(self.input_ids), np.asarray(self.token_type_ids), np.cumsum(self.sequences)
+        if len(ends) == 0:
+            return [(ids, types)]
+        return list(zip(np.split(ids, ends[:-1]), np.split(types, ends[:-1]), strict=True))
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Padded features of one data set. Labels lie flat, one per row of logits."""
+    """Padded features of one data set. Labels lie flat, one per row of logits.
+
+    Where features have several sequences, those of all stand where otherwise the features do: [features] then is [sequences].
+    """
 
     dataset: str
     features: np.ndarray  # [features] their numbers in the data set
@@ -55,6 +69,7 @@ class Batch:
         1.0  # of the mean over its rows of logits in that over a pass's: they over a micro-batch's on average
     )
     weights: torch.Tensor | None = None  # [rows] how much each label counts; None: all alike
+    sequences: tuple[int, ...] = ()  # how many each feature has; empty where each is one
     added: torch.Tensor | None = None  # [features, tokens, width] what a reader's word embeddings are moved by
     original: "Batch | None" = None  # the first half of the rows, where the others were generated from them
 
@@ -77,7 +92,17 @@ class Batch:
         if self.words is not None and other.words is not None:
             tensors["words"] = torch.cat([self.words, other.words + self.input_ids.numel()])
         features, tokens = np.concatenate(both["features"]), self.tokens + other.tokens
-        return replace(self, **tensors, features=features, tokens=tokens, packing=packing, original=self)
+        sequences = self.sequences + other.sequences
+        return replace(
+            self, **tensors, features=features, tokens=tokens, sequences=sequences, packing=packing, original=self
+        )
+
+    def keys(self) -> list[tuple[int, ...]]:
+        """What tells each sequence from all others of its data set: its feature's number, and its place there if it has several."""
+        if not self.sequences:
+            return [(feature,) for feature in self.features.tolist()]
+        pairs = zip(self.features.tolist(), self.sequences, strict=True)
+        return [(feature, place) for feature, count in pairs for place in range(count)]
 
     def pinned(self) -> "Batch":
         """The same batch in memory that a GPU can copy from while the host goes on."""
@@ -101,36 +126,43 @@ class Features(Protocol):
 
 
 def collate(
-    source: Features, rows: Sequence[int] | np.ndarray, pad_id: int, *, width: int = 0, packed: bool = False
+    source: Features,
+    rows: Sequence[int] | np.ndarray,
+    pad_id: int,
+    *,
+    width: Callable[[int], int] | None = None,
+    packed: bool = False,
 ) -> Batch:
-    """A batch of the given features, padded on the right to `width` tokens.
+    """A batch of the given features, padded on the right.
 
-    width: by default the longest row, rounded up to a multiple of 8; packed: the encoder shall run the rows as one
+    width: the tokens of a padded row by those of the longest, by default that rounded up to a multiple of 8; packed: the encoder shall run the rows as one
     sequence without their padding.
     """
     features = [source[i] for i in rows]
-    lengths = np.array([len(f.input_ids) for f in features])
-    width = width or rounded_up(int(lengths.max()))
-    ids = np.full((len(features), width), pad_id, dtype=np.int64)
+    parts = [part for feature in features for part in feature.parts()]
+    lengths = np.array([len(own) for own, _ in parts])
+    wide = (width or rounded_up)(int(lengths.max()))
+    ids = np.full((len(parts), wide), pad_id, dtype=np.int64)
     types = np.zeros_like(ids)
-    for i, feature in enumerate(features):
-        ids[i, : lengths[i]] = feature.input_ids
-        types[i, : lengths[i]] = feature.token_type_ids
+    for i, (own, kinds) in enumerate(parts):
+        ids[i, : lengths[i]] = own
+        types[i, : lengths[i]] = kinds
     labels = np.concatenate([f.labels for f in features])
     words = [
-        row * width + np.asarray(f.words)[np.asarray(f.words) >= 0] for row, f in enumerate(features) if len(f.words)
+        row * wide + np.asarray(f.words)[np.asarray(f.words) >= 0] for row, f in enumerate(features) if len(f.words)
     ]
     return Batch(
         dataset=source.name,
         features=np.asarray(rows),
         input_ids=torch.from_numpy(ids),
-        attention_mask=torch.from_numpy((np.arange(width) < lengths[:, None]).astype(np.int64)),
+        attention_mask=torch.from_numpy((np.arange(wide) < lengths[:, None]).astype(np.int64)),
         token_type_ids=torch.from_numpy(types),
         lengths=torch.from_numpy(lengths),
         labels=torch.from_numpy(labels.astype(np.float32 if labels.dtype.kind == "f" else np.int64)),
-        full=bool((lengths == width).all()),
-        packing=Packing.of(lengths, width) if packed else None,
+        full=bool((lengths == wide).all()),
+        packing=Packing.of(lengths, wide) if packed else None,
         tokens=tuple(lengths.tolist()),
+        sequences=tuple(len(f.sequences) for f in features) if len(features[0].sequences) else (),
         words=torch.from_numpy(np.concatenate(words).astype(np.int64)) if words else None,
     )
 

@@ -4,6 +4,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from types import MappingProxyType
 from typing import Literal, TypeVar
 
@@ -43,13 +44,18 @@ class Padding:
 
     def collate(self, source: Features, rows: np.ndarray) -> Batch:
         """The batch of some rows of a data set."""
-        width = self.width(source.name, int(source.lengths[rows].max()))
-        return collate(source, rows, self.pad_id, width=width, packed=self.mode == "free")
+        return collate(source, rows, self.pad_id, width=partial(self.width, source.name), packed=self.mode == "free")
 
-    def computed(self, dataset: str, lengths: np.ndarray) -> int:
-        """The tokens that the encoder computes for micro-batches of rows of these lengths, [micro-batches, rows]."""
+    def computed(self, dataset: str, lengths: np.ndarray, sequences: np.ndarray | None = None) -> int:
+        """The tokens that the encoder computes for micro-batches of rows of these lengths, [micro-batches, rows].
+
+        sequences: where rows have several, the tokens of the longest and how many they are, [micro-batches, rows, 2].
+        """
         if self.mode == "free":
             return int(lengths.sum())
+        if sequences is not None:
+            found = zip(sequences[..., 0].max(axis=1), sequences[..., 1].sum(axis=1), strict=True)
+            return sum(self.width(dataset, int(longest)) * int(count) for longest, count in found)
         return sum(self.width(dataset, int(longest)) for longest in lengths.max(axis=1)) * lengths.shape[1]
 
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from road_ds.common.strict_json import quote
 from road_ds.config.road import Columns
+from road_ds.data.choices import choice_columns
 from road_ds.data.formats import quote_all
 from road_ds.data.publishers import Bad, Row
 
@@ -26,10 +27,13 @@ TEXTS = (
     ("review", None),  # IMDB
     ("tokens", None),
     ("words", None),
+    ("sent1", "sent2"),  # SWAG
+    ("ctx", None),  # HellaSwag
+    ("question_stem", None),  # OpenBookQA
 )
 LONE = ("text_a", "text", "sentence", "review", "tokens", "words")
 SECOND = "text_b"  # always the second text where `columns` names no other
-LABELS = ("label", "gold_label", "labels", "tags", "ner_tags")
+LABELS = ("label", "gold_label", "labels", "tags", "ner_tags", "answerKey")
 # Labels of public sets, where a row has one of them and none of the above: STS-B's, MRPC's, QQP's, IMDB's, Yelp's, SICK's, ...
 RARER = (
     *("score", "Quality", "is_duplicate", "sentiment", "stars", "rating", "intent", "category", "class"),
@@ -47,6 +51,7 @@ class Found:
     text_b: str | int | None
     label: str | int | list[str | int] | None
     answers: str | int | None
+    choices: str | int | list[str | int] | None
     lone: bool
 
 
@@ -55,7 +60,8 @@ def find(given: Columns, row: Row, before: Found | None) -> Found:
 
     Bad where the row could have its texts or its label elsewhere than the rows before: which is meant is not guessed.
     """
-    pairs = [(a, b) for a, b in TEXTS if a in row and (b in row or a in LONE)]
+    choices = given.choices if "choices" in given.model_fields_set else choice_columns(row)
+    pairs = [(a, b) for a, b in TEXTS if a in row and (b in row or a in LONE or choices is not None)]
     text_a = given.text_a
     if text_a is None:
         text_a = _column("text_a", [a for a, _ in pairs], row, before)
@@ -81,6 +87,7 @@ def find(given: Columns, row: Row, before: Found | None) -> Found:
         text_b=column("text_b", seconds),
         label=column("label", _labels(given, row)),
         answers=column("answers", ("answers",)),
+        choices=choices,
         lone="text_b" not in given.model_fields_set,
     )
 

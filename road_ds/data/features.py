@@ -25,6 +25,7 @@ from road_ds.config import catalog
 from road_ds.config.road import DatasetSpec
 from road_ds.data.arrow import CHUNK, SIZE, ArrowRows, ArrowWriter
 from road_ds.data.batch import Feature
+from road_ds.data.choices import Choice
 from road_ds.data.files import files_of
 from road_ds.data.readers import Answer, Example, Reading, distinct
 from road_ds.data.sources import Part, Source, unlabelled
@@ -61,6 +62,8 @@ class FeatureSet:
         self._features = ArrowRows(folder / "features.arrow")
         self._examples = ArrowRows(folder / "examples.arrow", kept=8)
         self.lengths = np.load(folder / "lengths.npy", mmap_mode="r")  # [features] tokens
+        sequences = folder / "sequences.npy"
+        self.sequences = np.load(sequences, mmap_mode="r") if sequences.exists() else None
 
     def __len__(self) -> int:
         return self.manifest.features
@@ -71,10 +74,14 @@ class FeatureSet:
     def example(self, index: int) -> Example:
         """The example with this number."""
         row = self._examples[int(index)]
-        answers, labels = row.pop("answers"), row.pop("labels")
+        answers, labels, choices = (row.pop(name) for name in ("answers", "labels", "choices"))
         if labels is not None:
             row["label"] = tuple(labels)
-        return Example(**row, answers=None if answers is None else tuple(Answer(**a) for a in answers))
+        return Example(
+            **row,
+            answers=None if answers is None else tuple(Answer(**a) for a in answers),
+            choices=None if choices is None else tuple(Choice(**c) for c in choices),
+        )
 
     @cached_property
     def rows(self) -> np.ndarray:
@@ -237,6 +244,7 @@ EXAMPLE_SCHEMA = pa.schema(
         "labels": pa.list_(pa.string()),
         "answers": pa.list_(pa.struct({"text": pa.string(), "start": pa.int32()})),
         "where": pa.string(),
+        "choices": pa.list_(pa.struct({"key": pa.string(), "text": pa.string()})),
     }
 )
 
@@ -249,6 +257,7 @@ def feature_schema(label: pa.DataType) -> pa.Schema:
             "labels": pa.list_(label),
             "example": pa.int32(),
             "offsets": pa.list_(pa.int32()),
+            "sequences": pa.list_(pa.int32()),
             "best": pa.list_(pa.int8()),  # not bool, whose packed bits would be copied on every read
             "words": pa.list_(pa.int32()),
         }
@@ -265,6 +274,7 @@ def _encode(source: Source, task: Any, tokenizer: Any, folder: Path, key: str, c
     staged.mkdir(parents=True)
     try:
         reading, digest, lengths, rows = Reading(), hashlib.sha256(), array("i"), 0
+        sequences: list[tuple[int, int]] = []
         label = pa.float32() if task.continuous else pa.int32()
         with (
             ArrowWriter(staged / "examples.arrow", EXAMPLE_SCHEMA, example_columns) as examples,
@@ -282,6 +292,8 @@ def _encode(source: Source, task: Any, tokenizer: Any, folder: Path, key: str, c
                     examples.write(example, _size(example))
                 for feature in task.encode(chunk, tokenizer, rows):
                     lengths.append(len(feature.input_ids))
+                    if len(feature.sequences):
+                        sequences.append((max(feature.sequences), len(feature.sequences)))
                     features.write(feature)
                 rows += len(chunk)
                 bar.update(len(chunk))
@@ -290,6 +302,8 @@ def _encode(source: Source, task: Any, tokenizer: Any, folder: Path, key: str, c
                 f"datasets.{source.name}.{source.part}: {source.source}: no row of {counted(rows, 'row')} is long enough to be a sequence"
             )
         np.save(staged / "lengths.npy", np.asarray(lengths, dtype=np.int32))
+        if sequences:
+            np.save(staged / "sequences.npy", np.asarray(sequences, dtype=np.int32))
         rows_sha256 = digest.hexdigest()
         if content != (rows_sha256 if source.by_rows else _file_content(source)):
             raise RoadError(f"{source.source}: changed while it was read: start again")
@@ -326,7 +340,7 @@ def _chunks(examples: Iterable[Example]) -> Iterator[list[Example]]:
 
 def _size(example: Example) -> int:
     """The characters of an example's texts."""
-    return len(example.text_a) + len(example.text_b or "")
+    return len(example.text_a) + len(example.text_b or "") + sum(len(choice.text) for choice in example.choices or ())
 
 
 def check_labelled(example: Example, name: str, task: Any) -> None:
@@ -346,6 +360,9 @@ def example_columns(examples: Sequence[Example], schema: pa.Schema) -> list[pa.A
         "labels": [e.label if isinstance(e.label, tuple) else None for e in examples],
         "answers": [
             None if e.answers is None else [{"text": a.text, "start": a.start} for a in e.answers] for e in examples
+        ],
+        "choices": [
+            None if e.choices is None else [{"key": c.key, "text": c.text} for c in e.choices] for e in examples
         ],
     }
     return [pa.array(columns[column.name], column.type) for column in schema]

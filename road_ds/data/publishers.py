@@ -319,6 +319,15 @@ def amazon(row: Row, spec: DatasetSpec) -> Rows:
         yield "", {"text": text, "label": str(int(stars))}
 
 
+def arc(row: Row, spec: DatasetSpec) -> Rows:
+    """A question of ARC's kind, {"stem", "choices": [{"text", "label"}]}, and its answerKey; the hub's rows are plain."""
+    question = row["question"]
+    yield (
+        "",
+        row if isinstance(question, str) else {**row, "question": question["stem"], "choices": question["choices"]},
+    )
+
+
 SHAPES: dict[str, Callable[[Row, DatasetSpec], Rows]] = {
     "mrqa": mrqa,
     "trivia_qa": trivia_qa,
@@ -329,4 +338,5 @@ SHAPES: dict[str, Callable[[Row, DatasetSpec], Rows]] = {
     "qa_zre": qa_zre,
     "newsqa": newsqa,
     "amazon": amazon,
+    "arc": arc,
 }

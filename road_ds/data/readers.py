@@ -13,6 +13,7 @@ import numpy as np
 from road_ds.common.errors import RoadError, nearest
 from road_ds.common.strict_json import quote
 from road_ds.config.road import Columns, DatasetSpec
+from road_ds.data.choices import Choice, choices_of
 from road_ds.data.columns import SECOND, Found, find, headless
 from road_ds.data.files import Piece, origin_of, pieces
 from road_ds.data.formats import FORMATS, plain, quote_all
@@ -35,6 +36,7 @@ class Example:
     label: Label | None
     answers: tuple[Answer, ...] | None  # None: no answers column; (): unanswerable
     where: str  # "train.tsv:17", "dev.json data[0].paragraphs[3].qas[1]"
+    choices: tuple[Choice, ...] | None = None
 
 
 @dataclass
@@ -163,7 +165,7 @@ def _rows(source: str, spec: DatasetSpec, reading: Reading) -> Iterator[Example]
     every = (example for piece in pieces(source, spec) for example in _examples(piece, spec, reading))
     for example in islice(every, spec.max_rows):
         if spec.drop_duplicates:
-            texts = f"{example.text_a}\0{example.text_b}".encode()
+            texts = "\0".join(map(str, (example.text_a, example.text_b, *(example.choices or ())))).encode()
             key = hashlib.blake2b(texts, digest_size=16).digest()
             if key in seen:
                 reading.dropped["duplicate"] = reading.dropped.get("duplicate", 0) + 1
@@ -216,7 +218,15 @@ def _example(row: Row, columns: Found, label: Label | None, generated_id: str, w
     lacking = columns.text_b == SECOND and columns.lone and row.get(SECOND) in (None, "")
     text_b = None if lacking or columns.text_b is None else _text(row, columns, "text_b")
     answers = None if columns.answers is None else _answers(row, columns, id, text_a, text_b)
-    return Example(id, text_a, text_b, label, answers, where)
+    return Example(id, text_a, text_b, label, answers, where, _choices(row, columns))
+
+
+def _choices(row: Row, columns: Found) -> tuple[Choice, ...] | None:
+    if not isinstance(columns.choices, list):
+        return None if columns.choices is None else choices_of(_value(row, columns, "choices"))
+    if lacking := [name for name in columns.choices if name not in row]:
+        raise Bad(_absent(row, lacking[0], "choices"))
+    return choices_of([row[name] for name in columns.choices])
 
 
 def _value(row: Row, columns: Found, setting: str) -> Any:

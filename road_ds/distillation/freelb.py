@@ -42,11 +42,11 @@ class FreeLB:
         The cube's half side is `init_magnitude`, for "l2" divided by the root of the row's numbers, so that no norm is above it.
         """
         found = torch.zeros(*batch.input_ids.shape, self.width, device=batch.input_ids.device)
-        for row, (feature, tokens) in enumerate(zip(batch.features.tolist(), batch.tokens, strict=True)):
+        for row, (key, tokens) in enumerate(zip(batch.keys(), batch.tokens, strict=True)):
             side = self.settings.init_magnitude
             if self.settings.norm == "l2":
                 side /= (tokens * self.width) ** 0.5
-            noise = keyed(found.device, "freelb", self.seed, step, batch.dataset, feature)
+            noise = keyed(found.device, "freelb", self.seed, step, batch.dataset, *key)
             found[row, :tokens].uniform_(-side, side, generator=noise)
         return found
 

@@ -165,7 +165,7 @@ class CachedTeachers(SomeTeachers):
             logits = np.stack([values.reshape(-1, classes) for values in flat])
             return Teaching(self._moved(logits), self._states(batch, targets))
         found = [[source[feature].reshape(rows, -1) for feature in batch.features] for source in targets]
-        width = batch.input_ids.shape[1] if task.over_tokens else found[0][0].shape[1]
+        width = batch.input_ids.shape[1] if task.over_tokens else max(v.shape[1] for v in found[0])
         logits = np.zeros((len(targets), len(batch.features), rows, width), dtype=targets[0].dtype)
         for teacher, features in enumerate(found):
             for feature, values in enumerate(features):
@@ -326,5 +326,8 @@ def pupil(dataset: str, heads: Heads, rows: FeatureSet, tokenizer: Any, objectiv
         raise RoadError(
             f"road.distill.teachers.{dataset}: {task.type} learns from the text alone: leave its teachers out"
         )
+    beyond = {"layers": objective.compared, "neighbours": objective.neighbours, "adversarial": objective.adversarial}
+    if task.several_sequences and (key := next((key for key, value in beyond.items() if value), None)):
+        raise RoadError(f"road.distill.{key}: is not there for {task.type} ({dataset}): leave it out, or its teachers")
     named = tuple(objective.teachers.get(dataset, ()))
     return Pupil(dataset, heads.of[dataset], heads.task(dataset), rows, tokenizer, named)

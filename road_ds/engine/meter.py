@@ -148,10 +148,13 @@ class Meter:
         """Real and computed tokens of a step over all ranks, which follow from the plan alone."""
         real = computed = 0
         for taken in drawn:
-            lengths = np.asarray(self.sources[taken.dataset].lengths[taken.rows])
-            pieces = lengths.reshape(-1, self.micro, self.ranks.world_size).swapaxes(1, 2).reshape(-1, self.micro)
+            source = self.sources[taken.dataset]
+            pieces = taken.rows.reshape(-1, self.micro, self.ranks.world_size).swapaxes(1, 2).reshape(-1, self.micro)
+            lengths = np.asarray(source.lengths)[pieces]
             real += int(lengths.sum())
-            computed += self.padding.computed(taken.dataset, pieces)
+            several = getattr(source, "sequences", None)
+            several = None if several is None else np.asarray(several)[pieces]
+            computed += self.padding.computed(taken.dataset, lengths, several)
         return real, computed
 
     def _name_bad_rows(self, records: list[StepRecord], own: torch.Tensor) -> None:

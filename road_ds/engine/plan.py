@@ -176,7 +176,8 @@ def dataset_plan(
         warnings.append(
             f"{name}: each feature is seen {epochs:.0f} times: fewer steps, or sampling proportional or by power"
         )
-    cut = float(np.mean(np.asarray(train.lengths) >= tasks[head].max_length))
+    longest = train.lengths if train.sequences is None else train.sequences[:, 0]
+    cut = float(np.mean(np.asarray(longest) >= tasks[head].max_length))
     if tasks[head].truncates and cut > 0.02:
         warnings.append(
             f"{name}: {cut:.0%} of the rows reach max_length {tasks[head].max_length}: their ends may be cut off"

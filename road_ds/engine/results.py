@@ -89,8 +89,9 @@ def closing(folder: Path, exported: list[Path], sources: Mapping[str, FeatureSet
     # one of the first rows, of about a line
     example = min(islice(source.examples(), 1000), key=lambda e: abs(80 - len(e.text_a + (e.text_b or ""))))
     texts = ["--text", example.text_a, *(["--pair", example.text_b] if example.text_b is not None else [])]
+    asked = shlex.join(texts) if example.choices is None else "--file FILE"
     return [
         f"{seconds:.0f} s. All on one page: {folder / 'report.html'}; results: {folder / 'results.json'}",
         "Models: " + ", ".join(map(str, exported)),
-        f"Next: python -m road_ds predict {exported[0]} {shlex.join(texts)}",
+        f"Next: python -m road_ds predict {exported[0]} {asked}",
     ]

@@ -207,4 +207,6 @@ def read_task(folder: Path) -> Task:
         return task_from({"type": "token_classification", "labels": labels}, str(folder))
     if architecture.endswith("ForSequenceClassification"):
         return task_from({"type": "regression"}, str(folder))
+    if architecture.endswith("ForMultipleChoice"):
+        return task_from({"type": "multiple_choice"}, str(folder))
     raise RoadError(f"{folder}: {architecture} has no task head: expected a question-answering or classification model")

@@ -191,7 +191,8 @@ class MultiTaskModel(nn.Module):
         replay = getattr(shell, shell.base_model_prefix)
         replay.encoded = encoded
         try:
-            return shell(input_ids=None, attention_mask=attention_mask)
+            # the ids are not looked at: the encoder has been
+            return shell(**self.tasks[name].inputs({"input_ids": attention_mask, "attention_mask": attention_mask}))
         finally:
             replay.encoded = None
 

@@ -59,7 +59,7 @@ class Predictor:
         if batch.added is not None:
             words = self.words(inputs.pop("input_ids"))
             inputs["inputs_embeds"] = words + batch.added.to(words.dtype)
-        answered, states = observed(self.model, inputs, wanted)
+        answered, states = observed(self.model, self.task.inputs(inputs), wanted)
         return self.task.outputs(answered, batch), states
 
     @property

@@ -110,8 +110,8 @@ def compare(groups: Groups, baseline: str | None = None) -> dict[str, Any]:
 
 
 def differing(groups: Groups) -> dict[str, dict[str, list[Any]]]:
-    """The settings that are not the same in all runs: by key and group the values, each once, None where there is none."""
-    found = {name: [run.settings() for run in runs] for name, runs in groups.items()}
+    """The settings that are not the same in all runs: by key and group the values, each once, None where a run has none."""
+    found = {name: [settings for run in runs if (settings := run.settings())] for name, runs in groups.items()}
     every = [settings for of in found.values() for settings in of]
     keys = dict.fromkeys(key for settings in every for key in settings)
     return {

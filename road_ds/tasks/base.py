@@ -26,6 +26,7 @@ class Task(Strict):
     headline: ClassVar[str]
     row_metric: ClassVar[str]
     over_tokens: ClassVar[bool] = False  # the classes of a row of logits are the feature's tokens
+    several_sequences: ClassVar[bool] = False  # a feature has more than one, for each of which there is a logit
     numbers_per_label: ClassVar[int] = 1  # of a feature's logits; where the rows are labels, all classes of one
     continuous: ClassVar[bool] = False
     supervised: ClassVar[bool] = True  # labels or answers are read
@@ -90,6 +91,10 @@ class Task(Strict):
         key: whole numbers that decide on the draws beside a row's own number; lengths: tokens of the rows of the whole pass.
         """
         return batch
+
+    def inputs(self, tensors: dict[str, Any]) -> dict[str, Any]:
+        """What the head's model takes, from tensors of [sequences, ...]."""
+        return tensors
 
     def outputs(self, head: Any, batch: Batch) -> Outputs:
         """The logits of a batch, from what the head's model returned."""

@@ -166,7 +166,10 @@ def evaluate(
 
 def identity(examples: Iterable[Example]) -> str:
     """The hash of rows with their ids, texts, labels and answers; in whatever order and file they stood."""
-    rows = [(e.id, e.text_a, e.text_b, e.label, sorted(a.text for a in e.answers or ())) for e in examples]
+    rows = [
+        (e.id, e.text_a, e.text_b, e.label, sorted(a.text for a in e.answers or ()), *(c.text for c in e.choices or ()))
+        for e in examples
+    ]
     return text_sha256(json.dumps(sorted(rows, key=lambda row: row[0])))
 
 

@@ -14,6 +14,7 @@ from road_ds.data.batch import Batch
 from road_ds.tasks.base import Task
 from road_ds.tasks.classification import Classification
 from road_ds.tasks.multi_label import MultiLabel
+from road_ds.tasks.multiple_choice import MultipleChoice
 from road_ds.tasks.regression import Regression
 from road_ds.tasks.replaced_tokens import ReplacedTokens
 from road_ds.tasks.span_qa import SpanQA
@@ -23,6 +24,7 @@ TASKS: dict[str, type[Task]] = {
     "span_qa": SpanQA,
     "classification": Classification,
     "multi_label": MultiLabel,
+    "multiple_choice": MultipleChoice,
     "regression": Regression,
     "token_classification": TokenClassification,
     "replaced_tokens": ReplacedTokens,

@@ -42,7 +42,6 @@ class TokenClassification(Task):
     hub_task: ClassVar[str | None] = "token-classification"
     first_said: ClassVar[str | None] = "tags"
     row_metric: ClassVar[str] = "accuracy"
-    hub_task: ClassVar[str | None] = "token-classification"
 
     @property
     def headline(self) -> str:  # type: ignore[override]
