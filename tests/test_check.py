@@ -158,14 +158,14 @@ def test_all_faults_are_printed_at_once(tmp_path, config_file, command):
     task["max_seq_length"] = 9
     config |= {"gradient_cliping": 1, "train_micro_batch_size_per_gpu": 3}
     config["road"] |= {"learning_rate": 1, "select": "best"}
-    config["road"]["tasks"]["spare"] = {"type": "token_classification"}
+    config["road"]["tasks"]["spare"] = {"type": "sequence_tagging"}
     lines = error_of(command("check", config_file(config))).splitlines()
     expected = [
         "road.datasets.good1.max_row: unknown key; did you mean 'max_rows'?",
         "road.learning_rate: unknown key; here it is optimizer.params.lr",
         "gradient_cliping: unknown key",
         "road.tasks.pairs.max_seq_length: unknown key; here it is road.tasks.TASK.max_length",
-        "road.tasks.spare.type: got 'token_classification'",
+        "road.tasks.spare.type: got 'sequence_tagging'",
         "train_micro_batch_size_per_gpu 3 x 1 processes does not divide",
         "label.jsonl:13: label 'yess'",
         "columns.jsonl:1: no column",

@@ -159,7 +159,7 @@ def test_a_share_that_can_be_stratified_stays_what_it_was(labels):
 
 
 def test_a_share_of_rows_whose_label_column_is_not_known_says_so(tmp_path, tokenizer):
-    rows = [{"text": f"row {i}", "stars": i % 2} for i in range(20)]
+    rows = [{"text": f"row {i}", "opinion": i % 2} for i in range(20)]
     spec = write(tmp_path / "rows.jsonl", rows).model_copy(update={"dev": 0.2})
     with pytest.raises(RoadError, match=r"rows\.jsonl:\d+: the row has no label that .* check its columns"):
         load_features("rows", "train", spec, NLI, tokenizer, tmp_path / "cache")
