@@ -137,7 +137,7 @@ def test_all_faults_are_printed_at_once(tmp_path, config_file, command):
     files = {
         **{f"good{i}": good for i in range(6)},
         "label": [*good, {"premise": "p", "hypothesis": "h", "label": "yess"}],
-        "columns": [{"words": "w", "label": "yes"}],
+        "columns": [{"wording": "w", "label": "yes"}],
         "unlabelled": [{"premise": "p", "hypothesis": "h"}],
         "empty": [],
         "null": [{"premise": "p", "hypothesis": "h", "label": None}],
