@@ -34,7 +34,7 @@ def rows(tokenizer, lengths=LENGTHS) -> MemorySet:
     return MemorySet("rows", features)
 
 
-def drawn(task, source, numbers, key=(0, 2, 0, 7), width=0):
+def drawn(task, source, numbers, key=(0, 2, 0, 7), width=None):
     batch = collate(source, numbers, 0, width=width)
     return task.draw(batch, key, source.lengths[list(numbers)])
 
@@ -46,7 +46,7 @@ def test_shares_of_masked_kept_and_replaced_over_many_tokens(tokenizer):
     masked = hidden = 0
     seen = np.zeros(128)
     for step in range(128):
-        batch = drawn(pretraining, source, range(64), (0, 2, 0, step), width=136)
+        batch = drawn(pretraining, source, range(64), (0, 2, 0, step), width=lambda longest: 136)
         masking, ids = batch.masking, batch.input_ids.flatten()
         assert len(set(masking.places.tolist())) == len(masking.places) == 64 * 19
         assert not special & {*ids[masking.places].tolist()}

@@ -89,14 +89,14 @@ def test_a_micro_batch_asks_the_device_nothing(mode):
     assert "nan_to_num" in seen.names
 
 
-def test_idle_heads_are_touched_at_once():
+def test_idle_heads_are_touched_at_once(monkeypatch):
     """However many values they have."""
+    touched, plain = [], torch.Tensor.nan_to_num
+    monkeypatch.setattr(torch.Tensor, "nan_to_num", lambda self, *to: touched.append(len(self)) or plain(self, *to))
     model, source = fresh("electra")[0].train(), rows(TASKS["nli"])
     batch = Padding("grouped", 0, {"rows": LONGEST}).collate(source, np.arange(4))
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
-        outputs = model(batch, "nli")
-    calls = {event.key: event.count for event in profile.key_averages()}
-    assert len(TASKS) > 2 and calls["aten::nan_to_num"] == 1
+    outputs = model(batch, "nli")
+    assert len(TASKS) > 2 and len(touched) == 1 and touched[0] > 1
     outputs.logits.sum().backward()
     heads = {name: parameter.grad for name, parameter in model.heads.named_parameters()}
     assert all(grad is not None for grad in heads.values())

@@ -111,8 +111,14 @@ def test_every_task_is_asked_as_its_model_card_says(untrained, kind):
     rows = [{"question": "Who?", "context": CONTEXT}, {"question": "Where is Ada?", "context": CONTEXT}]
     if kind != "span_qa":
         rows = [{"text": "Ada lives in Oslo."}, {"text": "Ola is loud, and Bergen is wet."}]
+    if kind == "multiple_choice":
+        rows = [
+            {"question": "Who?", "choices": ["Ada", "Ola"]},
+            {"question": "Where?", "choices": ["Oslo", "Bergen", "Hamar"]},
+        ]
     first, second = ask(rows)
-    assert close(ask(rows[0]), first) and close(ask(**rows[1]), second)
+    assert close(ask(rows[0]), first) and close(ask(rows[1]), second)
+    assert kind == "multiple_choice" or close(ask(**rows[1]), second)
 
 
 def close(left: object, right: object) -> bool:

@@ -97,7 +97,7 @@ def _text_lines(source: str, spec: DatasetSpec) -> Rows:
     """Lines that are a text each, as {"text": ...}; blank lines are skipped."""
     for number, line in enumerate(_lines(source), 1):
         if text := line.strip():
-            yield f":{number}", bad_line(text) or {"text": text}
+            yield f":{number}", _no_text(text) or {"text": text}
 
 
 def _jsonl(source: str, spec: DatasetSpec) -> Rows:
