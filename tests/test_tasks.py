@@ -44,6 +44,17 @@ def test_a_row_is_encoded_alike_alone_and_among_others(task, label, given):
     assert encoded(task, rows) == [feature for row in rows for feature in encoded(task, [row])]
 
 
+@pytest.mark.parametrize(
+    ("kind", "key", "logits"),
+    [("classification", "label", [[0, 1, 3]]), ("multi_label", "labels", [[0, -3], [0, -3], [0, 3]])],
+)
+def test_a_class_with_the_name_of_the_answer_does_not_take_its_place(kind, key, logits):
+    task = task_from({"type": kind, "labels": ["label", "labels", "other"]}, "odd")
+    (prediction,) = task.predict([None], [None], [np.array(logits, dtype=np.float32)])
+    said = task.describe(prediction)
+    assert said[key] in ("other", ["other"]) and {*said} == {"label", "labels", "other"} and said["other"] > 0.8
+
+
 def test_a_lone_text_beside_a_pair_has_no_second_text():
     one, two = Example("1", "the mill", None, "no", None, "row"), Example("2", "the mill", "Ada", "no", None, "row")
     (lone, _, _), (pair, types, _) = encoded(PAIRS, [one, two])

@@ -48,16 +48,16 @@ def run(options: argparse.Namespace) -> None:
     else:
         examples = read_lines(sys.stdin.buffer.read())
     answers = ask(options.models, examples, options.batch_size)
-    rows = [row_of(example, options.with_text) for example in examples]
+    rows = [row_of(example, options.with_text) for example in examples]  # whose keys no label takes
     if options.csv:
-        write_csv([{**row, **flat(said)} for row, said in zip(rows, answers, strict=True)])
+        write_csv([{**row, **flat(said), **row} for row, said in zip(rows, answers, strict=True)])
     elif options.text is not None:
         values = flat(answers[0])
         width = max(map(len, values))
         print(*(legible(f"{key.ljust(width)}  {value}") for key, value in values.items()), sep="\n")
     else:
         for row, said in zip(rows, answers, strict=True):
-            print(legible(json.dumps({**row, **said}, ensure_ascii=False)))
+            print(legible(json.dumps({**row, **said, **row}, ensure_ascii=False)))
 
 
 def ask(names: Sequence[str], examples: Sequence[Any], batch_size: int) -> list[Values]:

@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 
 from road_ds.data.batch import IGNORED
 from road_ds.tasks import metrics
-from road_ds.tasks.labels import LabelNames, head_labels, lone, position
+from road_ds.tasks.labels import LabelNames, beside, head_labels, lone, position
 from road_ds.tasks.outputs import Outputs
 from road_ds.tasks.text import TextTask
 
@@ -94,7 +94,7 @@ class Classification(TextTask):
         return metrics.classification_baseline([self.label(e) for e in examples], self.labels)
 
     def describe(self, prediction):
-        return {"label": prediction.label, **{k: round(v, 4) for k, v in prediction.probabilities.items()}}
+        return beside({"label": prediction.label}, prediction.probabilities)
 
     def golds(self, example):
         return [str(example.label)]

@@ -1,6 +1,6 @@
 """The labels of tasks, compared by name."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
 from pydantic import AfterValidator
@@ -38,6 +38,11 @@ def position(name: Any, labels: Sequence[str], where: str, hint: str = "") -> in
             f"{where}: label {name!r} is none of the task's labels ({', '.join(labels)}){misspelt(str(name), labels)}; rename "
             f"it with label_map, or leave such rows out with drop_labels{hint}"
         ) from None
+
+
+def beside(answer: dict[str, Any], probabilities: Mapping[str, float]) -> dict[str, Any]:
+    """An answer and the probabilities behind it, by name; a class of the answer's own key does not take its place."""
+    return answer | {name: round(share, 4) for name, share in probabilities.items() if name not in answer}
 
 
 def lone(example: Example) -> str | float:

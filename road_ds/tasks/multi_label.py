@@ -12,7 +12,7 @@ from road_ds.common.errors import RoadError
 from road_ds.data.batch import IGNORED
 from road_ds.tasks.base import NONE
 from road_ds.tasks.label_sets import label_set_baseline, label_set_scores, row_f1
-from road_ds.tasks.labels import LabelNames, head_labels, position
+from road_ds.tasks.labels import LabelNames, beside, head_labels, position
 from road_ds.tasks.outputs import Outputs
 from road_ds.tasks.text import TextTask
 
@@ -87,7 +87,7 @@ class MultiLabel(TextTask):
         return np.array([self.targets(example) for example in examples], dtype=bool)
 
     def describe(self, prediction):
-        return {"labels": list(prediction.labels), **{k: round(v, 4) for k, v in prediction.probabilities.items()}}
+        return beside({"labels": list(prediction.labels)}, prediction.probabilities)
 
     def golds(self, example):
         return [name for name, applies in zip(self.labels, self.targets(example), strict=True) if applies]

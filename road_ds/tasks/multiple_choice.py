@@ -14,6 +14,7 @@ from transformers import AutoModelForMultipleChoice
 from road_ds.common.errors import RoadError
 from road_ds.data.batch import IGNORED, Feature
 from road_ds.tasks.base import Task
+from road_ds.tasks.labels import beside
 from road_ds.tasks.outputs import Outputs
 
 
@@ -112,8 +113,7 @@ class MultipleChoice(Task):
         return {"accuracy": 100 * max(places.values()) / len(examples)}
 
     def describe(self, prediction):
-        shares = {key: round(share, 4) for key, share in prediction.probabilities.items()}
-        return {"choice": prediction.key, "text": prediction.text, **shares}
+        return beside({"choice": prediction.key, "text": prediction.text}, prediction.probabilities)
 
     def golds(self, example):
         return [str(example.label)]
