@@ -21,7 +21,6 @@ import os
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -32,7 +31,7 @@ import numpy as np
 import torch
 from apart import Apart
 from measure import environment, folder, table
-from presets import electra
+from presets import electra, tokenizer_of
 
 from road_ds.common.errors import Faults
 from road_ds.common.log import write_json
@@ -51,7 +50,6 @@ from road_ds.engine.speed import prepare
 from road_ds.engine.start import start
 from road_ds.loop import standing_objects_spared, step_engine
 from road_ds.models.build import build_model
-from road_ds.models.configuration import load_tokenizer
 from road_ds.models.generator import generator_config
 from road_ds.tasks.evaluation import MemorySet
 from road_ds.tasks.registry import heads
@@ -132,13 +130,8 @@ class Ours(Provider):
         self.ranks, faults = Ranks.start(), Faults()
         settled = settle(config, ds, Machine.of(self.ranks), faults)
         faults.end()
-        tokenizer = load_tokenizer(config.model)
+        tokenizer = tokenizer_of(config)
         self.heads = heads(config).reading(tokenizer)
-        task: Any = self.heads["text"]  # the sample's tokenizer has fewer entries than the preset's embedding
-        missing = preset.config["vocab_size"] - len(task._vocabulary.kinds)
-        task._vocabulary = replace(
-            task._vocabulary, kinds=np.pad(task._vocabulary.kinds, (0, missing), constant_values=1)
-        )
         model = build_model(config.model, self.heads, tokenizer, dropout=DROPOUT, seed=0)
         mode, _ = prepare(model, config, settled.ds, "cpu", None, "fp32")
         self.engine = start(model, settled.ds, config, steps=10**6, seed=1)
@@ -183,10 +176,10 @@ class HuggingFace(Provider):
             gradient_accumulation_steps=preset.rows // preset.micro, learning_rate=LR, weight_decay=DECAY,
             max_grad_norm=CLIP, num_train_epochs=1, save_strategy="no", report_to="none", disable_tqdm=True, use_cpu=True,
         )  # fmt: skip
-        tokenizer = load_tokenizer(RoadConfig.model_validate({
+        tokenizer = tokenizer_of(RoadConfig.model_validate({
             "model": {"architecture": "electra", "tokenizer": "sample:tokenizer", "config": preset.config},
             "tasks": {"text": {}}, "datasets": {"text": {"task": "text"}}, "steps": 1,
-        }).model)  # fmt: skip
+        }))  # fmt: skip
         collator = DataCollatorForLanguageModeling(
             tokenizer, mlm_probability=SHARE, mask_replace_prob=0.85, random_replace_prob=0.0, seed=0
         )
