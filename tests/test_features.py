@@ -19,6 +19,7 @@ from road_ds.config.road import Columns, DatasetSpec
 from road_ds.data import features
 from road_ds.data.batch import IGNORED, PAD_MULTIPLE, Feature, collate
 from road_ds.data.features import load_features
+from road_ds.data.overlap import shared_texts
 from road_ds.data.sources import _side, read_part
 from road_ds.data.tokenizer import tokenizer_hash
 from road_ds.tasks.registry import task_from
@@ -340,3 +341,11 @@ def test_rows_that_change_while_they_are_encoded_are_not_cached(tmp_path, tokeni
     with pytest.raises(RoadError, match=r"rows\.jsonl: changed while it was read: start again"):
         load_features("rows", "train", spec, NLI, tokenizer, tmp_path / "cache")
     assert not list((tmp_path / "cache" / "features").glob("*/manifest.json"))
+
+
+def test_rows_of_one_text_and_other_choices_are_not_the_same(tmp_path, tokenizer):
+    rows = [{"question": "Who?", "choices": ["Ada", end], "label": 0} for end in ("Ola", "Ida", "Ola")]
+    parts = [write(tmp_path / f"{i}.jsonl", part) for i, part in enumerate((rows[:1], rows[1:]))]
+    task = task_from({"type": "multiple_choice", "max_length": 16}, "choice")
+    train, dev = (load_features("rows", "train", spec, task, tokenizer, tmp_path / "cache") for spec in parts)
+    assert shared_texts(train, dev) == [1]

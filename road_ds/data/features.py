@@ -113,9 +113,10 @@ class FeatureSet:
         """The examples one by one, in file order."""
         return map(self.example, range(self.manifest.examples))
 
-    def texts(self) -> Iterator[tuple[str, str | None]]:
-        """Both texts of the examples, in file order: read by columns, so that all of them are looked at in no time."""
-        return self._examples.columns("text_a", "text_b")
+    def texts(self) -> Iterator[tuple[str | None, ...]]:
+        """Both texts of the examples and their choices, in file order: read by columns, so that all of them are looked at in no time."""
+        for first, second, choices in self._examples.columns("text_a", "text_b", "choices"):
+            yield first, second, *(choice["text"] for choice in choices or ())
 
 
 def note(folder: Path, **facts: Any) -> None:
