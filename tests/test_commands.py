@@ -322,6 +322,9 @@ def test_folders_that_are_not_models(run, command, tmp_path):
     shutil.copytree(run / "model" / "qa", damaged)
     (damaged / "road_files.json").unlink()  # or a warning comes before
     (damaged / "model.safetensors").write_bytes(b"\x08\x00\x00\x00\x00\x00\x00\x00{broken}")
+    finished = tmp_path / "finished"
+    finished.mkdir()
+    (finished / "run.json").write_text((run / "run.json").read_text())
     headless.mkdir()
     (headless / "config.json").write_text(json.dumps({"model_type": "electra", "architectures": ["ElectraModel"], **TINY_ELECTRA}))  # fmt: skip
     text = ["--text", "Where?", "--pair", CONTEXT]
@@ -337,6 +340,10 @@ def test_folders_that_are_not_models(run, command, tmp_path):
     for folder, message in [
         (tmp_path / "none", "no such folder: give runs/<name> or runs/<name>/checkpoints/step-N"),
         (empty, "manifest.json: is missing"),
+        (
+            finished,
+            f"{finished}: the run keeps no checkpoint to export: its models are in {finished}/model, as it wrote",
+        ),
     ]:
         assert message in error_of(command("export", folder))
 

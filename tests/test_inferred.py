@@ -57,6 +57,12 @@ def test_labels_of_all_data_sets_of_a_task_are_sorted_and_shared(tmp_path):
     assert own.task("named").labels == ["x", "bad", "mixed"] and list(own) == ["said", "more", "named"]
 
 
+def test_a_label_with_a_comma_in_it_is_seen_to_be_one(tmp_path):
+    config = mood(tmp_path, lines(["old", "old, new"]))
+    said = found(config)[2]
+    assert said == ["labels of mood, from its rows: old, 'old, new'"]
+
+
 def test_whole_numbers_are_sorted_by_value_and_lists_are_taken_apart(tmp_path):
     assert sorted_labels({"10", "9", "-1"}) == ["-1", "9", "10"] and sorted_labels({"10", "9", "a"}) == ["10", "9", "a"]
     config = mood(tmp_path, lines([["b", "a"], [], ["c"]]), task={"type": "multi_label"})

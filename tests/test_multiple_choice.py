@@ -109,6 +109,18 @@ def test_rows_that_do_not_fit_are_named(row, said, tmp_path):
         load_features("rows", "train", spec, TASK, sample_tokenizer(), tmp_path / "cache")
 
 
+@pytest.mark.parametrize("kind", ["classification", "multi_label"])
+def test_choices_are_not_left_out_in_silence(kind, tmp_path, cache):
+    """Else the letters of the right choices would be learned as classes of the question."""
+    (tmp_path / "rows.jsonl").write_text(jsonl([{"question": "q", "choices": ["a", "b"], "label": "0"}]))
+    task = task_from({"type": kind, "labels": ["0", "1"]}, "task")
+    given = str(tmp_path / "rows.jsonl")
+    with pytest.raises(RoadError, match=r"rows\.jsonl:1: the row has choices, which .* does not read: set its type to"):
+        load_features("rows", "train", DatasetSpec(task="t", train=given), task, sample_tokenizer(), cache)
+    spec = DatasetSpec(task="t", train=given, columns={"text_a": "question", "choices": None})
+    assert len(load_features("rows", "train", spec, task, sample_tokenizer(), cache)) == 1
+
+
 def sample_tokenizer():
     return AutoTokenizer.from_pretrained(sample_path("tokenizer"))
 
@@ -230,6 +242,8 @@ def test_a_run_learns_and_is_asked(teachers, rows, command):
     code, out, _ = command("predict", f"{teachers[0]}/model/choice", "--file", rows)
     first = json.loads(out.splitlines()[0])
     assert code == 0 and first["choice"] in ("A", "B") and {"A", "B", "text", "id"} <= first.keys()
+    code, out, _ = command("predict", f"{teachers[0]}/model/choice", "--file", rows, "--with-text")
+    assert json.loads(out.splitlines()[0])["choices"] == {"A": "the mill .", "B": "a letter"}
     said = error_of(command("predict", f"{teachers[0]}/model/choice", "--text", "Where is it"))
     assert "--text: the question has no choices: expected rows of a file" in said
     code, out, _ = command("evaluate", f"{teachers[0]}/model/choice", "--data", rows)

@@ -107,7 +107,8 @@ def models_of(names: Sequence[str], examples: Sequence[Any]) -> dict[str, str]:
 
 def row_of(example: Any, with_text: bool) -> Values:
     """What is given of a row beside the predictions."""
-    texts = {"text_a": example.text_a, "text_b": example.text_b} if with_text else {}
+    choices = None if example.choices is None else {choice.key: choice.text for choice in example.choices}
+    texts = {"text_a": example.text_a, "text_b": example.text_b, "choices": choices} if with_text else {}
     return {"id": example.id, **{key: text for key, text in texts.items() if text is not None}}
 
 

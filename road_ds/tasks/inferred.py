@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator
 
 from road_ds.common.errors import Faults, RoadError
+from road_ds.common.strict_json import quote
 from road_ds.config.road import DatasetSpec, RoadConfig
 from road_ds.data.features import check_labelled
 from road_ds.data.labels import each
@@ -35,7 +36,8 @@ def with_labels(config: RoadConfig, heads: Heads, faults: Faults | None = None) 
             tasks[name] = {**tasks[name], "labels": labels}
             found |= {head: task.model_copy(update={"labels": labels}) for head, task in lacking.items()}
             more = f" and {len(labels) - SHOWN} more" if len(labels) > SHOWN else ""
-            lines.append(f"labels of {name}, from its rows: {', '.join(labels[:SHOWN])}{more}")
+            shown = [quote(label) if ", " in label else label for label in labels[:SHOWN]]
+            lines.append(f"labels of {name}, from its rows: {', '.join(shown)}{more}")
     if faults is None:
         own.end()
     kept = {dataset: head for dataset, head in heads.of.items() if head in found}
