@@ -1,6 +1,6 @@
 """What a run leaves, where its numbers were not finite."""
 
-from matplotlib.figure import Figure
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from road_ds.engine.curves import plot_curves
 from road_ds.engine.results import highest
@@ -25,7 +25,7 @@ def test_a_data_set_without_a_finite_loss_has_no_curve(tmp_path):
 def test_each_head_has_panels_of_its_own(tmp_path, monkeypatch):
     """However many data sets there are; the parts of the loss have one where teachers gave any."""
     drawn = []
-    monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: drawn.append(figure))
+    monkeypatch.setattr(FigureCanvasAgg, "print_png", lambda canvas, _: drawn.append(canvas.figure))
     of = {f"set_{i}": f"head {i % 9}" for i in range(14)}
     records = [
         {"step": s, "lr": 0.1, "grad_norm": 1.0, **{f"loss/{name}": 1 / s for name in of}} for s in range(1, 1000)
