@@ -411,7 +411,7 @@ def test_a_recipe_through_the_launcher_killed_stopped_and_resumed(tmp_path, base
 
 def test_a_stage_that_fails_says_why(tmp_path, base, command, monkeypatch):
     script = tmp_path / "script.py"
-    script.write_text("import sys; print('error: road.model: what is wrong', file=sys.stderr); sys.exit(2)")
+    script.write_text("import sys; print('error: road.model: what is wrong\\nand more', file=sys.stderr); sys.exit(2)")
     monkeypatch.setattr("road_ds.recipes.launcher.TRAIN", script)
     monkeypatch.setenv("DS_ACCELERATOR", "cpu")
     path = recipe_of(tmp_path, {"a": {"set": {"road.steps": 7}}})
