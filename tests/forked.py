@@ -19,7 +19,7 @@ from runs import ROOT, environment, free_port
 
 IMPORTED = [
     "deepspeed", "matplotlib.figure", "setuptools", "transformers.models.electra.modeling_electra", "road_ds.train",
-    "road_ds.engine.plan", "road_ds.distillation.teach", "trials.interrupted", "trials.flips",
+    "road_ds.engine.plan", "road_ds.distillation.teach", "trials.interrupted", "trials.flips", "frozen",
 ]  # fmt: skip
 
 
