@@ -18,7 +18,8 @@ from unittest.mock import patch
 from runs import ROOT, environment, free_port
 
 IMPORTED = [
-    "deepspeed", "matplotlib.figure", "setuptools", "transformers.models.electra.modeling_electra", "road_ds.train",
+    "deepspeed", "deepspeed.runtime.zero.muon.muon_optimizer", "matplotlib.backends.backend_agg", "setuptools",
+    "transformers.models.bert.tokenization_bert", "transformers.models.electra.modeling_electra", "road_ds.train",
     "road_ds.engine.plan", "road_ds.distillation.teach", "trials.interrupted", "trials.flips", "frozen",
 ]  # fmt: skip
 
