@@ -84,6 +84,7 @@ def test_a_run_that_only_skips_is_stopped(stage, config_file, tmp_path, monkeypa
     assert not (tmp_path / "run" / "model").exists()
 
 
+@pytest.mark.drawn
 def test_metrics_tell_what_was_done(config_file, tmp_path, monkeypatch):
     """A line per step; its loss is the mean over passes, its rates and padding follow from the plan."""
     config = tiny_config(steps=7, log_every=3, evaluate_every=4)

@@ -33,7 +33,7 @@ def plot_curves(
     parted = any(f"{part}/{name}" in line for line in lines for part, _ in PARTS for name in of)
     heights = [*(max(1.9, 0.21 * len(names) + 0.1) for names in by_head.values()), 1.9]
     with rc_context(STYLE):
-        figure = Figure()
+        figure = Figure(dpi=100)
         FigureCanvasAgg(figure)
         rows = figure.subplots(
             len(heights), 2 + parted, squeeze=False, sharex=True, gridspec_kw={"height_ratios": heights}
@@ -48,7 +48,11 @@ def plot_curves(
         for axes in rows.flat:
             axes.yaxis.get_major_locator().set_params(nbins=5)
         _set_apart(figure, heights, rows)
-        figure.savefig(path, dpi=100)
+        _write(figure, path)
+
+
+def _write(figure: Any, path: str | Path) -> None:
+    figure.savefig(path)
 
 
 def _set_apart(figure: Any, heights: Sequence[float], rows: Any) -> None:
