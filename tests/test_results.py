@@ -1,7 +1,8 @@
 """What a run leaves, where its numbers were not finite."""
 
-from matplotlib.figure import Figure
+import pytest
 
+from road_ds.engine import curves
 from road_ds.engine.curves import plot_curves
 from road_ds.engine.results import highest
 from road_ds.engine.run_folder import RunFolder
@@ -14,18 +15,22 @@ LINES = [
 ]
 
 
+@pytest.mark.drawn
 def test_a_data_set_without_a_finite_loss_has_no_curve(tmp_path):
+    """And names are drawn as they are, whatever they would be as a formula."""
     folder = RunFolder(tmp_path)
     folder.record(*LINES)
     for records in (folder.records(), folder.records()[1:2], []):
-        plot_curves(records, {"a": "x", "b": "y"}, {"a": "pearson", "b": "f1"}, {"b": 30.0}, tmp_path / "curves.png")
+        of = {"a": "$x_$", "b": "_y", "$z^$": "_y"}
+        plot_curves(records, of, {"a": "pearson", "b": "f1", "$z^$": "$f1_$"}, {"b": 30.0}, tmp_path / "curves.png")
         assert (tmp_path / "curves.png").read_bytes()[:4] == b"\x89PNG"
+        assert (tmp_path / "curves.png").stat().st_size > 10_000
 
 
 def test_each_head_has_panels_of_its_own(tmp_path, monkeypatch):
     """However many data sets there are; the parts of the loss have one where teachers gave any."""
     drawn = []
-    monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: drawn.append(figure))
+    monkeypatch.setattr(curves, "_write", lambda figure, _: drawn.append(figure))
     of = {f"set_{i}": f"head {i % 9}" for i in range(14)}
     records = [
         {"step": s, "lr": 0.1, "grad_norm": 1.0, **{f"loss/{name}": 1 / s for name in of}} for s in range(1, 1000)
@@ -46,6 +51,21 @@ def test_each_head_has_panels_of_its_own(tmp_path, monkeypatch):
     (base,) = plain[1].lines
     assert [*base.get_ydata()] == [20.0, 20.0] and base.get_linestyle() == "--"
     assert [line.get_linestyle() for line in taught[3 * 3 + 1].lines] == ["--", ":"]
+
+
+def test_nothing_lies_on_a_panel_or_outside_of_the_picture(tmp_path, monkeypatch):
+    """However long the names of the data sets and the values are."""
+    monkeypatch.setattr(curves, "_write", lambda figure, _: drawn.append(figure))
+    of, drawn = {"short": "x", "a name that is not short at all, " * 4: "y"}, []
+    records = [{"step": s, "lr": 1.23456e-5 * s, "grad_norm": 1e5 + s, **{f"loss/{n}": -s for n in of}} for s in (1, 2)]
+    plot_curves(records, of, {}, {}, tmp_path / "c.png")
+    (figure,) = drawn
+    figure.draw_without_rendering()
+    panels = [axes.get_tightbbox() for axes in figure.axes]
+    assert [axes.get_legend().get_texts()[0].get_text() for axes in figure.axes[1:4:2]] == [*of]
+    for place, box in enumerate(panels):
+        assert box.x0 >= 0 and box.y0 >= 0 and box.x1 <= figure.bbox.width and box.y1 <= figure.bbox.height
+        assert not any(box.overlaps(other) for other in panels[:place])
 
 
 def test_the_highest_of_a_metric_is_of_what_was_finite(tmp_path):
