@@ -1,5 +1,7 @@
 """What tests share: one feature cache, and configurations written to files."""
 
+import atexit
+import gc
 import json
 from pathlib import Path
 
@@ -11,6 +13,8 @@ from sketch import drawn, sketched
 from road_ds.engine import curves
 
 torch.set_num_threads(1)  # the models are tiny, and other processes of a test want the cores
+gc.disable()  # while the files of tests import what stays to the end
+atexit.register(gc.unfreeze)
 
 # Files of a minute and more begin first, else one of them ends alone.
 LONG = ["test_interpreter", "test_recipe", "test_resume", "test_bench_train", "test_distill", "test_gradients"]
@@ -18,6 +22,22 @@ LONG = ["test_interpreter", "test_recipe", "test_resume", "test_bench_train", "t
 
 def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: item.path.stem not in LONG)
+
+
+def pytest_collection_finish():
+    gc.enable()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup():
+    """Leaves what is there already out of the search for cycles that each run begins with: a third of a second of it.
+
+    What runs have left is searched for now and then.
+    """
+    if gc.get_stats()[2]["collections"] % 20 == 0:
+        gc.unfreeze()
+        gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")
