@@ -360,7 +360,7 @@ def is_locked(folder: Path) -> bool:
 
 def test_a_recipe_through_the_launcher_killed_stopped_and_resumed(tmp_path, base, command, monkeypatch):
     """Its teacher is interrupted twice, and ends as one that never was; then its student is made."""
-    base(steps=100, save_every=10, dropout=0.1)
+    base(steps=100, save_every=5, dropout=0.1)
     stages = {"teacher": {}, "student": {"set": {"road.steps": 4, "road.distill": DISTILL}}}
     path, teacher = recipe_of(tmp_path, stages, compare={"baseline": "teacher"}), tmp_path / "out" / "teacher"
     recipe = ("recipe", path, "--output", tmp_path / "out")
