@@ -1,13 +1,20 @@
 """What tests share: one feature cache, and configurations written to files."""
 
+import atexit
+import gc
 import json
 from pathlib import Path
 
 import pytest
 import torch
 from runs import ROOT
+from sketch import drawn, sketched
+
+from road_ds.engine import curves
 
 torch.set_num_threads(1)  # the models are tiny, and other processes of a test want the cores
+gc.disable()  # while the files of tests import what stays to the end
+atexit.register(gc.unfreeze)
 
 # Files of a minute and more begin first, else one of them ends alone.
 LONG = ["test_interpreter", "test_recipe", "test_resume", "test_bench_train", "test_distill", "test_gradients"]
@@ -15,6 +22,22 @@ LONG = ["test_interpreter", "test_recipe", "test_resume", "test_bench_train", "t
 
 def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: item.path.stem not in LONG)
+
+
+def pytest_collection_finish():
+    gc.enable()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup():
+    """Leaves what is there already out of the search for cycles that each run begins with: a third of a second of it.
+
+    What runs have left is searched for now and then.
+    """
+    if gc.get_stats()[2]["collections"] % 20 == 0:
+        gc.unfreeze()
+        gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")
@@ -31,6 +54,12 @@ def text(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("text") / "text.jsonl"
     path.write_text("".join(json.dumps({"text": t[: 60 + 17 * (i % 9)]}) + "\n" for i, t in enumerate(found)))
     return path
+
+
+@pytest.fixture(autouse=True)
+def pictures(request, monkeypatch):
+    """Leaves out the drawing of a run's curves where it is not marked as the point."""
+    monkeypatch.setattr(curves, "_write", drawn if request.node.get_closest_marker("drawn") else sketched)
 
 
 @pytest.fixture

@@ -85,6 +85,7 @@ def test_a_run_that_only_skips_is_stopped(stage, config_file, tmp_path, monkeypa
     assert not (tmp_path / "run" / "model").exists()
 
 
+@pytest.mark.drawn
 def test_metrics_tell_what_was_done(config_file, tmp_path, monkeypatch):
     """A line per step; its loss is the mean over passes, its rates and padding follow from the plan."""
     config = tiny_config(steps=7, log_every=3, evaluate_every=4)
@@ -116,6 +117,7 @@ def test_metrics_tell_what_was_done(config_file, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("stage", [0, 2, 3])
 def test_nothing_in_the_loop_waits_for_the_device(stage, config_file, monkeypatch):
+    gc.unfreeze()
     gc.collect()  # engines of earlier tests wait when they end
     waits = []
     monkeypatch.setattr(type(get_accelerator()), "synchronize", lambda *_: waits.append(1))

@@ -236,6 +236,7 @@ def test_a_thread_may_train_and_the_engine_is_let_go(one_set):
     from deepspeed import DeepSpeedEngine
 
     def engines() -> list:
+        gc.unfreeze()  # else it lists none of before
         return [thing for thing in gc.get_objects() if isinstance(thing, DeepSpeedEngine)]
 
     found, others = [], engines()  # what tests before this one have left
