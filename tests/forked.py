@@ -115,6 +115,8 @@ def _as_script(place: Path, surroundings: dict[str, str], arguments: list[str]) 
     for number, end in ((1, ".out"), (2, ".err")):
         os.dup2(os.open(place.with_suffix(end), os.O_WRONLY | os.O_CREAT), number)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115
+    sys.stderr = open(2, "w", buffering=1, errors="backslashreplace", closefd=False)  # noqa: SIM115
     os.environ.clear()
     os.environ.update(surroundings)
     os.chdir(ROOT)
