@@ -3,6 +3,7 @@
 import atexit
 import gc
 import json
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -26,18 +27,19 @@ def pytest_collection_modifyitems(items):
 
 def pytest_collection_finish():
     gc.enable()
-
-
-@pytest.hookimpl(tryfirst=True)
-def pytest_runtest_setup():
-    """Leaves what is there already out of the search for cycles that each run begins with: a third of a second of it.
-
-    What runs have left is searched for now and then.
-    """
-    if gc.get_stats()[2]["collections"] % 20 == 0:
-        gc.unfreeze()
-        gc.collect()
+    gc.collect()
     gc.freeze()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def standing_objects_spared():
+    """What the loop has for this is left out: it would take a third of a second of each run, for what has been done here already."""
+    from road_ds import loop
+
+    spared = loop.standing_objects_spared
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(loop, "standing_objects_spared", nullcontext)
+        yield spared
 
 
 @pytest.fixture(scope="session")
