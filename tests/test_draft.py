@@ -4,6 +4,7 @@ import gzip
 import json
 
 import pytest
+from datasets import Dataset, DatasetDict
 from forked import run_forked
 from runs import ROOT, TINY_ELECTRA, error_of
 
@@ -40,6 +41,15 @@ def many(*labels, **more) -> str:
     return jsonl(*({"text": f"text {n}", "label": label, **more} for n, label in enumerate(labels * 4)))
 
 
+def asked(count: int, long: str = "here") -> str:
+    """Questions with two choices, the last one with so many."""
+    keys = "ABCDE"
+    return jsonl(*(
+        {"question": "Where?", "answerKey": keys[n % 2], "choices": {"text": ["there", long, "no"][: own], "label": [*keys[: own]]}}
+        for n, own in enumerate((2, 2, count))
+    ))  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("content", "task"),
     [
@@ -51,6 +61,8 @@ def many(*labels, **more) -> str:
         (many(0.0, 1.0), {"type": "classification", "labels": ["0.0", "1.0"]}),
         (many(["b", "a"], ["c"], []), {"type": "multi_label", "labels": ["a", "b", "c"]}),
         (jsonl(*({"tokens": ["In", "Rouen"], "tags": ["O", "B-LOC"]} for _ in range(4))), {"type": "token_classification", "labels": ["B-LOC", "O"]}),
+        (asked(3), {"type": "multiple_choice"}),
+        (asked(3, long="word " * 150), {"type": "multiple_choice", "max_length": 256}),
         (many("no", "yes", text="word " * 150), {"type": "classification", "labels": ["no", "yes"], "max_length": 256}),
     ],
 )  # fmt: skip
@@ -86,6 +98,30 @@ def test_parts_of_a_data_set_are_put_together_by_their_names(tmp_path, monkeypat
         "my_reviews": {"train": names[4], "dev": 0.1},
         "days": {"train": names[5], "dev": 0.1},
     }
+
+
+def test_choices_are_counted_for_the_user(drafted):
+    drafted({"few.jsonl": asked(2), "more.jsonl": asked(3)})
+    said = draft({"road": {"datasets": data_sets_of(["few.jsonl", "more.jsonl"])}})[1]
+    assert [line[3] for line in said] == ["questions with 2 choices", "questions with 2 to 3 choices"]
+
+
+def test_a_saved_folder_is_a_data_set_of_its_splits(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    rows = Dataset.from_dict({"text": ["a", "b", "c"], "label": ["x", "y", "x"]})
+    DatasetDict({"test": rows, "validation": rows, "train": rows}).save_to_disk("several")
+    DatasetDict({"left": rows, "right": rows}).save_to_disk("odd")
+    rows.save_to_disk("one")
+    several = {"format": "disk", "path": "several", "train": "train", "dev": "validation"}
+    one = {"format": "disk", "path": "one", "train": "train", "dev": 0.1}
+    assert data_sets_of(["several", "one"]) == {"several": several, "one": one}
+    made, said = draft({"road": {"datasets": {"several": several}}})
+    assert made["road"]["tasks"]["several"]["labels"] == ["x", "y"] and said[0][1] == "6", "rows of both parts"
+    with pytest.raises(RoadError, match="odd: has the splits 'left', 'right', none of which is the train part"):
+        data_sets_of(["odd"])
+    with pytest.raises(RoadError, match=r"one\.dev\.tsv: 0\.1 is the dev part of one already"):
+        (tmp_path / "one.dev.tsv").touch()
+        data_sets_of(["one", "one.dev.tsv"])
 
 
 def test_labels_of_the_dev_part_count_too_and_settings_stay(drafted):

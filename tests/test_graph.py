@@ -5,12 +5,14 @@ import pytest
 import torch
 from runs import error_of
 from test_export import TASKS, fresh
+from transformers import AutoModelForMultipleChoice
 
 from road_ds.common.errors import RoadError
 from road_ds.models import graph
 from road_ds.models.export import export
 from road_ds.models.graph import batch, write_graph
 from road_ds.models.predictor import Predictor
+from road_ds.tasks.registry import task_from
 
 onnxruntime = pytest.importorskip("onnxruntime", reason="the extra packages of `[onnx]` are not installed")
 
@@ -43,11 +45,24 @@ def test_a_graph_says_what_its_model_says(folder, command, monkeypatch):
         for name, logits in zip(("start_logits", "end_logits"), found, strict=True):
             assert np.allclose(logits, expected[name].numpy(), atol=1e-5), name
     before = path.read_bytes()
-    monkeypatch.setattr(graph, "_trace", lambda answering, example, inputs, names, place: other(place, before))
+    monkeypatch.setattr(graph, "_trace", lambda answering, example, inputs, place: other(place, before))
     with pytest.raises(RoadError, match=r"qa: the graph's start_logits differ from the model's by .* on 2 x 11 tokens"):
         monkeypatch.setattr(graph, "CLOSE", 0.0)
         write_graph(path.parent)
     assert path.read_bytes() == before
+
+
+def test_a_graph_of_choices_reads_those_of_a_question(tmp_path):
+    model, tokenizer = fresh("electra", {"choice": task_from({"type": "multiple_choice", "max_length": 32}, "choice")})
+    export(model, model.state_dict(), tokenizer, tmp_path)
+    session = onnxruntime.InferenceSession(str(write_graph(tmp_path / "choice")), providers=["CPUExecutionProvider"])
+    plain = AutoModelForMultipleChoice.from_pretrained(tmp_path / "choice").eval()
+    for choices in (["In Oslo .", "The doctor .", "Ada found it ."], ["The old mill .", "No ."]):
+        given = tokenizer(["Where is it ?"] * len(choices), choices, return_tensors="pt", padding=True)
+        with torch.no_grad():
+            expected = plain(**{name: tensor[None] for name, tensor in given.items()}).logits
+        (found,) = session.run(["logits"], {name: tensor.numpy() for name, tensor in given.items()})
+        assert found.shape == (1, len(choices)) and np.allclose(found, expected.numpy(), atol=1e-5)
 
 
 def other(place, data) -> None:

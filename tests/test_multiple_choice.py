@@ -1,12 +1,15 @@
 """Multiple choice: from SWAG's and ARC's files to a student of two teachers, against plain PyTorch, question by question."""
 
 import json
+from itertools import accumulate, pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from forked import run_forked
 from runs import error_of, records, tiny_config
+from safetensors.torch import load_file
 from test_export import ARCHITECTURES, TASKS, fresh
 from torch.nn import functional as F
 from transformers import AutoModelForMultipleChoice, AutoTokenizer
@@ -14,12 +17,14 @@ from transformers import AutoModelForMultipleChoice, AutoTokenizer
 from road_ds import train
 from road_ds.common.errors import RoadError
 from road_ds.common.hub import sample_path
+from road_ds.common.ranks import Ranks
 from road_ds.config.file import load_config
 from road_ds.config.road import DatasetSpec
-from road_ds.data.batches import Padding
+from road_ds.data.batch import Batch
+from road_ds.data.batches import Padding, assemble
 from road_ds.data.choices import Choice
 from road_ds.data.features import load_features
-from road_ds.data.passes import plan
+from road_ds.data.passes import Passes, plan
 from road_ds.data.readers import Example, read
 from road_ds.data.rows import Rows
 from road_ds.distillation.teach import teach
@@ -286,3 +291,61 @@ def test_check_plans_it_and_says_what_is_not_there(teachers, rows, tmp_path, cac
     (tmp_path / "run.json").write_text(json.dumps(config))
     said = error_of(command("check", tmp_path / "run.json"))
     assert "road.distill.layers: is not there for multiple_choice (asked): leave it out" in said
+
+
+def test_questions_are_dealt_whole_to_ranks_and_micro_batches(rows, cache):
+    """Each question once, with the choices that it has beside it."""
+    source = load_features("asked", "train", DatasetSpec(task="t", train=str(rows)), TASK, sample_tokenizer(), cache)
+    passes = Passes({"asked": source.lengths}, np.ones(1), passes=1, rows=24, seed=0, window=0)
+    for mode in ("free", "grouped"):
+        padding, found = Padding(mode, 0, {"asked": 32}), []
+        for rank in range(2):
+            ranks = Ranks(rank=rank, world_size=2, local_rank=0, device=torch.device("cpu"), control=None)
+            ((taken, batches),) = assemble(passes, {"asked": source}, padding, ranks, 3, range(1))
+            assert len(batches) == 4 and {len(batch.labels) for batch in batches} == {3}
+            found += [
+                (keys, label)
+                for batch in batches
+                for keys, label in zip(whole(batch), batch.labels.tolist(), strict=True)
+            ]
+        features = [source[row] for row in taken[0].rows]
+        assert sorted(found) == sorted(([p.tolist() for p, _ in f.parts()], int(f.labels[0])) for f in features)
+
+
+def whole(batch: Batch) -> list[list[list[int]]]:
+    """The token ids of a batch, by question and choice."""
+    mask = batch.attention_mask
+    if mask is None or batch.input_ids.dim() == 1:
+        sequences = [part.tolist() for part in batch.input_ids.split([*batch.tokens])]
+    else:
+        sequences = [ids[kept.bool()].tolist() for ids, kept in zip(batch.input_ids, mask, strict=True)]
+    bounds = [0, *accumulate(batch.sequences)]
+    return [sequences[begin:end] for begin, end in pairwise(bounds)]
+
+
+def test_two_ranks_and_small_micro_batches_learn_what_one_learns(teachers, rows, config_file, tmp_path, cache):
+    """Weighted KD over three steps: the same losses and weights, packed or padded, from soft targets on disk or asked for."""
+    block = {"objective": "weighted_kd", "temperature": 3.0, "weight": 0.6, "dtype": "float32"}
+    block |= {"teachers": {"asked": teachers}, "cache": str(tmp_path / "targets")}
+    found = {}
+    for name, source, padding, micro, ranks in [
+        ("whole", "cached", "free", 24, 1), ("small", "online", "grouped", 1, 1), ("both", "cached", "free", 3, 2),
+    ]:  # fmt: skip
+        config = choice_config(rows, cache, steps=3, distill={**block, "source": source}, padding=padding, log_every=1)
+        config |= {"train_micro_batch_size_per_gpu": micro, "zero_optimization": {"stage": 2 if ranks == 2 else 0}}
+        path = config_file(config, name)
+        if not found:
+            teach(str(path), [])
+        if ranks == 1:
+            assert train.main(["--deepspeed_config", str(path)]) == 0
+        else:
+            done = run_forked("road_ds/train.py", "--deepspeed_config", path, ranks=2)
+            assert done.returncode == 0, done.stderr[-3000:]
+        losses = [line["loss"] for line in records(tmp_path / name) if "loss" in line]
+        found[name] = losses, load_file(tmp_path / name / "model" / "choice" / "model.safetensors")
+    losses, weights = found["whole"]
+    assert len(losses) == 3 and losses[0] != losses[2]
+    for name in ("small", "both"):
+        assert found[name][0] == pytest.approx(losses, abs=1e-5)
+        for key, value in weights.items():
+            assert float((found[name][1][key] - value).abs().max()) < 1e-6, f"{name}: {key}"

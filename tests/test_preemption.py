@@ -124,20 +124,3 @@ def test_the_waiting_command_ends_when_the_run_has_ended(config_file, tmp_path):
     assert status(run)[::2] == ("preempted", "stopped by SIGINT"), said
     assert newest(run / "checkpoints").step == status(run)[1] > 0
     assert process.returncode == 130 and "Traceback" not in said, said
-
-
-def test_the_waiting_command_passes_on_how_its_run_ended(tmp_path):
-    script = tmp_path / "script.py"
-    script.write_text("import sys; sys.exit(7)")
-    command = [
-        sys.executable,
-        "-m",
-        "road_ds",
-        "launch",
-        "--num_gpus",
-        "1",
-        "--master_port",
-        str(free_port()),
-        script,
-    ]
-    assert subprocess.run(command, env=environment(), capture_output=True, timeout=120).returncode == 7

@@ -410,13 +410,14 @@ def test_a_recipe_through_the_launcher_killed_stopped_and_resumed(tmp_path, base
 
 
 def test_a_stage_that_fails_says_why(tmp_path, base, command, monkeypatch):
+    """And its exit code is passed on, by the command that waits for it too."""
     script = tmp_path / "script.py"
-    script.write_text("import sys; print('error: road.model: what is wrong\\nand more', file=sys.stderr); sys.exit(2)")
+    script.write_text("import sys; print('error: road.model: what is wrong\\nand more', file=sys.stderr); sys.exit(7)")
     monkeypatch.setattr("road_ds.recipes.launcher.TRAIN", script)
     monkeypatch.setenv("DS_ACCELERATOR", "cpu")
     path = recipe_of(tmp_path, {"a": {"set": {"road.steps": 7}}})
     code, out, err = command("recipe", path, "--output", tmp_path / "out")
-    assert code == 2 and "[1/1] a: train" in out
+    assert code == 7 and "[1/1] a: train" in out
     assert err.startswith("error: a failed: road.model: what is wrong\nits output is in ")
     assert "the same recipe goes on from here" in err
     assert "road.steps=7" in (tmp_path / "out" / "a" / "log.txt").read_text()

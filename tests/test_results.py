@@ -53,21 +53,6 @@ def test_each_head_has_panels_of_its_own(tmp_path, monkeypatch):
     assert [line.get_linestyle() for line in taught[3 * 3 + 1].lines] == ["--", ":"]
 
 
-def test_nothing_lies_on_a_panel_or_outside_of_the_picture(tmp_path, monkeypatch):
-    """However long the names of the data sets and the values are."""
-    monkeypatch.setattr(curves, "_write", lambda figure, _: drawn.append(figure))
-    of, drawn = {"short": "x", "a name that is not short at all, " * 4: "y"}, []
-    records = [{"step": s, "lr": 1.23456e-5 * s, "grad_norm": 1e5 + s, **{f"loss/{n}": -s for n in of}} for s in (1, 2)]
-    plot_curves(records, of, {}, {}, tmp_path / "c.png")
-    (figure,) = drawn
-    figure.draw_without_rendering()
-    panels = [axes.get_tightbbox() for axes in figure.axes]
-    assert [axes.get_legend().get_texts()[0].get_text() for axes in figure.axes[1:4:2]] == [*of]
-    for place, box in enumerate(panels):
-        assert box.x0 >= 0 and box.y0 >= 0 and box.x1 <= figure.bbox.width and box.y1 <= figure.bbox.height
-        assert not any(box.overlaps(other) for other in panels[:place])
-
-
 def test_the_highest_of_a_metric_is_of_what_was_finite(tmp_path):
     folder = RunFolder(tmp_path)
     folder.record(*LINES)

@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -15,7 +15,7 @@ from road_ds.common.log import counted
 from road_ds.common.strict_json import quote
 from road_ds.config.road import DatasetSpec
 from road_ds.config.settings import validated
-from road_ds.data.files import format_of_texts
+from road_ds.data.files import format_of_texts, splits_of
 from road_ds.data.readers import Example, Reading
 from road_ds.data.sources import Part, Source, unlabelled
 from road_ds.data.words import word_places
@@ -26,6 +26,7 @@ PARTS: dict[str, Part] = {
     **dict.fromkeys(("dev", "valid", "validation", "val", "test", "eval"), "dev"),
 }
 PART = re.compile(rf"(?:^|[._-])({'|'.join(PARTS)})(?=[._-]|$)", re.IGNORECASE)
+SHARE = 0.1  # of the rows, for dev where no part is
 MEASURED = 10_000  # rows whose length is looked at
 LENGTHS = (128, 256, 512)  # tokens
 CLASSES = 1000  # beyond, labels are hardly classes
@@ -40,6 +41,7 @@ class Seen:
     questions: int = 0
     lists: int = 0
     tagged: int = 0  # lists of a label for each word
+    choices: Counter[int] = field(default_factory=Counter)  # how many a question has
     unlabelled: int = 0
     labels: Counter[str] = field(default_factory=Counter)
     words: list[int] = field(default_factory=list)
@@ -49,43 +51,75 @@ class Seen:
         self.rows += 1
         self.pairs += example.text_b is not None
         self.questions += example.answers is not None
+        choices = [choice.text for choice in example.choices or ()]
+        self.choices.update([len(choices)] * bool(choices))
         label = example.label
         self.lists += isinstance(label, tuple)
         self.tagged += isinstance(label, tuple) and len(label) == len(word_places(example.text_a))
         self.unlabelled += label is None
         self.labels.update(label if isinstance(label, tuple) else () if label is None else (str(label),))
         if len(self.words) < MEASURED:
-            self.words.append(len(f"{example.text_a} {example.text_b or ''}".split()))
+            longest = max(choices, key=len, default="")
+            self.words.append(len(f"{example.text_a} {example.text_b or ''} {longest}".split()))
 
 
 def data_sets_of(paths: Iterable[str]) -> dict[str, dict[str, Any]]:
     """The `datasets` block that files make: those that differ in `train` and `dev` alone are parts of one.
 
-    RoadError for a file that is not there, and where two are the same part of one.
+    A folder that save_to_disk wrote is one with its splits. RoadError for a file that is not there, and where two are the same
+    part of one.
     """
     found: dict[str, dict[str, Any]] = {}
     for path in paths:
         if not Path(path).exists():
             raise RoadError(f"{path}: does not exist: expected a file with rows, or a folder of such files")
-        stem = Path(path).name.removesuffix(".gz")
-        stem = stem if Path(path).is_dir() else Path(stem).stem
-        part = PART.search(stem)
-        rest = PART.sub("", stem, count=1).strip("._-") or Path(path).resolve().parent.name
-        name = re.sub(r"[^A-Za-z0-9_-]+", "_", rest if part else stem).strip("_") or "rows"
-        block = found.setdefault(name, {})
-        own = PARTS[part[1].lower()] if part else "train"
-        if own in block:
-            raise RoadError(
-                f"{path}: {block[own]} is the {own} part of {name} already: rename one, or give one of them"
-            )
-        block[own] = path
+        splits = splits_of(path)
+        name, own = saved(path, splits) if splits else lone(path)
+        block = found.setdefault(re.sub(r"[^A-Za-z0-9_-]+", "_", name).strip("_") or "rows", {})
+        for part in ("train", "dev"):
+            if part in own and part in block:
+                raise RoadError(
+                    f"{path}: {block[part]} is the {part} part of {name} already: rename one, or give one of them"
+                )
+        block |= own
     for name, block in found.items():
         if "train" not in block:
             raise RoadError(
                 f"{block['dev']}: by its name the dev part of {name}: give its train part too, or rename it"
             )
-        block.setdefault("dev", 0.1)
+        block.setdefault("dev", SHARE)
     return found
+
+
+def lone(path: str) -> tuple[str, dict[str, Any]]:
+    """The name of the data set that a file, or a folder of files, is a part of; and that part."""
+    stem = Path(path).name.removesuffix(".gz")
+    stem = stem if Path(path).is_dir() else Path(stem).stem
+    part = PART.search(stem)
+    if part is None:
+        return stem, {"train": path}
+    name = PART.sub("", stem, count=1).strip("._-") or Path(path).resolve().parent.name
+    return name, {PARTS[part[1].lower()]: path}
+
+
+def saved(folder: str, splits: Sequence[str]) -> tuple[str, dict[str, Any]]:
+    """The name of the data set that a folder of save_to_disk has, and its block; of one split a share is held out.
+
+    RoadError where several splits are there, and none is the train part by its name.
+    """
+    named = {
+        part: [s for word in PARTS if PARTS[word] == part for s in splits if s.lower() == word]
+        for part in ("train", "dev")
+    }
+    if len(splits) == 1:
+        named = {"train": [*splits], "dev": []}
+    if not named["train"]:
+        raise RoadError(
+            f"{folder}: has the splits {', '.join(map(quote, splits))}, none of which is the train part by its name: expected one "
+            "called train: save it so"
+        )
+    dev = named["dev"][0] if named["dev"] else SHARE
+    return Path(folder).resolve().name, {"format": "disk", "path": folder, "train": named["train"][0], "dev": dev}
 
 
 def draft(data: dict[str, Any]) -> tuple[dict[str, Any], list[tuple[Any, ...]]]:
@@ -125,6 +159,8 @@ def task_of(name: str, block: Mapping[str, Any]) -> tuple[dict[str, Any], Seen]:
             f"--set road.datasets.{name}.columns.label=COLUMN"
         )
     length = {"max_length": tokens} if (tokens := tokens_of(seen.words)) > LENGTHS[0] else {}
+    if seen.choices:
+        return {"type": "multiple_choice", **length}, seen
     if seen.tagged == seen.rows:
         return {"type": "token_classification", "labels": ordered(seen.labels), **length}, seen
     if seen.lists:
@@ -171,6 +207,9 @@ def tokens_of(words: list[int]) -> int:
 def in_words(seen: Seen, task: Mapping[str, Any]) -> str:
     """What was seen, for the user to check."""
     texts = "documents" if task["type"] == "replaced_tokens" else "pairs" if seen.pairs else "single texts"
+    if seen.choices:
+        fewest, most = min(seen.choices), max(seen.choices)
+        return f"questions with {fewest} choices" if fewest == most else f"questions with {fewest} to {most} choices"
     labels = task.get("labels")
     if labels is None:
         return texts

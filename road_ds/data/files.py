@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from road_ds.common.errors import RoadError
-from road_ds.common.strict_json import quote
+from road_ds.common.strict_json import load_json, quote
 from road_ds.config.road import DatasetSpec
 from road_ds.data.formats import FORMATS, SUFFIXES, is_json_lines
 
@@ -67,6 +67,14 @@ def files_of(source: str) -> dict[str, Path]:
     if not found:
         raise RoadError(f"{source}: the folder holds no files; expected one or more with rows")
     return {path.relative_to(source).as_posix(): path for path in sorted(found)}
+
+
+def splits_of(folder: str) -> list[str]:
+    """The names of the splits in a folder that save_to_disk of datasets wrote; none of anything else."""
+    several, one = Path(folder, "dataset_dict.json"), Path(folder, "state.json")
+    if several.is_file():
+        return list(load_json(several)["splits"])
+    return [load_json(one).get("_split") or "train"] if one.is_file() else []
 
 
 def format_of_texts(source: str) -> str | None:

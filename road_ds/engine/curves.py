@@ -7,8 +7,6 @@ from typing import Any
 from road_ds.common.plots import draw, plain
 
 PARTS = (("hard", "--"), ("soft", ":"), ("layers", "-."), ("neighbours", (0, (1, 3))))  # of a loss with teachers
-PANEL, BESIDE, BETWEEN, BELOW = 4.6, 0.75, 0.55, 0.5  # of a panel, left of it, above it, below all; inches
-STYLE: Any = {"axes.titlesize": "medium", "axes.titley": 1.0, "axes.grid": True, "grid.alpha": 0.3}
 
 
 def plot_curves(
@@ -22,8 +20,6 @@ def plot_curves(
 
     of: the head of each data set; headlines: the metric of each that is drawn; baselines: and what ignoring the text gives.
     """
-    from matplotlib import rc_context
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     lines = list(records)
@@ -31,40 +27,30 @@ def plot_curves(
     for name, head in of.items():
         by_head.setdefault(head, []).append(name)
     parted = any(f"{part}/{name}" in line for line in lines for part, _ in PARTS for name in of)
-    heights = [*(max(1.9, 0.21 * len(names) + 0.1) for names in by_head.values()), 1.9]
-    with rc_context(STYLE):
-        figure = Figure(dpi=100)
-        FigureCanvasAgg(figure)
-        rows = figure.subplots(
-            len(heights), 2 + parted, squeeze=False, sharex=True, gridspec_kw={"height_ratios": heights}
-        )
-        for (head, names), row in zip(by_head.items(), rows, strict=False):
-            _draw_head(head, names, row, lines, headlines, baselines)
-        last = {"lr": "learning rate (head)", "grad_norm": "gradient norm", "loss": "loss over all passes"}
-        for axes, (key, title) in zip(rows[-1], last.items(), strict=False):
-            draw(axes, lines, key, mean=key != "lr", color="0.3")
-            axes.set(title=title, xlabel="step")
-        rows[0, 0].set_xlim(0, 1.02 * max([line["step"] for line in lines], default=1))
-        for axes in rows.flat:
-            axes.yaxis.get_major_locator().set_params(nbins=5)
-        _set_apart(figure, heights, rows)
-        _write(figure, path)
+    width = 2 + parted
+    heights = [max(2.6, 0.21 * len(names) + 0.7) for names in by_head.values()]
+    figure = Figure(figsize=(5.4 * width + 1.6, sum(heights) + 2.6), dpi=100, layout="constrained")
+    rows = figure.subplots(len(by_head) + 1, width, squeeze=False, gridspec_kw={"height_ratios": [*heights, 2.6]})
+    for (head, names), row in zip(by_head.items(), rows, strict=False):
+        _draw_head(head, names, row, lines, headlines, baselines)
+    last = dict(zip(("lr", "grad_norm", "loss"), rows[-1], strict=False))
+    for axes, key, title in zip(
+        last.values(), last, ("learning rate (head)", "gradient norm", "loss over all passes"), strict=False
+    ):
+        draw(axes, lines, key, mean=key != "lr", color="0.3")
+        axes.set(title=title, xlabel="step")
+    steps = max([line["step"] for line in lines], default=1)
+    for axes in rows.flat:
+        axes.set_xlim(0, 1.02 * steps)
+        axes.grid(alpha=0.3)
+        axes.title.set_fontsize("medium")
+    _write(figure, path)
 
 
 def _write(figure: Any, path: str | Path) -> None:
-    figure.savefig(path)
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-
-def _set_apart(figure: Any, heights: Sequence[float], rows: Any) -> None:
-    """Gives the panels their places: matplotlib's own layouts draw all labels several times to find them."""
-    legends = [legend for row in rows if (legend := row[-1].get_legend())]
-    aside = 0.2 + max((legend.get_window_extent().width for legend in legends), default=0) / figure.dpi
-    width, height = rows.shape[1] * (BESIDE + PANEL) + aside, sum(heights) + len(heights) * BETWEEN + BELOW
-    figure.set_size_inches(width, height)
-    figure.subplots_adjust(
-        left=BESIDE / width, right=1 - aside / width, top=1 - BETWEEN / height, bottom=BELOW / height,
-        wspace=BESIDE / PANEL, hspace=BETWEEN * len(heights) / sum(heights),
-    )  # fmt: skip
+    FigureCanvasAgg(figure).print_png(path)  # `savefig` draws all twice: at first for the layout alone
 
 
 def _draw_head(

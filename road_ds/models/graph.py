@@ -16,6 +16,7 @@ from torch import nn
 from road_ds.common.errors import RoadError, first_line
 from road_ds.models.configuration import uses_token_types
 from road_ds.models.predictor import Predictor
+from road_ds.tasks.base import Task
 
 FILE = "model.onnx"
 NEEDED = ("onnx", "onnxscript", "onnxruntime")
@@ -24,22 +25,26 @@ LARGE = 2**30  # bytes of weights, which then lie in a file of their own beside 
 
 
 class Answering(nn.Module):
-    """A model that gives its logits alone, in a row."""
+    """A task's model that gives its logits alone, in a row; names: theirs."""
 
-    def __init__(self, model: nn.Module, names: Sequence[str]):
+    def __init__(self, model: nn.Module, task: Task, example: Sequence[torch.Tensor]):
         super().__init__()
-        self.model, self.names = model, names
+        self.model, self.task = model, task
+        self.names = [name for name in self.answered(*example) if name.endswith("logits")]
+
+    def answered(self, input_ids: Any, attention_mask: Any, token_type_ids: Any = None) -> Any:
+        types = {} if token_type_ids is None else {"token_type_ids": token_type_ids}
+        return self.model(**self.task.inputs({"input_ids": input_ids, "attention_mask": attention_mask, **types}))
 
     def forward(self, input_ids: Any, attention_mask: Any, token_type_ids: Any = None) -> tuple[torch.Tensor, ...]:
-        types = {} if token_type_ids is None else {"token_type_ids": token_type_ids}
-        answered = self.model(input_ids=input_ids, attention_mask=attention_mask, **types)
+        answered = self.answered(input_ids, attention_mask, token_type_ids)
         return tuple(answered[name] for name in self.names)
 
 
 def write_graph(folder: Path) -> Path:
     """Writes an exported head's model.onnx into its folder, in float32: rows and tokens of any number; its path.
 
-    RoadError where the extra packages are missing, the exporter cannot, or the graph's logits are not the model's.
+    Of multiple choice the rows are one question's choices. RoadError where the extra packages are missing, the exporter cannot, or the graph's logits are not the model's.
     """
     refuse_lacking()
     predictor = Predictor.load(str(folder))
@@ -50,19 +55,18 @@ def write_graph(folder: Path) -> Path:
     rows = [batch(*size, model.config.vocab_size, len(inputs)) for size in ((2, 11), (1, 3), (3, 17), (2, longest))]
     try:
         with torch.no_grad():
-            names = [name for name in model(*rows[0][:2]) if name.endswith("logits")]
-    except Exception as error:  # a model that reads several texts a row
+            answering = Answering(model, predictor.task, rows[0]).eval()
+    except Exception as error:  # a model that reads something else
         raise RoadError(
             f"{folder}: no graph is made of a model that does not read rows x tokens: {first_line(error)}"
         ) from None
-    answering = Answering(model, names).eval()
     staged = folder / ".staged"
     shutil.rmtree(staged, ignore_errors=True)
     staged.mkdir()
     try:
-        _trace(answering, rows[0], inputs, names, staged / FILE)
+        _trace(answering, rows[0], inputs, staged / FILE)
         for example in rows:
-            _compare(answering, staged / FILE, dict(zip(inputs, example, strict=True)), names, folder)
+            _compare(answering, staged / FILE, dict(zip(inputs, example, strict=True)), folder)
         for file in staged.iterdir():
             os.replace(file, folder / file.name)
     finally:
@@ -88,7 +92,7 @@ def batch(rows: int, tokens: int, vocabulary: int, inputs: int) -> list[torch.Te
     return [ids, mask, types][:inputs]
 
 
-def _trace(answering: nn.Module, example: list[torch.Tensor], inputs: list[str], names: list[str], path: Path) -> None:
+def _trace(answering: Answering, example: list[torch.Tensor], inputs: list[str], path: Path) -> None:
     """Writes the graph of a model; the two first axes of its inputs may have any length."""
     free = {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC}
     size = sum(p.numel() * p.element_size() for p in answering.parameters())
@@ -99,7 +103,7 @@ def _trace(answering: nn.Module, example: list[torch.Tensor], inputs: list[str],
             warnings.simplefilter("ignore")
             program = torch.onnx.export(
                 answering, tuple(example), dynamo=True, dynamic_shapes=(free,) * len(example),
-                input_names=inputs, output_names=names, verbose=False,
+                input_names=inputs, output_names=answering.names, verbose=False,
             )  # fmt: skip
             assert program is not None
             program.save(str(path), external_data=size > LARGE)
@@ -109,15 +113,15 @@ def _trace(answering: nn.Module, example: list[torch.Tensor], inputs: list[str],
         raise RoadError(f"{path.parent.parent}: torch's exporter makes no graph of it: {first_line(error)}") from None
 
 
-def _compare(answering: nn.Module, path: Path, given: dict[str, torch.Tensor], names: list[str], folder: Path) -> None:
+def _compare(answering: Answering, path: Path, given: dict[str, torch.Tensor], folder: Path) -> None:
     """RoadError where the graph's logits of these inputs are not the model's."""
     import onnxruntime
 
     with torch.no_grad():
         expected = answering(*given.values())
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    found = session.run(names, {name: value.numpy() for name, value in given.items()})
-    for name, value, other in zip(names, expected, found, strict=True):
+    found = session.run(answering.names, {name: value.numpy() for name, value in given.items()})
+    for name, value, other in zip(answering.names, expected, found, strict=True):
         wanted = value.numpy()
         apart = float(np.abs(wanted - other).max()) / max(1.0, float(np.abs(wanted).max()))
         if wanted.shape != other.shape or not apart <= CLOSE:
