@@ -32,14 +32,18 @@ def pytest_collection_finish():
 
 
 @pytest.fixture(scope="session", autouse=True)
-def standing_objects_spared():
-    """What the loop has for this is left out: it would take a third of a second of each run, for what has been done here already."""
+def spared():
+    """What most runs are spared in this process: the drawing of their curves, and a search for cycles in all libraries.
+
+    The latter is a third of a second of each run, for what `pytest_collection_finish` has done; here is the loop's own.
+    """
     from road_ds import loop
 
-    spared = loop.standing_objects_spared
+    whole = loop.standing_objects_spared
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(loop, "standing_objects_spared", nullcontext)
-        yield spared
+        patched.setattr(curves, "_write", sketched)
+        yield whole
 
 
 @pytest.fixture(scope="session")
@@ -60,8 +64,9 @@ def text(tmp_path_factory) -> Path:
 
 @pytest.fixture(autouse=True)
 def pictures(request, monkeypatch):
-    """Leaves out the drawing of a run's curves where it is not marked as the point."""
-    monkeypatch.setattr(curves, "_write", drawn if request.node.get_closest_marker("drawn") else sketched)
+    """Draws a run's curves where that is marked as the point."""
+    if request.node.get_closest_marker("drawn"):
+        monkeypatch.setattr(curves, "_write", drawn)
 
 
 @pytest.fixture
