@@ -3,6 +3,7 @@
 import atexit
 import gc
 import json
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -26,18 +27,23 @@ def pytest_collection_modifyitems(items):
 
 def pytest_collection_finish():
     gc.enable()
-
-
-@pytest.hookimpl(tryfirst=True)
-def pytest_runtest_setup():
-    """Leaves what is there already out of the search for cycles that each run begins with: a third of a second of it.
-
-    What runs have left is searched for now and then.
-    """
-    if gc.get_stats()[2]["collections"] % 20 == 0:
-        gc.unfreeze()
-        gc.collect()
+    gc.collect()
     gc.freeze()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def spared():
+    """What most runs are spared in this process: the drawing of their curves, and a search for cycles in all libraries.
+
+    The latter is a third of a second of each run, for what `pytest_collection_finish` has done; here is the loop's own.
+    """
+    from road_ds import loop
+
+    whole = loop.standing_objects_spared
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(loop, "standing_objects_spared", nullcontext)
+        patched.setattr(curves, "_write", sketched)
+        yield whole
 
 
 @pytest.fixture(scope="session")
@@ -58,8 +64,9 @@ def text(tmp_path_factory) -> Path:
 
 @pytest.fixture(autouse=True)
 def pictures(request, monkeypatch):
-    """Leaves out the drawing of a run's curves where it is not marked as the point."""
-    monkeypatch.setattr(curves, "_write", drawn if request.node.get_closest_marker("drawn") else sketched)
+    """Draws a run's curves where that is marked as the point."""
+    if request.node.get_closest_marker("drawn"):
+        monkeypatch.setattr(curves, "_write", drawn)
 
 
 @pytest.fixture

@@ -164,7 +164,7 @@ def test_rows_that_do_not_divide_and_results_that_are_not_a_presets_are_refused(
 def test_a_provider_that_dies_is_named(load, bench, tmp_path):
     presets = sys.modules["presets"]
     case = bench.Case(presets.PRESETS["tiny"], "fp32", "wall", ["free"], [0], 0, tmp_path)  # there are no rows
-    with pytest.raises(SystemExit, match="bare loop: its process ended with 1$"):
+    with pytest.raises(SystemExit, match=r"bare loop: its process ended with 1$"):
         bench.Apart(partial(bench.provider_of, case, "bare loop"), "bare loop").ready()
 
 

@@ -226,6 +226,21 @@ def test_the_baseline_is_the_best_set_of_labels_for_every_row():
     assert label_set_baseline(gold)["micro_f1"] == pytest.approx(100 * best)
 
 
+def test_a_label_is_answered_above_the_tasks_threshold():
+    """In answers, scores and rows alike; at the threshold itself it is not."""
+    z = np.log(np.array([0.31, 0.29, 0.6]) / (1 - np.array([0.31, 0.29, 0.6])))
+    logits = [np.stack([np.zeros(3), z], axis=1)]
+    example = Example("1", "text", None, ("doctor", "old"), None, "row")
+    for threshold, labels, f1 in ((0.3, ("doctor", "old"), 1.0), (0.5, ("old",), 2 / 3), (0.7, (), 0.0)):
+        task = task_from({"type": "multi_label", "labels": LABELS, "threshold": threshold}, "task")
+        said = task.predict([example], [], logits)
+        assert said[0].labels == labels
+        assert task.score([example], said)["row_f1"] == pytest.approx(100 * f1)
+        assert task.row_scores([example], said) == pytest.approx([f1])
+    (even,) = TASK.predict([example], [], [np.zeros((3, 2))])
+    assert even.labels == () and even.probabilities == dict.fromkeys(LABELS, 0.5)
+
+
 # ------------------------------------------------------------------------------------------------------ models
 
 

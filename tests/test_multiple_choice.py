@@ -236,6 +236,18 @@ def test_a_run_learns_and_is_asked(teachers, rows, command):
     assert code == 0 and "accuracy" in out
 
 
+def test_its_pages_show_questions_and_scores(teachers, tmp_path, command):
+    """report.html of a run, and compare's page of two."""
+    scores = [json.loads((Path(one) / "results.json").read_text())["scores"]["asked"]["scores"] for one in teachers]
+    report = (Path(teachers[0]) / "report.html").read_text()
+    assert "multiple_choice, head choice" in report and "Where is the mill" in report and "A: the mill ." in report
+    code, out, err = command("compare", *teachers, "--html", tmp_path / "page.html")
+    assert code == 0 and "asked" in out, err
+    page = (tmp_path / "page.html").read_text()
+    assert "scores and curves of asked" in page and "ignoring the text" in page
+    assert all(f"{of['accuracy']:.2f}" in page for of in scores)
+
+
 @pytest.mark.parametrize(("name", "source"), [("kd", "online"), ("weighted_kd", "cached")])
 def test_the_first_step_of_a_student_is_that_of_plain_pytorch(name, source, teachers, rows, tmp_path, cache):
     block = {"objective": name, "source": source, "temperature": 3.0, "weight": 0.6, "dtype": "float32"}

@@ -12,6 +12,7 @@ import pytest
 from road_ds.common.hub import sample_path
 from road_ds.common.pages import Html, document
 from road_ds.config.road import DatasetSpec, ModelSpec, RoadConfig
+from road_ds.data.choices import Choice
 from road_ds.data.readers import Example
 from road_ds.data.rows import Rows
 from road_ds.engine.report import BLOCKS, SAMPLE, page, sampled, settings_given, write_report
@@ -214,6 +215,22 @@ def test_label_sets_are_told_by_what_was_missed_and_what_was_added():
     uncertain = [table[1:] for table in found.tables if table[0][:2] == ["row", "text"]][1]
     assert [(row[0], row[-1]) for row in uncertain] == [("c", "0.02"), ("b", "0.1"), ("a", "0.4")]
     assert uncertain[1][2] == "(none)" and uncertain[0][3].startswith("(none)")
+
+
+def test_a_question_is_shown_with_its_choices():
+    task = task_from({"type": "multiple_choice"}, "asked")
+    texts = {"q0": ("A", "there"), "q1": ("B", "here"), "q2": ("A", "there")}
+    choices = (Choice("A", "there"), Choice("B", EVIL))
+    examples = [Example(id, f"Where {id}?", "It", key, None, id, choices) for id, (key, _) in texts.items()]
+    said = [{"choice": key, "text": "t", "A": a, "B": 1 - a} for key, a in (("A", 0.9), ("A", 0.6), ("B", 0.25))]
+    found = Seen(findings(task, examples, evaluated("accuracy", said, [1.0, 0.0, 0.0])))
+    assert [row[1:] for row in found.under("right ↓ said →")] == [["1", "1"], ["1", "0"]]
+    worst, uncertain = [table[1:] for table in found.tables if table[0][:2] == ["row", "text"]]
+    assert [row[0] for row in worst] == ["q2", "q1"] and [row[0] for row in uncertain] == ["q1", "q2", "q0"]
+    assert worst[0][1].startswith("Where q2?ItA: thereB: <script>") and worst[0][2:4] == [
+        "A",
+        "Btext t · A 0.25 · B 0.75",
+    ]
 
 
 def test_many_classes_are_told_by_their_confusions(rows):
