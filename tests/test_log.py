@@ -2,6 +2,7 @@
 
 import contextlib
 import fcntl
+import io
 import os
 import pty
 import struct
@@ -12,6 +13,7 @@ import termios
 import pytest
 from runs import environment
 
+from road_ds.common import log
 from road_ds.common.errors import RoadError
 from road_ds.engine.run_folder import RunFolder
 
@@ -42,7 +44,7 @@ def test_metrics_that_are_a_folder_are_named(tmp_path):
 BARS = """
 import time
 from road_ds.common import log
-log.EVERY = 0.05
+log.EVERY = log.SOON = 0.05
 bar = log.progress(3, "training", "step", leave=True)
 for step in range(3):
     time.sleep(0.12)
@@ -85,6 +87,20 @@ def test_a_terminal_has_one_bar_at_a_time():
     lines = [line.rstrip("\r").rpartition("\r")[2] for line in shown.decode().split("\n")]
     assert lines[:2] == ["scores", "warning: look"] and lines[2].startswith("training: 100%") and lines[3:] == [""]
     assert "evaluating: 100%" in shown.decode() and "\x1b" not in shown.decode()
+
+
+@pytest.mark.parametrize("seconds", [0.0, 60.0])
+def test_a_notebook_has_a_bar_of_a_run_and_none_of_what_is_done_at_once(seconds, monkeypatch):
+    class OutStream(io.StringIO):
+        __module__ = "ipykernel.iostream"
+
+    shown = OutStream()
+    monkeypatch.setattr(sys, "stderr", shown)
+    monkeypatch.setattr(log, "SOON", seconds)
+    with log.spared_output(), log.progress(3, "training", "step", leave=True) as bar:
+        bar.update(3)
+    said = shown.getvalue().rpartition("\r")[2]
+    assert said.startswith("training: 100%") if not seconds else not said
 
 
 def test_a_terminal_without_the_characters_gets_escapes():

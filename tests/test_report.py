@@ -222,15 +222,24 @@ def test_a_question_is_shown_with_its_choices():
     texts = {"q0": ("A", "there"), "q1": ("B", "here"), "q2": ("A", "there")}
     choices = (Choice("A", "there"), Choice("B", EVIL))
     examples = [Example(id, f"Where {id}?", "It", key, None, id, choices) for id, (key, _) in texts.items()]
-    said = [{"choice": key, "text": "t", "A": a, "B": 1 - a} for key, a in (("A", 0.9), ("A", 0.6), ("B", 0.25))]
+    long = "word " * 30
+    said = [{"choice": key, "text": long, "A": a, "B": 1 - a} for key, a in (("A", 0.9), ("A", 0.6), ("B", 0.25))]
     found = Seen(findings(task, examples, evaluated("accuracy", said, [1.0, 0.0, 0.0])))
     assert [row[1:] for row in found.under("right ↓ said →")] == [["1", "1"], ["1", "0"]]
     worst, uncertain = [table[1:] for table in found.tables if table[0][:2] == ["row", "text"]]
     assert [row[0] for row in worst] == ["q2", "q1"] and [row[0] for row in uncertain] == ["q1", "q2", "q0"]
     assert worst[0][1].startswith("Where q2?ItA: thereB: <script>") and worst[0][2:4] == [
         "A",
-        "Btext t · A 0.25 · B 0.75",
+        f"Btext {long[:80]} … · A 0.25 · B 0.75",
     ]
+
+
+def test_of_tagged_words_the_tags_are_shown():
+    task = task_from({"type": "token_classification", "labels": ["O", "B-LOC"]}, "places")
+    example = Example("1", "In Oslo", None, ("O", "B-LOC"), None, "row")
+    said = {"words": ["In", "Oslo"], "tags": ["O", None], "spans": [{"label": "LOC", "text": "Oslo"}]}
+    found = Seen(findings(task, [example], evaluated("accuracy", [said], [0.5])))
+    assert found.under("row", "text", "right", "said") == [["1", "In Oslo", "O · B-LOC", "O · None", "0.5"]]
 
 
 def test_many_classes_are_told_by_their_confusions(rows):

@@ -19,6 +19,7 @@ from tqdm import tqdm
 from road_ds.common.errors import RoadError, legible
 
 EVERY = 60.0  # seconds between two lines of a bar in a log file
+SOON = 0.5  # seconds before a bar is shown
 NUMBER = re.compile(r"[-+]?[\d,.]*\d[\d,.]*( ?[%KMGx]?i?B?)|-?")
 
 
@@ -58,19 +59,19 @@ class Spared:
     """A stream to a log or a terminal: what cannot be written there is left out, and the work goes on."""
 
     def __init__(self, stream: Any):
-        self._stream = stream
+        self.stream = stream
 
     def write(self, text: str) -> int:
         with contextlib.suppress(OSError):
-            self._stream.write(text)
+            self.stream.write(text)
         return len(text)
 
     def flush(self) -> None:
         with contextlib.suppress(OSError):
-            self._stream.flush()
+            self.stream.flush()
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self._stream, name)
+        return getattr(self.stream, name)
 
 
 @contextlib.contextmanager
@@ -97,8 +98,11 @@ def quiet_libraries() -> None:
 
 
 def progress(total: int | None, description: str, unit: str, *, initial: int = 0, leave: bool = False) -> tqdm:
-    """How far some work is, on rank 0: a bar with ETA, where another one stood until now; in a log file a line a minute."""
-    how: dict[str, Any] = {"leave": leave, "dynamic_ncols": True, "mininterval": 0.1}
+    """How far some work is, on rank 0: a bar with ETA, where another one stood until now; in a log file a line a minute.
+
+    What is done at once is not shown.
+    """
+    how: dict[str, Any] = {"leave": leave, "dynamic_ncols": True, "mininterval": 0.1, "delay": SOON}
     if not on_screen():
         amount = "{n_fmt}" if total is None else "{n_fmt} of {total_fmt}"
         line = f"{{desc}}: {{unit}} {amount} in {{elapsed}}{'' if total is None else ', {remaining} left'}{{postfix}}"
@@ -111,7 +115,8 @@ def progress(total: int | None, description: str, unit: str, *, initial: int = 0
 
 def on_screen() -> bool:
     """Whether somebody watches: standard error is a terminal or a notebook's, where a bar can be drawn again."""
-    return sys.stderr.isatty() or type(sys.stderr).__module__.startswith("ipykernel")
+    stream = sys.stderr.stream if isinstance(sys.stderr, Spared) else sys.stderr
+    return stream.isatty() or type(stream).__module__.startswith("ipykernel")
 
 
 class Lines:

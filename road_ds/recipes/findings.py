@@ -51,6 +51,7 @@ def plot(study: Study, path: Path) -> None:
     """Draws the scores by trial, and by the values of each key. A trial that was stopped early is hollow, at its last score."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
     scored = [trial for trial in study.trials if trial.state.name in ("COMPLETE", "PRUNED") and trial.value is not None]
     names = short(list(study.space))
@@ -68,16 +69,22 @@ def plot(study: Study, path: Path) -> None:
         [trial.number for trial in finished], tops, where="post", linewidth=1, color="C1", label="best so far"
     )
     panels[0].set(title="score by trial", xlabel="trial")
+    panels[0].xaxis.set_major_locator(MaxNLocator(integer=True))
     panels[0].legend(fontsize="small")
     for axes, (key, name) in zip(panels[1:], names.items(), strict=False):
         among = study.sweep.search[key]
         if isinstance(among, Range):
             draw(axes, [trial.params[key] for trial in scored], scored)
-            axes.set_xscale("log" if among.log else "linear")
+            if among.log:
+                axes.set_xscale("log")
+                axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+                axes.xaxis.set_major_formatter("{x:g}")
+                axes.xaxis.set_minor_formatter(NullFormatter())
         else:
             choices = [json.dumps(choice) for choice in among]
             draw(axes, [choices.index(trial.params[key]) for trial in scored], scored)
             axes.set_xticks(range(len(among)), [plain(shown(choice)) for choice in among], rotation=30, ha="right")
+            axes.set_xlim(-0.5, len(among) - 0.5)
         axes.set(title=plain(name))
     figure.savefig(path, dpi=110)
 

@@ -77,7 +77,7 @@ def picture(dataset: str, part: Mapping[str, Any], groups: Groups) -> bytes:
                 label = plain(name) if number == 0 and len(names) <= LEGEND else None
                 style: dict[str, Any] = {"color": color, "alpha": 0.7, "label": label}
                 records = run.records()
-                draw(curves, records, f"{dataset}/{metric}", **style)
+                draw(curves, records, f"{dataset}/{metric}", marker=".", **style)
                 draw(losses, records, f"loss/{dataset}", mean=True, **style)
         if (base := part["ignoring_the_text"].get(metric)) is not None:
             for mark in (dots.axvline, curves.axhline):

@@ -143,10 +143,10 @@ def right(example: Example) -> Html:
 def said(prediction: Mapping[str, Any], key: str | None) -> Html:
     """A cell with what was said: what has this key, or stands first, and of the rest what is short enough to be read."""
     key = key or next(iter(prediction))
-    rest = [pair for pair in prediction.items() if pair[0] != key]
+    rest = [pair for pair in prediction.items() if pair[0] != key and not isinstance(pair[1], list)]
     if len(rest) > 6:
         rest = sorted((pair for pair in rest if isinstance(pair[1], float)), key=lambda pair: -pair[1])[:4]
-    more = " · ".join(f"{name} {value}"[:80] for name, value in rest)
+    more = " · ".join(f"{name} {str(value)[:80]}{' …' * (len(str(value)) > 80)}" for name, value in rest)
     first = element("b", folded(shown(prediction[key]), 120))
     return element("td", first, element("p", more, class_="note") if more else "", class_="answer")
 
