@@ -9,10 +9,26 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+import torch
 from providers import LAUNCHER, Case, Rows, Work, providers
 
 from road_ds.common.log import quiet_libraries
 from road_ds.common.ranks import Ranks
+
+IMPORTED = ["road_ds.train", "datasets", "transformers.models.electra.modeling_electra", "transformers.trainer"]
+
+
+def processes() -> Any:
+    """Where the providers' processes come from.
+
+    They are forked from one that has imported all of it and done nothing else; where there is a GPU each begins anew: imports
+    look for its driver, which a forked process then could not use.
+    """
+    if torch.cuda.is_available():
+        return get_context("spawn")
+    context = get_context("forkserver")
+    context.set_forkserver_preload(IMPORTED)
+    return context
 
 
 class Apart:
@@ -20,8 +36,9 @@ class Apart:
 
     def __init__(self, make: Callable[[], Any], label: str):
         self._label = label
-        self._pipe, end = get_context("spawn").Pipe()
-        self._process = get_context("spawn").Process(target=serve, args=(end, make), daemon=True)
+        context = processes()
+        self._pipe, end = context.Pipe()
+        self._process = context.Process(target=serve, args=(end, make), daemon=True)
         self._process.start()
         end.close()
 
@@ -42,7 +59,7 @@ class Apart:
         return self.ask("split", step)
 
     def peak(self) -> int:
-        """The most memory that the process has had, in bytes, the libraries included."""
+        """The most memory that the process has had, in bytes, with what it has of the libraries."""
         return self.ask("peak")
 
     def close(self) -> None:

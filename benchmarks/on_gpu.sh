@@ -69,7 +69,7 @@ part() { # NAME SECONDS COMMAND...
   code=${PIPESTATUS[0]}
   if [ "$code" = 124 ] || [ "$code" = 137 ]; then result="over $limit s"; elif [ "$code" != 0 ]; then result="failed, $code"; fi
   printf '| %s | %s | %s | %s |\n' "$name" "$result" $((SECONDS - began)) \
-    "$(tail -n 1 "$OUTPUT/$name.txt" | tr '|' '/' | cut -c 1-160)" >> "$SUMMARY"
+    "$(grep -v '^\[rank' "$OUTPUT/$name.txt" | tail -n 1 | tr '|' '/' | cut -c 1-160)" >> "$SUMMARY" # torch takes leave last
 }
 
 train() { # NAME SECONDS OPTIONS...

@@ -43,7 +43,7 @@ PROBLEMS = {  # regime -> (rows, classes, teachers)
     "thousands": [(4096, 4096, 1), (4096, 4096, 3)],
     "vocabulary": [(2048, 30528, 1), (2048, 30528, 3), (512, 128256, 1)],
 }
-TINY = {"hundreds": [(3, 72, 1)], "thousands": [(2, 1032, 2)], "vocabulary": [(2, 16392, 1)]}
+TINY = {"hundreds": [(3, 72, 1)], "thousands": [(2, 1032, 2)], "vocabulary": [(1, 16392, 1)]}
 
 
 class Candidate(NamedTuple):

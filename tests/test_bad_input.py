@@ -5,7 +5,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from runs import launch, run_python, tiny_config
+from forked import run_forked
+from runs import tiny_config
 from transformers import AutoTokenizer
 
 from road_ds.common.errors import RoadError
@@ -164,7 +165,7 @@ def ended(tmp_path_factory):
     for number, (name, (files, changes, _)) in enumerate(FAULTS.items()):
         file = write_run(root / str(number), files, changes)
         commands[name] = ["--deepspeed_config", str(file), *([name] if name.startswith("--") else [])]
-    done = run_python("-c", MANY, json.dumps(list(commands.values())))
+    done = run_forked("-c", MANY, json.dumps(list(commands.values())))
     assert done.returncode == 0, done.stderr
     results = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("[")]
     return {
@@ -187,10 +188,10 @@ def test_a_fault_ends_in_one_readable_error_and_writes_nothing(ended, name):
         assert status["status"] == "failed" and f"error: {status['reason']}" == lines[0]
 
 
-def test_two_ranks_say_it_once_and_the_launcher_returns_2(tmp_path):
+def test_two_ranks_say_it_once_and_end_with_2(tmp_path):
     rows = jsonl(*pairs(1), *pairs(1, id="x", label="yess"))
     file = write_run(tmp_path / "a", {"rows.jsonl": rows}, {"train_micro_batch_size_per_gpu": 2})
-    done = launch("road_ds/train.py", "--deepspeed_config", file, ranks=2)
+    done = run_forked("road_ds/train.py", "--deepspeed_config", file, ranks=2)
     assert done.returncode == 2
     assert (done.stdout + done.stderr).count("label 'yess' is none of the task's labels") == 1
     assert "Traceback" not in done.stdout + done.stderr
@@ -216,7 +217,7 @@ def test_a_used_folder_is_left_alone_until_a_run_replaces_it(tmp_path):
         [*command, "--debug", "--overwrite"],
         [*command, *good, "--overwrite"],
     ]
-    done = run_python("-c", MANY, json.dumps(commands), str(folder))
+    done = run_forked("-c", MANY, json.dumps(commands), str(folder))
     assert done.returncode == 0, done.stderr
     refused, faulty, debug, replaced = (json.loads(line) for line in done.stdout.splitlines() if line[:1] == "[")
     message = "holds a run already: add --resume to go on, --overwrite to remove it, or set road.output"

@@ -7,15 +7,14 @@ import os
 import re
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
-from runs import ROOT, TINY_ELECTRA, environment, error_of, run_python, tiny_config
+from forked import run_forked, start_forked
+from runs import TINY_ELECTRA, error_of, tiny_config
 from safetensors.torch import load_file
 
 from road_ds import train
@@ -30,7 +29,7 @@ def run(tmp_path_factory, cache) -> Path:
     config = tiny_config(steps=4, save_every=2, output=str(root / "run"), cache=str(cache))
     config["zero_optimization"] = {"stage": 1}
     (root / "run.json").write_text(json.dumps(config))
-    done = run_python("road_ds/train.py", "--deepspeed_config", root / "run.json")
+    done = run_forked("road_ds/train.py", "--deepspeed_config", root / "run.json")
     assert done.returncode == 0, done.stderr
     return root / "run"
 
@@ -396,18 +395,14 @@ def test_a_reader_that_leaves_early_leaves_no_traceback(run, tmp_path):
     """As `| head -1` does."""
     rows = "".join(json.dumps({"id": str(n), "premise": "a", "hypothesis": "b"}) + "\n" for n in range(3000))
     file = saved(tmp_path, "rows.jsonl", rows)
-    command = [sys.executable, "-m", "road_ds", "predict", str(run / "model" / "inference")]
-    settings = {
-        "cwd": ROOT,
-        "env": environment(PYTHONPATH=f"{ROOT}:{ROOT / 'kernels'}"),
-        "stderr": subprocess.PIPE,
-        "text": True,
-    }
-    with subprocess.Popen([*command, "--file", str(file)], stdout=subprocess.PIPE, **settings) as predicting:
-        json.loads(predicting.stdout.readline())
-        predicting.stdout.close()
-        errors = predicting.stderr.read()
-    assert predicting.returncode == 141 and "Traceback" not in errors and "BrokenPipe" not in errors
+    os.mkfifo(tmp_path / "predict.out")
+    command = ("-m", "road_ds", "predict", run / "model" / "inference", "--file", file)
+    predicting = start_forked(tmp_path / "predict", *command)
+    with (tmp_path / "predict.out").open() as said:
+        json.loads(said.readline())
+    predicting.join(100)
+    errors = (tmp_path / "predict.err").read_text()
+    assert predicting.exitcode == 141 and "Traceback" not in errors and "BrokenPipe" not in errors, errors
 
 
 def test_a_stop_by_hand_leaves_no_traceback(run, command, monkeypatch):

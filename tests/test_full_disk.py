@@ -3,15 +3,15 @@
 import json
 import os
 import subprocess
-import sys
 
 import pytest
-from runs import ROOT, environment, tiny_config
+from forked import run_forked, start_forked
+from runs import tiny_config
 
 from road_ds.engine import checkpoint
 
 
-@pytest.fixture(params=["size=1900k", "size=8m,nr_inodes=18"], ids=["bytes", "inodes"])
+@pytest.fixture(params=["size=1800k", "size=8m,nr_inodes=18"], ids=["bytes", "inodes"])
 def small_disk(request, tmp_path):
     """A file system that holds one checkpoint of a tiny run and not the second."""
     folder = tmp_path / "disk"
@@ -25,18 +25,13 @@ def small_disk(request, tmp_path):
     subprocess.run(["umount", "--lazy", folder], check=True)
 
 
-def run(config: dict, path, *arguments: str, **streams) -> subprocess.CompletedProcess:
-    path.write_text(json.dumps(config))
-    command = [sys.executable, "road_ds/train.py", "--deepspeed_config", str(path), *arguments]
-    return subprocess.run(command, cwd=ROOT, env=environment(), text=True, timeout=240, **streams)
-
-
 def test_a_run_on_a_full_disk_says_so_and_keeps_what_it_has(small_disk, tmp_path, cache):
     config = tiny_config(steps=4, save_every=2, log_every=1, keep=1, output=str(small_disk / "run"), cache=str(cache))
     config["optimizer"] = {"type": "AdamW", "params": {"lr": 1e-3}}
     config["zero_optimization"] = {"stage": 1}
     (small_disk / "run").mkdir()
-    done = run(config, tmp_path / "run.json", capture_output=True)
+    (tmp_path / "run.json").write_text(json.dumps(config))
+    done = run_forked("road_ds/train.py", "--deepspeed_config", tmp_path / "run.json")
     assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
     assert "step 4: the checkpoint could not be written" in done.stderr and "older checkpoints are kept" in done.stderr
     assert "error: " in done.stderr.splitlines()[-1] and "No space left on device" in done.stderr
@@ -47,7 +42,10 @@ def test_a_run_on_a_full_disk_says_so_and_keeps_what_it_has(small_disk, tmp_path
 def test_a_log_on_a_full_disk_ends_no_run(tmp_path, cache):
     """As a recipe's, which lies in the run folder."""
     config = tiny_config(steps=2, output=str(tmp_path / "run"), cache=str(cache))
-    with open("/dev/full", "w") as full:
-        done = run(config, tmp_path / "run.json", stdout=full, stderr=full)
-    assert done.returncode == 0
+    (tmp_path / "run.json").write_text(json.dumps(config))
+    for end in ("out", "err"):
+        (tmp_path / f"full.{end}").symlink_to("/dev/full")
+    run = start_forked(tmp_path / "full", "road_ds/train.py", "--deepspeed_config", tmp_path / "run.json")
+    run.join(240)
+    assert run.exitcode == 0
     assert json.loads((tmp_path / "run" / "status.json").read_text())["status"] == "finished"

@@ -1,4 +1,4 @@
-"""The methods on a GPU against a CPU's float32: the same runs, in float32 to rounding, in half precision to its own.
+"""The methods and the newer tasks on a GPU against a CPU's float32: the same runs, in float32 to rounding, in half precision to its own.
 
     pytest -n 4 -m gpu tests/test_gpu.py     # without a GPU the same, in float32 and bf16: a rehearsal
 
@@ -25,8 +25,13 @@ from test_average import average_config
 from test_freelb import run_config as freelb_config
 from test_layers_distilled import CKD, HIDDEN, RKD, layers_config
 from test_layers_distilled import teachers as teachers
+from test_multi_label import LABELS, word_rows, words_config
+from test_multiple_choice import choice_config
+from test_multiple_choice import rows as rows
 from test_neighbours import minimax_config
 from test_neighbours import taught as taught
+from test_token_classification import config_of as words_with_tags
+from test_token_classification import tags
 from torch.nn import functional as F
 
 from road_ds import train
@@ -50,6 +55,7 @@ LAYERS = {
     "alp": {"method": "alp", "weight": 0.3},
     "tinybert": {"method": "tinybert", "weight": 0.1},
 }
+TASKS = ["multi_label", "multiple_choice", "token_classification"]
 METHODS = [*LAYERS, "freelb", "adversarial", "neighbours", "average", "text"]
 
 
@@ -61,6 +67,8 @@ def config_of(name: str, request: pytest.FixtureRequest, folder: Path) -> dict[s
         return average_config()
     if name == "text":
         return pretraining(request.getfixturevalue("text"))
+    if name in TASKS:
+        return task_config(name, request, folder)
     trained = request.getfixturevalue("teachers")
     if name in LAYERS:
         return layers_config(trained, LAYERS[name])
@@ -70,6 +78,17 @@ def config_of(name: str, request: pytest.FixtureRequest, folder: Path) -> dict[s
     save_generator(folder / "generator", load_config(folder / "plain.json")[0])
     (folder / "teacher").symlink_to(trained[0])
     return adversarial_config(folder, log_every=1)
+
+
+def task_config(name: str, request: pytest.FixtureRequest, folder: Path) -> dict[str, Any]:
+    """A run of seconds of one task."""
+    cache = request.getfixturevalue("cache")
+    if name == "multi_label":
+        return words_config(word_rows(folder), LABELS, cache)
+    if name == "multiple_choice":
+        return choice_config(request.getfixturevalue("rows"), cache)
+    tags.write(folder)
+    return words_with_tags(folder, cache)
 
 
 def in_precision(config: dict[str, Any], precision: str, folder: Path) -> dict[str, Any]:
@@ -119,7 +138,7 @@ def compared(found: list[dict], expected: list[dict], tolerance: float, spared: 
     return worst
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", [*METHODS, *TASKS])
 def test_a_method_trains_as_on_a_cpu(name, request, config_file, tmp_path, record_property, monkeypatch):
     config = config_of(name, request, tmp_path)
     config["road"].setdefault("cache", str(request.getfixturevalue("cache")))

@@ -35,7 +35,7 @@ def test_the_reference_agrees_with_itself(dtype, scale):
 
 @kernel
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-@pytest.mark.parametrize("C", [3, 40, 8200])
+@pytest.mark.parametrize("C", [3, 40, 2104 if INTERPRETED else 8200])
 def test_the_kernel_agrees(dtype, C):
     student, teacher, labels = batch(dtype, DEVICE, N=5, C=C)
     lengths = torch.full_like(labels, C)

@@ -14,18 +14,21 @@ from road_ds.common.hub import model_folder, sample_path
 
 PAIRS = 24
 CARD = "---\nconfigs:\n- config_name: default\n  data_files:\n  - {split: train, path: train.jsonl}\n  - {split: validation, path: dev.jsonl}\n---\n"
-# Several names in one process, as starting one takes longer than all of them.
+# Several names in one process, as starting one takes longer than all of them; then some without the hub.
 CLIENT = """
 import json, sys
+from huggingface_hub import constants
 from road_ds.common.errors import RoadError
 from road_ds.common.hub import model_folder
 from road_ds.models.configuration import load_tokenizer
 from road_ds.config.road import ModelSpec
-for name in json.loads(sys.argv[1]):
-    try:
-        print(json.dumps(sorted(path.name for path in model_folder(name).iterdir())))
-    except RoadError as error:
-        print(json.dumps(str(error)))
+for endpoint, names in ((constants.ENDPOINT, sys.argv[1]), ("http://127.0.0.1:9", sys.argv[2])):
+    constants.ENDPOINT = endpoint
+    for name in json.loads(names):
+        try:
+            print(json.dumps(sorted(path.name for path in model_folder(name).iterdir())))
+        except RoadError as error:
+            print(json.dumps(str(error)))
 """
 
 
@@ -54,21 +57,16 @@ def repositories(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def client(repositories, tmp_path_factory):
-    """Runs Python with the stand-in hub for a hub, or with another address."""
+    """Runs Python with the stand-in hub for a hub."""
     home = tmp_path_factory.mktemp("home")
 
-    def run(*arguments, url=None, timeout=100, **more):
-        env = environment() | client_environment(url or served, home) | environment_of_this(more)
-        env = {key: value for key, value in env.items() if key not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
+    def run(*arguments, timeout=200):
+        env = environment() | client_environment(served, home)
         command = [sys.executable, *map(str, arguments)]
         return subprocess.run(command, env=env, cwd=ROOT, capture_output=True, text=True, timeout=timeout)
 
     with serve(repositories) as served:
         yield run
-
-
-def environment_of_this(more: dict[str, str]) -> dict[str, str]:
-    return {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", **more}
 
 
 def config_of_pairs(model: str) -> dict:
@@ -84,32 +82,45 @@ def config_of_pairs(model: str) -> dict:
     return config
 
 
-def test_a_run_on_a_model_and_a_data_set_of_the_hub(client, config_file, tmp_path):
-    done = client("road_ds/train.py", "--deepspeed_config", config_file(config_of_pairs("org/tiny@main")))
+RUNS = """
+import sys
+from road_ds.train import main
+sys.exit([main(["--deepspeed_config", file]) for file in sys.argv[1:]] != [2, 0])
+"""
+
+
+def test_runs_on_models_and_a_data_set_of_the_hub(client, config_file, tmp_path):
+    """One whose model has no safetensors ends before it begins; another one trains."""
+    files = [config_file(config_of_pairs(model), model[4:8]) for model in ("org/pickled", "org/tiny@main")]
+    done = client("-c", RUNS, *files)
     assert done.returncode == 0, done.stderr
-    results = json.loads((tmp_path / "run" / "results.json").read_text())
-    assert results["step"] == 2 and results["scores"]["pairs"]["rows"] == PAIRS
-    assert json.loads((tmp_path / "run" / "config.json").read_text())["road"]["model"]["name"] == "org/tiny@main"
-    assert (tmp_path / "run" / "model" / "pairs" / "model.safetensors").exists()
-
-
-def test_a_model_without_safetensors_ends_a_run_before_it_begins(client, config_file, tmp_path):
-    done = client("road_ds/train.py", "--deepspeed_config", config_file(config_of_pairs("org/pickled")))
-    assert done.returncode == 2
     error = done.stderr[done.stderr.index("error: ") :]
     assert error.startswith("error: org/pickled: no model.safetensors: weights are read as safetensors only; a hub ")
     assert error.count("\n") == 1 and "Traceback" not in done.stderr
-    assert {path.name for path in (tmp_path / "run").iterdir()} == {".lock", "status.json"}, "no more"
+    assert {path.name for path in (tmp_path / "pick").iterdir()} == {".lock", "status.json"}, "no more"
+    run = tmp_path / "tiny"
+    results = json.loads((run / "results.json").read_text())
+    assert results["step"] == 2 and results["scores"]["pairs"]["rows"] == PAIRS
+    assert json.loads((run / "config.json").read_text())["road"]["model"]["name"] == "org/tiny@main"
+    assert (run / "model" / "pairs" / "model.safetensors").exists()
 
 
 FOLDER = "or give a folder that holds config.json, the tokenizer and model.safetensors instead of the name"
 
 
-def test_what_the_hub_refuses_is_one_clear_error(client):
-    names = ["org/tiny", "org/none", "org/closed", "org/tiny@v9", "../models", "org/a--b", "a/b/c", "https://hub/x"]
-    done = client("-c", CLIENT, json.dumps(names))
+NAMES = ["org/tiny", "org/none", "org/closed", "org/tiny@v9", "../models", "org/a--b", "a/b/c", "https://hub/x"]
+
+
+@pytest.fixture(scope="module")
+def answers(client) -> list:
+    """What the hub has of each name, or why not; then the same of two names where it cannot be reached."""
+    done = client("-c", CLIENT, json.dumps(NAMES), json.dumps(["org/tiny", "org/other"]))
     assert done.returncode == 0, done.stderr
-    tiny, unknown, gated, revision, *no_names = map(json.loads, done.stdout.splitlines())
+    return [*map(json.loads, done.stdout.splitlines())]
+
+
+def test_what_the_hub_refuses_is_one_clear_error(answers):
+    tiny, unknown, gated, revision, *no_names = answers[: len(NAMES)]
     assert {"config.json", "model.safetensors", "tokenizer.json"} <= set(tiny) and "pytorch_model.bin" not in tiny
     assert unknown == (
         "org/none: no such folder and no such model on the hub (or it is private): check the spelling, " + FOLDER
@@ -118,16 +129,13 @@ def test_what_the_hub_refuses_is_one_clear_error(client):
         "org/closed: the repository is gated: accept its terms on the hub and log in with `hf auth login`, " + FOLDER
     )
     assert revision == f"org/tiny@v9: the repository has no revision 'v9': leave @v9 out, {FOLDER}"
-    for name, error in zip(names[4:], no_names, strict=True):
+    for name, error in zip(NAMES[4:], no_names, strict=True):
         assert error == f"{name}: no such folder, and not a hub name (org/name): check the path"
 
 
-def test_a_hub_that_cannot_be_reached(client):
+def test_a_hub_that_cannot_be_reached(answers):
     """A name that is in the cache needs no hub; another one is an error at once."""
-    known, unknown = map(
-        json.loads,
-        client("-c", CLIENT, json.dumps(["org/tiny", "org/other"]), url="http://127.0.0.1:9").stdout.splitlines(),
-    )
+    known, unknown = answers[len(NAMES) :]
     assert "model.safetensors" in known
     assert unknown == (
         "org/other: no such folder, and the hub cannot be reached and the model is not in its cache: connect, " + FOLDER

@@ -1,5 +1,7 @@
 """What is left out of DeepSpeed's step changes no weight, is left out indeed, and hangs on parts of DeepSpeed that are still there."""
 
+import sys
+
 import deepspeed
 import pytest
 import torch
@@ -11,9 +13,10 @@ from road_ds.config.fit import fit_batch, fit_optimizer, fit_precision
 from road_ds.config.road import ModelSpec, RateSettings
 from road_ds.data.batches import Padding
 from road_ds.distillation.objective import supervised
-from road_ds.engine import internals, start
+from road_ds.engine import internals
 from road_ds.engine.adamw import LayerwiseAdamW
 from road_ds.engine.optim import parameter_groups, scheduler
+from road_ds.engine.start import start, takes_pieces
 from road_ds.loop import step_engine
 from road_ds.models.build import build_model
 from road_ds.models.configuration import load_tokenizer
@@ -52,7 +55,7 @@ def model():
 
 def new_way(stage: int, precision: str = "fp32"):
     rates = RateSettings(warmup=0, schedule="linear", layer_lr_decay=DECAY)
-    return start.start(model(), settings(stage, precision), rates, steps=100, seed=0)
+    return start(model(), settings(stage, precision), rates, steps=100, seed=0)
 
 
 def old_way(stage: int, precision: str = "fp32"):
@@ -167,6 +170,17 @@ def test_the_engine_itself_ends_a_backward_pass(stage, monkeypatch):
         assert len(ends) == 2 * PIECES
 
 
+def test_nothing_is_compiled_for_an_optimizer_that_no_run_has(monkeypatch):
+    """ZeRO imports Muon to tell that an optimizer is none."""
+    compiled, muon = [], "deepspeed.runtime.zero.muon.original_muon"
+    monkeypatch.setattr(torch, "compile", lambda function: compiled.append(function) or function)
+    for way in (new_way, old_way):
+        for name in [name for name in sys.modules if ".muon." in name]:
+            monkeypatch.delitem(sys.modules, name)
+        train(way(1), 1)
+        assert muon in sys.modules and bool(compiled) == (way is old_way)
+
+
 def test_gradients_are_reduced_without_hooks():
     """As several processes do it under ZeRO 1, here with one."""
     plain, other = old_way(1), old_way(1)
@@ -221,7 +235,7 @@ def test_the_optimizer_is_one_that_zero_knows():
 ])  # fmt: skip
 def test_other_optimizers_keep_their_way(params, more):
     ds = settings(1) | more
-    assert start.takes_pieces(settings(1))
+    assert takes_pieces(settings(1))
     ds["optimizer"]["params"] |= params
-    assert not start.takes_pieces(ds)
-    assert not start.takes_pieces(settings(1) | {"optimizer": {"type": "SGD", "params": {"lr": 0.1}}})
+    assert not takes_pieces(ds)
+    assert not takes_pieces(settings(1) | {"optimizer": {"type": "SGD", "params": {"lr": 0.1}}})

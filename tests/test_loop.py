@@ -8,7 +8,8 @@ import math
 import pytest
 import torch
 from deepspeed.accelerator import get_accelerator
-from runs import records, run_python, tiny_config
+from forked import run_forked
+from runs import records, tiny_config
 from safetensors.torch import load_file
 
 from road_ds import train
@@ -84,6 +85,7 @@ def test_a_run_that_only_skips_is_stopped(stage, config_file, tmp_path, monkeypa
     assert not (tmp_path / "run" / "model").exists()
 
 
+@pytest.mark.drawn
 def test_metrics_tell_what_was_done(config_file, tmp_path, monkeypatch):
     """A line per step; its loss is the mean over passes, its rates and padding follow from the plan."""
     config = tiny_config(steps=7, log_every=3, evaluate_every=4)
@@ -123,9 +125,12 @@ def test_nothing_in_the_loop_waits_for_the_device(stage, config_file, monkeypatc
     assert waits == []
 
 
-def test_a_hang_ends_with_the_stack():
-    code = "import time; from road_ds.loop import watchdog\nwith watchdog(0.5):\n    time.sleep(30)  # hangs here"
-    result = run_python("-c", code, timeout=120)
+def test_a_hang_ends_with_the_stack(tmp_path):
+    script = tmp_path / "hang.py"
+    script.write_text(
+        "import time; from road_ds.loop import watchdog\nwith watchdog(0.5):\n    time.sleep(30)  # hangs here"
+    )
+    result = run_forked(script, timeout=120)
     assert result.returncode == 1 and "Timeout" in result.stderr and "line 3 in <module>" in result.stderr
 
 

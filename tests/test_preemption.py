@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 
 import pytest
 from runs import ROOT, environment, free_port, records, run_python, tiny_config
@@ -112,32 +113,14 @@ def test_the_waiting_command_ends_when_the_run_has_ended(config_file, tmp_path):
     run = tmp_path / "run"
     path = config_file(tiny_config(steps=100_000, log_every=1))
     process = subprocess.Popen(
-        [sys.executable, "-m", "road_ds", "launch", "--num_gpus", "2", "--master_port", str(free_port()),
+        [sys.executable, "-m", "road_ds", "launch", "--num_gpus", "1", "--master_port", str(free_port()),
          "road_ds/train.py", "--deepspeed_config", path],
         cwd=ROOT, env=environment(), start_new_session=True, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
     )  # fmt: skip
-    for line in process.stdout:
-        if "training:" in line and (run / "metrics.jsonl").exists():
-            break
+    while not (run / "metrics.jsonl").exists() and process.poll() is None:
+        time.sleep(0.05)
     os.killpg(process.pid, signal.SIGINT)
     said = process.communicate(timeout=120)[0]
     assert status(run)[::2] == ("preempted", "stopped by SIGINT"), said
     assert newest(run / "checkpoints").step == status(run)[1] > 0
     assert process.returncode == 130 and "Traceback" not in said, said
-
-
-def test_the_waiting_command_passes_on_how_its_run_ended(tmp_path):
-    script = tmp_path / "script.py"
-    script.write_text("import sys; sys.exit(7)")
-    command = [
-        sys.executable,
-        "-m",
-        "road_ds",
-        "launch",
-        "--num_gpus",
-        "1",
-        "--master_port",
-        str(free_port()),
-        script,
-    ]
-    assert subprocess.run(command, env=environment(), capture_output=True, timeout=120).returncode == 7

@@ -1,9 +1,8 @@
-"""Runs of runs: what a recipe stands for, what is done already, and two real runs through the launcher."""
+"""Runs of runs: what a recipe stands for, what is done already, and a real one through the launcher."""
 
 import fcntl
 import json
 import os
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -11,8 +10,8 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
-from forked import run_forked
-from runs import ROOT, environment, error_of, tiny_config
+from forked import Forked, run_forked, start_forked
+from runs import ROOT, error_of, tiny_config
 from safetensors.torch import load_file
 
 from road_ds.common.errors import RoadError
@@ -181,10 +180,11 @@ def base(tmp_path, cache, rows):
     return change
 
 
+DISTILL = {"objective": "kd", "teachers": {"rows": ["{teacher}"]}}
 STAGES = {
     "teacher": {"each": {"seed": [1, 2]}, "set": {"road.seed": "{seed}"}},
     "mean": {"evaluate": ["{teacher}"]},
-    "student": {"set": {"road.distill": {"objective": "kd", "teachers": {"rows": ["{teacher}"]}}}},
+    "student": {"set": {"road.distill": DISTILL}},
     "other": {},
 }
 
@@ -224,7 +224,9 @@ def test_a_failed_run_stops_the_recipe_and_goes_on_from_its_checkpoint(tmp_path,
         "student": "to do",
         "other": "to do",
     }
-    assert made(runs)[:2] == [("teacher-2", "resume"), ("mean", "evaluate")]
+    with pytest.raises(StageError, match="student failed: "):
+        made(runs, student=7)
+    assert made(runs) == [("student", "teach"), ("student", "resume"), ("other", "train")]
 
 
 def test_redo_makes_a_stage_and_what_needs_it_anew(tmp_path, base):
@@ -339,13 +341,6 @@ def recipe_of(tmp_path, stages: dict, **more) -> Path:
     return tmp_path / "r.json"
 
 
-def start(path: Path, *arguments: str, **settings) -> subprocess.Popen:
-    command = [sys.executable, "-m", "road_ds", "recipe", str(path), "--output", str(path.parent / "out"), *arguments]
-    return subprocess.Popen(
-        command, cwd=ROOT, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **settings
-    )
-
-
 def until(what, process) -> None:
     """Waits until something holds while a process lives."""
     end = time.monotonic() + 400
@@ -363,55 +358,69 @@ def is_locked(folder: Path) -> bool:
     return False
 
 
-def test_two_stages_through_the_launcher_killed_stopped_and_resumed(tmp_path, base):
-    """A teacher, then a student, which is interrupted twice and ends as one that never was."""
-    base(steps=300, save_every=20, dropout=0.1)
-    distill = {"objective": "kd", "teachers": {"rows": ["{teacher}"]}}
-    stages = {"teacher": {"set": {"road.steps": 4}}, "student": {"set": {"road.distill": distill}}}
-    path, student = recipe_of(tmp_path, stages, compare={"baseline": "teacher"}), tmp_path / "out" / "student"
+def test_a_recipe_through_the_launcher_killed_stopped_and_resumed(tmp_path, base, command, monkeypatch):
+    """Its teacher is interrupted twice, and ends as one that never was; then its student is made."""
+    base(steps=100, save_every=5, dropout=0.1)
+    stages = {"teacher": {}, "student": {"set": {"road.steps": 4, "road.distill": DISTILL}}}
+    path, teacher = recipe_of(tmp_path, stages, compare={"baseline": "teacher"}), tmp_path / "out" / "teacher"
+    recipe = ("recipe", path, "--output", tmp_path / "out")
 
-    killed = start(path)
-    until(lambda: any((student / "checkpoints").glob("step-*")), killed)
+    def newest() -> str:
+        return max((folder.name for folder in (teacher / "checkpoints").glob("step-*")), default="")
+
+    def status() -> str:
+        return json.loads((teacher / "status.json").read_text())["status"]
+
+    killed = start_forked(tmp_path / "killed", "-m", "road_ds", *recipe)
+    until(newest, killed)
     runner = psutil.Process(killed.pid).children()[0]
     killed.kill()
-    killed.wait()
-    kept = max(p.name for p in (student / "checkpoints").glob("step-*"))
-    until(lambda: max(p.name for p in (student / "checkpoints").glob("step-*")) > kept, runner)
+    killed.join()
+    kept = newest()
+    until(lambda: newest() > kept, runner)
     assert is_locked(tmp_path / "out")  # the run at work goes on, and keeps others out
     runner.terminate()
     psutil.wait_procs([runner], timeout=240)
-    assert json.loads((student / "status.json").read_text())["status"] == "preempted"
-    assert not is_locked(tmp_path / "out")
+    assert status() == "preempted" and not is_locked(tmp_path / "out")
 
-    stopped = start(path)
-    first = max(p.name for p in (student / "checkpoints").glob("step-*"))
-    until(lambda: max(p.name for p in (student / "checkpoints").glob("step-*")) > first, stopped)
+    stopped, kept = start_forked(tmp_path / "stopped", "-m", "road_ds", *recipe), newest()
+    until(lambda: newest() > kept, stopped)
     stopped.terminate()
-    said = stopped.communicate(timeout=240)[0]
-    assert stopped.returncode == 143 and "[2/2] student: teach, train, resumed\n" in said, said[-3000:]
-    assert not [p.pid for p in psutil.process_iter(["cmdline"]) if str(student) in " ".join(p.info["cmdline"] or ())]
-    assert json.loads((student / "status.json").read_text())["status"] == "preempted"
+    stopped.join(240)
+    said = (tmp_path / "stopped.out").read_text()
+    assert stopped.exitcode == 143 and "[1/2] teacher: train, resumed\n" in said, said[-3000:]
+    assert not [p.pid for p in psutil.process_iter(["cmdline"]) if str(teacher) in " ".join(p.info["cmdline"] or ())]
+    assert status() == "preempted" and newest() < "step-00000100"
 
-    resumed = start(path)
-    said = resumed.communicate(timeout=400)[0]
-    assert resumed.returncode == 0, said[-3000:]
-    assert "[1/2] teacher: done\n" in said and "resumed from step-" in said and "difference: against teacher" in said
-    assert (tmp_path / "out" / "compare.html").exists() and (student / "log.txt").read_text().count("$ ") == 6
+    monkeypatch.setattr("road_ds.recipes.launcher.Launcher", Forked)
+    code, said, err = command(*recipe)
+    assert code == 0 and "resumed from step-" in said and "[2/2] student: teach, train\n" in said, (said + err)[-3000:]
+    assert (teacher / "log.txt").read_text().count("$ ") == 3
+    code, said, err = command(*recipe)
+    assert code == 0 and "[1/2] teacher: done\n[2/2] student: done\n" in said, err
+    assert "difference: against teacher" in said and (tmp_path / "out" / "compare.html").exists()
 
-    resolved, whole = student / "config.json", tmp_path / "whole"
-    done = run_forked("road_ds/train.py", "--deepspeed_config", resolved, "--set", f"road.output={whole}")
+    whole = tmp_path / "whole"
+    done = run_forked(
+        "road_ds/train.py", "--deepspeed_config", teacher / "config.json", "--set", f"road.output={whole}"
+    )
     assert done.returncode == 0 and "resumed" not in done.stdout, done.stderr[-3000:]
-    kept, anew = (load_file(run / "model" / "inference" / "model.safetensors") for run in (student, whole))
+    kept, anew = (load_file(run / "model" / "inference" / "model.safetensors") for run in (teacher, whole))
     assert all(torch.equal(kept[key], anew[key]) for key in kept)
 
 
 def test_a_stage_that_fails_says_why(tmp_path, base, command, monkeypatch):
+    """And its exit code is passed on, by the command that waits for it too."""
+    script = tmp_path / "script.py"
+    script.write_text("import sys; print('error: road.model: what is wrong\\nand more', file=sys.stderr); sys.exit(7)")
+    monkeypatch.setattr("road_ds.recipes.launcher.TRAIN", script)
     monkeypatch.setenv("DS_ACCELERATOR", "cpu")
-    path = recipe_of(tmp_path, {"a": {"set": {"road.model.config.num_attention_heads": 5}}})
+    path = recipe_of(tmp_path, {"a": {"set": {"road.steps": 7}}})
     code, out, err = command("recipe", path, "--output", tmp_path / "out")
-    assert code == 2 and "[1/1] a: train" in out
-    assert err.startswith("error: a failed: road.model: ") and "the same recipe goes on from here" in err
-    assert "num_attention_heads=5" in (tmp_path / "out" / "a" / "log.txt").read_text()
+    assert code == 7 and "[1/1] a: train" in out
+    assert err.startswith("error: a failed: road.model: what is wrong\nits output is in ")
+    assert "the same recipe goes on from here" in err
+    assert "road.steps=7" in (tmp_path / "out" / "a" / "log.txt").read_text()
 
 
 def test_dry_run_prints_the_plan_and_makes_nothing(tmp_path, base, command):

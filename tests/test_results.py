@@ -1,7 +1,8 @@
 """What a run leaves, where its numbers were not finite."""
 
-from matplotlib.figure import Figure
+import pytest
 
+from road_ds.engine import curves
 from road_ds.engine.curves import plot_curves
 from road_ds.engine.results import highest
 from road_ds.engine.run_folder import RunFolder
@@ -14,18 +15,22 @@ LINES = [
 ]
 
 
+@pytest.mark.drawn
 def test_a_data_set_without_a_finite_loss_has_no_curve(tmp_path):
+    """And names are drawn as they are, whatever they would be as a formula."""
     folder = RunFolder(tmp_path)
     folder.record(*LINES)
     for records in (folder.records(), folder.records()[1:2], []):
-        plot_curves(records, {"a": "x", "b": "y"}, {"a": "pearson", "b": "f1"}, {"b": 30.0}, tmp_path / "curves.png")
+        of = {"a": "$x_$", "b": "_y", "$z^$": "_y"}
+        plot_curves(records, of, {"a": "pearson", "b": "f1", "$z^$": "$f1_$"}, {"b": 30.0}, tmp_path / "curves.png")
         assert (tmp_path / "curves.png").read_bytes()[:4] == b"\x89PNG"
+        assert (tmp_path / "curves.png").stat().st_size > 10_000
 
 
 def test_each_head_has_panels_of_its_own(tmp_path, monkeypatch):
     """However many data sets there are; the parts of the loss have one where teachers gave any."""
     drawn = []
-    monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: drawn.append(figure))
+    monkeypatch.setattr(curves, "_write", lambda figure, _: drawn.append(figure))
     of = {f"set_{i}": f"head {i % 9}" for i in range(14)}
     records = [
         {"step": s, "lr": 0.1, "grad_norm": 1.0, **{f"loss/{name}": 1 / s for name in of}} for s in range(1, 1000)

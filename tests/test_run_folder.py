@@ -4,14 +4,15 @@ import json
 import os
 import resource
 import shutil
-import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from runs import environment, tiny_config
+from forked import start_forked
+from runs import tiny_config
 
 from road_ds.common.errors import RankError, RoadError
 from road_ds.common.ranks import Ranks
@@ -232,11 +233,13 @@ time.sleep(300)
 """
 
 
-def test_one_run_at_a_time(settings, used):
+def test_one_run_at_a_time(settings, used, tmp_path):
     """The kernel releases the lock with its process, however that ends."""
-    holder = subprocess.Popen([sys.executable, "-c", HOLDING, used.path], stdout=subprocess.PIPE, env=environment())
+    holder, said = start_forked(tmp_path / "holder", "-c", HOLDING, used.path), tmp_path / "holder.out"
     try:
-        assert holder.stdout.readline() == b"\n"
+        while not (said.exists() and said.read_text()):
+            assert holder.is_alive()
+            time.sleep(0.02)
         for asked in ({"resume": True}, {"overwrite": True}, {}):
             with pytest.raises(
                 RoadError, match=rf"run: process {holder.pid} on .* is at work there: wait for it, stop it"
@@ -244,7 +247,7 @@ def test_one_run_at_a_time(settings, used):
                 opened(settings(), **asked)
     finally:
         holder.kill()
-        holder.wait()
+        holder.join()
     opened(settings(), resume=True)
 
 

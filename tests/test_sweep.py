@@ -4,7 +4,6 @@ import json
 import math
 import os
 import signal
-import subprocess
 import sys
 import time
 from itertools import pairwise
@@ -12,7 +11,8 @@ from pathlib import Path
 
 import psutil
 import pytest
-from runs import ROOT, environment, error_of, tiny_config
+from forked import Forked, start_forked
+from runs import ROOT, error_of, tiny_config
 
 from road_ds.config.file import load_config, override
 from road_ds.engine.run_folder import RunFolder
@@ -421,34 +421,33 @@ def test_a_run_that_is_enough_is_asked_to_save_and_waited_for(tmp_path):
     assert (tmp_path / "log.txt").read_text().splitlines()[-1] == "saved"
 
 
-def test_a_real_sweep_killed_and_resumed(tmp_path, cache):
-    """Two trials: the second run is left behind by a sweep that SIGKILL ends, then resumed; the best file trains as it stands."""
-    config = tiny_config(cache=str(cache), steps=60, save_every=10, evaluate_every=20, dropout=0.1)
-    (tmp_path / "base.json").write_text(json.dumps(config))
-    (tmp_path / "s.json").write_text(json.dumps({"trial": {"config": "base.json"}, "search": SEARCH, "trials": 2}))
+def test_a_real_sweep_killed_and_resumed(tmp_path, sweep, monkeypatch):
+    """Two trials: the second run, a launched one, is left behind by a sweep that SIGKILL ends, then resumed."""
+    settings = {"base": {"steps": 60, "save_every": 10, "evaluate_every": 20, "dropout": 0.1}}
     out = tmp_path / "out"
+    with monkeypatch.context() as patched:
+        patched.setattr("road_ds.recipes.launcher.Launcher", Forked)
+        lines_of(sweep(trials=1, **settings))
+    first = (out / "trial-000" / "results.json").read_bytes()
 
-    def start() -> subprocess.Popen:
-        line = [sys.executable, "-m", "road_ds", "sweep", str(tmp_path / "s.json"), "--output", str(out)]
-        return subprocess.Popen(line, cwd=ROOT, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)  # fmt: skip
-
-    killed = start()
+    file = tmp_path / "s.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "trials": 2}))
+    killed = start_forked(tmp_path / "killed", "-m", "road_ds", "sweep", file, "--output", out)
     end = time.monotonic() + 300
     while not any((out / "trial-001" / "checkpoints").glob("step-*")):
-        assert killed.poll() is None and time.monotonic() < end
+        assert killed.is_alive() and time.monotonic() < end
         time.sleep(0.02)
     left = psutil.Process(killed.pid).children()
     killed.kill()
-    killed.wait()
+    killed.join()
     for process in left:
         process.send_signal(signal.SIGTERM)
     psutil.wait_procs(left, timeout=120)
-    first = (out / "trial-000" / "results.json").read_bytes()
 
-    resumed = start()
-    said = resumed.communicate(timeout=300)[0]
-    assert resumed.returncode == 0, said[-3000:]
-    assert "[1/1] trial-001: train, resumed\n" in said and "trial-000: train" not in said
+    monkeypatch.setattr("road_ds.recipes.launcher.Launcher", Forked)
+    result = sweep(trials=2, **settings)
+    assert [row[0] for row in lines_of(result)] == ["trial-000", "trial-001"]
+    assert "[1/1] trial-001: train, resumed\n" in result[1] and "trial-000: train" not in result[1]
     assert (out / "trial-000" / "results.json").read_bytes() == first
     best = json.loads((out / "best.json").read_text())
     assert best["road"]["output"] == f"{out}/best" and os.path.getsize(out / "sweep.png")

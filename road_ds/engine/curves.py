@@ -20,7 +20,6 @@ def plot_curves(
 
     of: the head of each data set; headlines: the metric of each that is drawn; baselines: and what ignoring the text gives.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     lines = list(records)
@@ -30,8 +29,7 @@ def plot_curves(
     parted = any(f"{part}/{name}" in line for line in lines for part, _ in PARTS for name in of)
     width = 2 + parted
     heights = [max(2.6, 0.21 * len(names) + 0.7) for names in by_head.values()]
-    figure = Figure(figsize=(5.4 * width + 1.6, sum(heights) + 2.6), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = Figure(figsize=(5.4 * width + 1.6, sum(heights) + 2.6), dpi=100, layout="constrained")
     rows = figure.subplots(len(by_head) + 1, width, squeeze=False, gridspec_kw={"height_ratios": [*heights, 2.6]})
     for (head, names), row in zip(by_head.items(), rows, strict=False):
         _draw_head(head, names, row, lines, headlines, baselines)
@@ -46,7 +44,13 @@ def plot_curves(
         axes.set_xlim(0, 1.02 * steps)
         axes.grid(alpha=0.3)
         axes.title.set_fontsize("medium")
-    figure.savefig(path, dpi=100)
+    _write(figure, path)
+
+
+def _write(figure: Any, path: str | Path) -> None:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    FigureCanvasAgg(figure).print_png(path)  # `savefig` draws all twice: at first for the layout alone
 
 
 def _draw_head(

@@ -46,6 +46,20 @@ def support(optimizer: type) -> None:
         ZERO_SUPPORTED_OPTIMIZERS.append(optimizer)
 
 
+def leave_muon_as_it_stands() -> None:
+    """Imports Muon, for which ZeRO looks, without having its functions compiled: torch's compiler is a second of every start.
+
+    No run can ask for Muon.
+    """
+    from deepspeed.runtime import compiler
+
+    whole, compiler.compile = compiler.compile, lambda: compiler.dummy_decorator
+    try:
+        import deepspeed.runtime.zero.muon.original_muon  # noqa: F401
+    finally:
+        compiler.compile = whole
+
+
 def reduce_between_ranks_only(engine: Any) -> None:
     """Leaves out the reduction of the gradients where one process trains without ZeRO.
 

@@ -36,6 +36,7 @@ def start(model: nn.Module, ds: dict[str, Any], rates: RateSettings, *, steps: i
     else:
         groups = parameter_groups(model, **rate, layer_lr_decay=rates.layer_lr_decay)
     shares = rate_shares(model, rates.layer_lr_decay)
+    internals.leave_muon_as_it_stands()
     engine, *_ = deepspeed.initialize(
         model=model,
         optimizer=client,
