@@ -352,7 +352,7 @@ def check_labelled(example: Example, name: str, task: Any) -> None:
             f"{example.where}: the row has no {what} that the task of datasets.{name} ({task.type}) can learn from or be "
             f"scored on: check its columns, or set {setting}"
         )
-    if False:
+    if example.choices is not None and not task.several_sequences:
         raise RoadError(
             f"{example.where}: the row has choices, which the task of datasets.{name} ({task.type}) does not read: set its type to "
             '"multiple_choice", or columns.choices to null'
