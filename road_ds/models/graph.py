@@ -44,7 +44,8 @@ class Answering(nn.Module):
 def write_graph(folder: Path) -> Path:
     """Writes an exported head's model.onnx into its folder, in float32: rows and tokens of any number; its path.
 
-    Of multiple choice the rows are one question's choices. RoadError where the extra packages are missing, the exporter cannot, or the graph's logits are not the model's.
+    Of multiple choice the rows are one question's choices. RoadError where the extra packages are missing, the exporter cannot,
+    or the graph's logits are not the model's.
     """
     refuse_lacking()
     predictor = Predictor.load(str(folder))
