@@ -534,6 +534,7 @@ def test_check_counts_the_passes(plain, config_file, command):
     code, out, _ = command("check", config_file(run_config(plain[0])))
     assert code == 0
     assert "adversarial: student and teachers read each row of a data set with teachers twice" in out
+    assert "; what teaches beside the student is not counted, nor are the generator and its optimizer)" in out
     assert "and has 4 steps of its own" in out
 
 

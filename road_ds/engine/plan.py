@@ -16,7 +16,7 @@ from road_ds.data.features import FeatureSet
 from road_ds.data.overlap import shared_texts
 from road_ds.data.passes import plan
 from road_ds.data.rows import Rows
-from road_ds.distillation.objective import Objective
+from road_ds.distillation.objective import Objective, Taught
 from road_ds.distillation.registry import adversarial_of, neighbours_of, teachers_of
 from road_ds.distillation.teachers import check_teachers
 from road_ds.engine.memory import bucket, memory, readable
@@ -106,7 +106,7 @@ def report(config: RoadConfig, ds: dict[str, Any], gpus: int | None = None, faul
         "",
         memory_table(count, ds, [(this, world_size, precision), ("8 GPUs", 8, on_gpus)]),
         "(weights, gradients, Adam's states and ZeRO's bucket of gradients; activations come on top and grow with "
-        "micro-batch x tokens)",
+        f"micro-batch x tokens{uncounted(objective)})",
         *(["", micro_batch_table(demand, sizes, this, ds)] if capability else []),
     ]
     warnings = [warning for p in plans for warning in p.warnings]
@@ -127,6 +127,14 @@ def more_passes(config: RoadConfig, objective: Objective, steps: int) -> list[st
     for name, near in neighbours_of(objective).items():
         lines.append(f"neighbours of {name}: {near.k} of each row by {near.by}, {near.keep} learned from at each visit")
     return lines
+
+
+def uncounted(objective: Objective) -> str:
+    """What a run holds beside its model and is no part of the memory that is told."""
+    if not isinstance(objective, Taught) or objective.source == "cached":
+        return ""
+    generator = "" if objective.adversarial is None else ", nor are the generator and its optimizer"
+    return f"; what teaches beside the student is not counted{generator}"
 
 
 def micro_batch(asked: int | str, sizes: Sequence[int], demand: Demand, on_gpu: bool) -> tuple[int | None, str]:
