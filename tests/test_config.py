@@ -143,6 +143,7 @@ WRONG = [
     ("amp", {"enabled": True}, "amp: DeepSpeed has removed its amp block: use road.precision"),
     ("activation_checkpointing", {}, "activation_checkpointing: it acts only in models that call"),
     ("seed", 1, 'seed: belongs inside the "road" block'),
+    ("sede", 1, "sede: unknown key; did you mean 'seed'? That belongs inside the \"road\" block"),
 ]  # fmt: skip
 
 

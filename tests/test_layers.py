@@ -17,7 +17,8 @@ ROOMS = {
         {"hub"},
     ],
     "config": [
-        {"deepspeed_keys", "fit", "trainer_words"},
+        {"fit", "trainer_words"},
+        {"deepspeed_keys"},
         {"settings"},
         {"catalog", "road"},
         {"file"},

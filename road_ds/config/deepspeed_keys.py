@@ -2,11 +2,14 @@
 
 import inspect
 import os
-from collections.abc import Container
+from collections.abc import Collection
 from functools import cache
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
+
+from road_ds.common.errors import nearest
+from road_ds.config.trainer_words import HERE
 
 Count = Annotated[int, Field(ge=1)]
 Kind = Literal["fp32", "fp16", "bf16"]
@@ -103,9 +106,14 @@ class Engine(Block):
     disable_python_gc: bool = False
 
 
-def misplaced(key: str, own: Container[str]) -> str:
-    """Why a key cannot stand among DeepSpeed's; `own`: those of the "road" block. Nothing where it can."""
-    inside = 'belongs inside the "road" block' if key in own and key not in Engine.model_fields else ""
+def misplaced(key: str, own: Collection[str]) -> str:
+    """Why a key cannot stand among DeepSpeed's; `own`: those of the "road" block. Nothing where it can, and where it is misspelt."""
+    inside = ""
+    if key not in Engine.model_fields:
+        if key in own:
+            inside = 'belongs inside the "road" block'
+        elif key not in HERE and not nearest(key, Engine.model_fields) and (meant := nearest(key, own)):
+            inside = f'unknown key{meant} That belongs inside the "road" block'
     return REFUSED.get(key, inside)
 
 
