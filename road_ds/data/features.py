@@ -31,7 +31,7 @@ from road_ds.data.readers import Answer, Example, Reading, distinct
 from road_ds.data.sources import Part, Source, unlabelled
 from road_ds.data.tokenizer import check_texts, tokenizer_hash
 
-ENCODING = 9  # part of every cache key: raise it when the same rows encode to other features, or are kept otherwise
+ENCODING = 10  # part of every cache key: raise it when the same rows encode to other features, are kept otherwise, or are refused
 
 
 class Encoded(Manifest):

@@ -4,6 +4,7 @@ A function for each, and in tests/test_internals.py a test for each that fails w
 """
 
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -55,7 +56,8 @@ def leave_muon_as_it_stands() -> None:
 
     whole, compiler.compile = compiler.compile, lambda: compiler.dummy_decorator
     try:
-        import deepspeed.runtime.zero.muon.original_muon  # noqa: F401
+        with suppress(ImportError):  # a DeepSpeed that has it elsewhere imports it as it comes
+            import deepspeed.runtime.zero.muon.original_muon  # noqa: F401
     finally:
         compiler.compile = whole
 
