@@ -1,5 +1,5 @@
-"""What the bookkeeping of a step costs the host: ours under each ZeRO stage beside a bare PyTorch loop, on a model so narrow that
-there is little else.
+"""What bookkeeping costs the host: a step of ours under each ZeRO stage beside a bare PyTorch loop, on a model so narrow that there
+is little else; and our distillation loss without its kernels' launches beside eager PyTorch's.
 
     python benchmarks/bench_host.py                  # on any CPU, about two minutes
     python benchmarks/bench_host.py --precision bf16
@@ -15,6 +15,9 @@ Each lives in a process of its own, on one thread, and is measured by that proce
 what else runs on the machine is counted. In every turn each does one step; a table's times are medians over turns, its ratios
 medians of the ratios turn by turn. Operators are what is called from Python or by autograd, without what these call inside;
 a wait is a value that the host asks a device for. Both are counted over one more step.
+
+The loss is of 2 rows of 40 classes, forward and gradient, as a GPU's host would go through it: impl="triton", but nothing is
+launched, and values in tensors are not looked at, which happens on a CPU alone. Eager PyTorch computes its 160 numbers.
 """
 
 from __future__ import annotations
@@ -28,11 +31,15 @@ from importlib.metadata import version
 from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
+from unittest.mock import patch
 
 import numpy as np
 import torch
 from apart import Apart
+from bench_kd_loss import TEMPERATURE, WEIGHT, Loss, Shape, eager, inputs
 from measure import environment, folder, table
+from road_kernels import arguments as checks
+from road_kernels import kd_loss
 from torch.nn import functional as F
 
 from road_ds.common.log import write_json
@@ -52,7 +59,8 @@ from road_ds.tasks.registry import task_from
 
 ROWS, MICRO, TOKENS = 32, 4, 16
 LR, DECAY, LAYER_DECAY, CLIP = 1e-4, 0.01, 0.9, 1.0
-MICRO_GOAL, STEP_GOAL = 1.10, 3.0
+MICRO_GOAL, STEP_GOAL, LOSS_GOAL = 1.10, 3.0, 0.5
+CALLS = 100  # of each loss in a turn
 OPERATORS = ("aten::", "c10d::")
 WAIT = "aten::_local_scalar_dense"
 FUSED = "aten::_fused_adamw_"  # which reads its step counter on a CPU alone
@@ -60,6 +68,7 @@ COLUMNS = [
     "provider", "micro-batch ms", "/ bare", "step ms", "/ bare step", "operators per micro-batch", "operators per step",
     "waits per micro-batch", "waits per step",
 ]  # fmt: skip
+LOSS_COLUMNS = ["loss", "dtype", "teachers", "ours us", "eager us", "ours / eager"]
 
 
 class Taken(NamedTuple):
@@ -208,6 +217,55 @@ class Ours(Provider):
         self.micro, self.step = micro, partial(step_engine, engine)
 
 
+def launched(student: torch.Tensor, teacher: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Our loss as on a GPU."""
+    return kd_loss(student, teacher, labels, temperature=TEMPERATURE, weight=WEIGHT, impl="triton").total
+
+
+class Losses:
+    """Our loss without launches, and eager PyTorch's, on the same logits."""
+
+    def __init__(self, teachers: int, dtype: torch.dtype):
+        self.student, self.teacher, self.labels = inputs(Shape(2, 40, teachers), dtype, torch.device("cpu"), seed=0)
+
+    def turn(self) -> tuple[float, float]:
+        """CPU microseconds of a call and its gradient: ours, eager's."""
+        from road_kernels.launch import Launch
+
+        with (
+            patch.object(Launch, "__call__", lambda launch, *given: None),
+            patch.object(checks, "INTERPRETING", True),
+            patch.object(checks, "check_values", lambda *ranges: None),
+        ):
+            ours = self._timed(launched)
+        return ours, self._timed(eager)
+
+    def _timed(self, loss: Loss) -> float:
+        upstream = torch.ones(())
+        began = time.process_time_ns()
+        for _ in range(CALLS):
+            torch.autograd.grad(loss(self.student, self.teacher, self.labels), self.student, upstream)
+        return (time.process_time_ns() - began) / CALLS / 1e3
+
+
+def losses(turns: int) -> list[dict[str, Any]]:
+    """The rows of the losses' table: a dtype and a number of teachers each."""
+    rows = []
+    for dtype in (torch.float16, torch.float32):
+        for teachers in (1, 3):
+            name = f"kd_loss, {dtype}, {teachers}"
+            made = Apart(partial(Losses, teachers, dtype), name).ready()
+            made.ask("turn")  # not counted: launches are planned
+            taken = [made.ask("turn") for _ in range(turns)]
+            made.close()
+            rows.append({
+                "loss": "kd_loss", "dtype": str(dtype).removeprefix("torch."), "teachers": teachers,
+                "ours us": median(ours for ours, _ in taken), "eager us": median(other for _, other in taken),
+                "ours / eager": median(ours / other for ours, other in taken),
+            })  # fmt: skip
+    return rows
+
+
 def makers(layers: int, precision: str) -> dict[str, Callable[[], Provider]]:
     """Every provider's name and how to make it."""
     stages = range(4) if precision == "fp32" else range(1, 4)
@@ -257,15 +315,21 @@ def main(arguments: list[str] | None = None) -> None:
     path = options.json or folder(device) / (
         "bench_host.json" if options.precision == "fp32" else "bench_host_bf16.json"
     )
+    beside = losses(5 if options.quick else options.turns) if checks.TRITON else []
     busy = round(os.getloadavg()[0], 1)
     found = {
         "environment": environment(device) | {"deepspeed": version("deepspeed"), "threads": 1, "load": busy},
         "precision": options.precision,
         "layers": options.layers,
         "rows": rows,
+        "losses": beside,
     }
     print(table(rows, COLUMNS))
-    print(f"goals: forward and backward {MICRO_GOAL} times the bare loop's, a step {STEP_GOAL} times; load {busy}")
+    print(table(beside, LOSS_COLUMNS) if beside else "no losses: Triton is not installed")
+    print(
+        f"goals: forward and backward {MICRO_GOAL} times the bare loop's, a step {STEP_GOAL} times, a loss {LOSS_GOAL} times "
+        f"eager's; load {busy}"
+    )
     write_json(path, found)
     print(f"written to {path}")
 

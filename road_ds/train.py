@@ -30,7 +30,7 @@ from road_ds.common.errors import RankError, RoadError, Terminated, readable
 from road_ds.common.log import counted, is_main, print_anywhere, quiet_libraries, say, spared_output, warn
 from road_ds.common.ranks import Ranks
 from road_ds.config.file import Settings, assignments, load_config
-from road_ds.config.fit import MICRO
+from road_ds.config.fit import MICRO, fit_stage
 from road_ds.config.road import KEPT, RoadConfig
 from road_ds.data.batches import Padding, ahead, assemble
 from road_ds.distillation.adversarial import Vocabulary
@@ -252,13 +252,15 @@ def begin(
     settled, ds = parts.settled, parts.settled.ds
     ranks.apart(lambda: folder.begin(parts.resolved, anew=anew))
     pieces, micro = ds["gradient_accumulation_steps"], ds[MICRO]
+    asked, stage = (one["zero_optimization"]["stage"] for one in (ds, fit_stage(ds, ranks.world_size)))
     say(
         f"{config.output}: {parameter_count(model) / 1e6:.1f} M parameters, {counted(len(parts.heads), 'head')}, "
         f"{counted(len(parts.rows.train), 'data set')}, {counted(parts.steps, 'step')} of "
         f"{counted(config.passes, 'pass', 'passes')} x {ds['train_batch_size'] // config.passes} rows "
         f"({counted(pieces, 'micro-batch', 'micro-batches')} of {micro} on "
         f"{counted(ranks.world_size, 'process', 'processes')}), {settled.precision}, {padding.mode} padding, "
-        f"ZeRO {ds['zero_optimization']['stage']}",
+        f"ZeRO {stage}",
+        *([] if stage == asked else [f"ZeRO {stage}, not {asked}: one process has nobody to share weights with"]),
         *(f"filled in: {note}" for note in settled.filled),
         *notes,
     )

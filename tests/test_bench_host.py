@@ -14,7 +14,7 @@ def bench(load):
     return load("bench_host")
 
 
-@pytest.mark.parametrize("stage", range(3))
+@pytest.mark.parametrize("stage", range(4))
 def test_a_micro_batch_and_a_step_have_few_operators(bench, stage):
     """More than the bare loop's: what the engine adds, whatever the number of layers, and one operation for each rate.
 
@@ -45,10 +45,30 @@ def test_a_run_writes_table_and_json(bench, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(bench, "makers", lambda layers, precision: makers(layers, precision))
     makers = lambda layers, precision: {"bare loop": Made(bench.Bare(layers, precision))}  # noqa: E731
     monkeypatch.setattr(bench, "Apart", Here)
+    monkeypatch.setattr(bench, "CALLS", 2)
     bench.main(["--layers", "1", "--turns", "2", "--json", str(tmp_path / "found.json")])
-    (row,) = json.loads((tmp_path / "found.json").read_text())["rows"]
+    found = json.loads((tmp_path / "found.json").read_text())
+    (row,) = found["rows"]
     assert set(row) == set(bench.COLUMNS) and row["/ bare"] == row["/ bare step"] == 1
-    assert capsys.readouterr().out.startswith("| provider | micro-batch ms |")
+    assert all(set(loss) == set(bench.LOSS_COLUMNS) for loss in found["losses"])
+    printed = capsys.readouterr().out
+    assert printed.startswith("| provider | micro-batch ms |")
+    assert len(found["losses"]) == (4 if bench.checks.TRITON else 0) == printed.count("| kd_loss |")
+
+
+def test_a_loss_without_launches_goes_through_all_of_the_host_and_leaves_nothing_behind(bench):
+    """What is timed is the way of a GPU's loss: it plans what would be launched, and launches nothing."""
+    pytest.importorskip("triton")
+    from road_kernels.forward import launches
+    from road_kernels.launch import Launch
+
+    launches.cache_clear()
+    before = Launch.__call__
+    ours, eager = bench.Losses(3, torch.float16).turn()
+    found = launches.cache_info()
+    assert ours > 0 < eager
+    assert (found.misses, found.hits) == (1, bench.CALLS - 1)
+    assert Launch.__call__ is before
 
 
 class Made:
@@ -60,7 +80,7 @@ class Here:
     """A provider in this process."""
 
     def __init__(self, made, label):
-        self.provider = made.provider
+        self.provider = made.provider if isinstance(made, Made) else made()
 
     def ready(self):
         return self

@@ -113,6 +113,35 @@ def test_a_group_for_each_rate_is_refused_and_two_are_read(stage, decay, config_
     assert all(torch.allclose(found[name], value, atol=1e-6) for name, value in expected.items())
 
 
+def test_zero_3_on_one_process_is_trained_as_zero_2(config_file, tmp_path, monkeypatch, capsys):
+    """To the bit, and said; a checkpoint of the time when it was not is refused in a sentence that helps."""
+    path = str(config_file(tiny_config(steps=4, save_every=2)))
+    arguments = {
+        stage: ["--deepspeed_config", path, "--set", f"zero_optimization.stage={stage}", "--set", f"road.output={tmp_path / str(stage)}"]
+        for stage in (2, 3)
+    }  # fmt: skip
+    for stage, given in arguments.items():
+        assert train.main(given) == 0
+        said = "ZeRO 2, not 3: one process has nobody to share weights with"
+        assert (said in capsys.readouterr().out) == (stage == 3)
+        assert newest(tmp_path / str(stage) / "checkpoints").manifest.stage == 2
+    two, three = (load_file(tmp_path / str(stage) / "model" / "qa" / "model.safetensors") for stage in (2, 3))
+    assert all(torch.equal(two[name], value) for name, value in three.items())
+
+    with monkeypatch.context() as before:
+        before.setattr(start, "fit_stage", lambda ds, processes: ds)
+        assert train.main([*arguments[3], "--overwrite"]) == 0
+    shutil.rmtree(tmp_path / "3" / "checkpoints" / "step-00000004")
+    capsys.readouterr()
+    assert train.main([*arguments[3], "--resume"]) == 2
+    error = capsys.readouterr().err
+    assert (
+        "was saved under ZeRO stage 3, this run has stage 2: start a new run from its weights (python -m road_ds export"
+        in error
+    )
+    assert export_checkpoint(tmp_path / "3", tmp_path / "exported")
+
+
 def test_another_number_of_groups_is_refused(tmp_path):
     saved(tmp_path, 2)
     with pytest.raises(RoadError, match=r"its optimizer has 2 parameter groups, this version's has 8: finish the run"):

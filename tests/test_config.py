@@ -12,7 +12,7 @@ from runs import tiny_config
 from road_ds.common.errors import RoadError
 from road_ds.config.deepspeed_keys import Engine
 from road_ds.config.file import load_config
-from road_ds.config.fit import fit_batch, fit_buckets, fit_optimizer, fit_precision, micro_sizes
+from road_ds.config.fit import fit_batch, fit_buckets, fit_optimizer, fit_precision, fit_stage, micro_sizes
 from road_ds.config.road import DatasetSpec, RoadConfig
 from road_ds.config.trainer_words import HERE, TASK_HERE
 from road_ds.distillation.soft_targets import Origin, SoftTargets
@@ -443,6 +443,24 @@ def test_a_bucket_is_no_larger_than_the_model(zero, parameters, expected):
     """For the engine only: a checkpoint's settings stay those of the file."""
     before = dict(zero)
     assert fit_buckets({"zero_optimization": zero}, parameters) == {"zero_optimization": expected}
+    assert zero == before
+
+
+@pytest.mark.parametrize(
+    ("zero", "processes", "stage"),
+    [
+        ({"stage": 3}, 1, 2),
+        ({"stage": 3}, 2, 3),
+        ({"stage": 3, "offload_param": {"device": "cpu"}}, 1, 3),
+        ({"stage": 3, "offload_optimizer": {"device": "cpu"}}, 1, 3),
+        ({"stage": 2}, 1, 2),
+        ({"stage": 0}, 1, 0),
+    ],
+)
+def test_one_process_shares_no_weights(zero, processes, stage):
+    """For the engine only, too."""
+    before = dict(zero)
+    assert fit_stage({"zero_optimization": zero}, processes) == {"zero_optimization": zero | {"stage": stage}}
     assert zero == before
 
 

@@ -27,8 +27,10 @@ STAGES = {1: stage_1_and_2, 2: stage_1_and_2, 3: stage3}
 
 
 @pytest.fixture(autouse=True)
-def alone():
+def alone(monkeypatch):
+    """One process, which has ZeRO 3's engine here all the same."""
     Ranks.start()
+    monkeypatch.setattr("road_ds.engine.start.fit_stage", lambda ds, processes: ds)
 
 
 def settings(stage: int, precision: str = "fp32") -> dict:

@@ -65,7 +65,10 @@ def check_teacher_argument(teacher: object) -> None:
 
 
 def check_teachers(teachers: list[Tensor], shape: tuple[int, ...], device: torch.device) -> None:
+    rows = len(shape) == 2 and shape[1] > 0
     for index, logits in enumerate(teachers):
+        if rows and logits.shape == shape and logits.device == device and logits.is_floating_point():
+            continue  # the usual case, soon seen: this is asked of every teacher at every loss
         name = f"teacher[{index}]" if len(teachers) > 1 else "teacher"
         check_logits(name, logits)
         check_like(name, logits, shape, device, floating=True)
@@ -162,15 +165,17 @@ def choose(impl: str, tensors: list[Tensor]) -> str:
         refuse("impl", describe(impl), ", ".join(IMPLEMENTATIONS))
     if impl == "torch":
         return impl
-    device = tensors[0].device.type
-    double = any(tensor.dtype == torch.float64 for tensor in tensors)
+    double = torch.float64 in [tensor.dtype for tensor in tensors]
+    cuda = tensors[0].is_cuda
     if impl == "auto":
-        return "triton" if device == "cuda" and not double and TRITON else "torch"
+        return "triton" if cuda and not double and TRITON else "torch"
     if not TRITON:
         refuse("impl", "'triton', which is not installed", "auto, torch")
-    if device != "cuda" and not INTERPRETING:
+    if not (cuda or INTERPRETING):
         refuse(
-            "impl", f"'triton' for tensors on {device}", "auto or torch, or set TRITON_INTERPRET=1 before Python starts"
+            "impl",
+            f"'triton' for tensors on {tensors[0].device.type}",
+            "auto or torch, or set TRITON_INTERPRET=1 before Python starts",
         )
     if double:
         refuse("impl", "'triton' with float64 tensors", "auto or torch; the kernels compute in float32")

@@ -9,6 +9,8 @@ its place, which pass through whole; in eager mode an operator's own machinery w
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import torch
@@ -86,13 +88,21 @@ def kd_loss(
     return KDLoss(*Launched.apply(student, problem))
 
 
+@cache
+def kernels() -> tuple[Callable, Callable]:
+    """forward and backward, imported when the first loss needs Triton; an import statement looks again at each."""
+    from .backward import backward
+    from .forward import forward
+
+    return forward, backward
+
+
 class Launched(torch.autograd.Function):
     """total, hard and soft, from kernels; the gradient likewise."""
 
     @staticmethod
     def forward(ctx: Any, student: Tensor, problem: Problem) -> tuple[Tensor, Tensor, Tensor]:
-        from .forward import forward
-
+        forward, _ = kernels()
         problem = problem.dense()
         total, hard, soft, saved = forward(problem)
         ctx.mark_non_differentiable(hard, soft)
@@ -103,8 +113,7 @@ class Launched(torch.autograd.Function):
     def backward(ctx: Any, grad_total: Tensor | None, *unused: None) -> tuple[Tensor | None, None]:  # type: ignore[override]
         if grad_total is None:
             return None, None
-        from .backward import backward
-
+        _, backward = kernels()
         return backward(*kept(ctx), grad_total), None
 
 
@@ -136,8 +145,7 @@ PROBLEM = (
 )
 def forward_op(*flat: Any) -> tuple[Tensor, ...]:
     """total, hard, soft and what the gradient needs: see forward.py."""
-    from .forward import forward
-
+    forward, _ = kernels()
     return forward(Problem(*flat).dense())
 
 
@@ -160,8 +168,7 @@ def _(*flat):
 )
 def backward_op(grad_total: Tensor, saved: Tensor, *flat: Any) -> Tensor:
     """The student's gradient: see backward.py."""
-    from .backward import backward
-
+    _, backward = kernels()
     return backward(Problem(*flat).dense(), saved, grad_total)
 
 

@@ -21,7 +21,7 @@ from .arguments import (
     describe,
     refuse,
 )
-from .kd_loss import kd_loss
+from .kd_loss import kd_loss, kernels
 from .problem import Problem
 from .reference import (
     KDLoss,
@@ -161,8 +161,7 @@ class Work(NamedTuple):
     def loss(self, chunk: Problem) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         if not self.kernels:
             return *reference.kd_loss(chunk), None
-        from .forward import forward
-
+        forward, _ = kernels()
         return forward(chunk)
 
     def learned(self, chunk: Problem, upstream: Tensor) -> tuple[Sequence[Tensor], Tensor]:
@@ -255,8 +254,7 @@ class Gradients:
 def gradient(chunk: Problem, saved: Tensor | None, upstream: Tensor) -> Tensor:
     """The gradient of a chunk's logits; from kernels, in the logits' own memory."""
     if saved is not None:
-        from .backward import backward
-
+        _, backward = kernels()
         return backward(chunk, saved, upstream, gradient=chunk.student)
     return by_definition(chunk, upstream)[1]
 

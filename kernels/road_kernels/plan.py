@@ -197,6 +197,6 @@ def padded(rows: int, classes: int, dtype: torch.dtype, device: torch.device) ->
 
     Rows of few classes stay dense: there a launch costs more than the bytes.
     """
-    width = classes if classes <= LARGEST_SMALL else pieces(classes, 8) * 8
-    made = torch.empty(rows, width, dtype=dtype, device=device)
-    return made if width == classes else made[:, :classes]
+    dense = classes <= LARGEST_SMALL or classes % 8 == 0
+    made = torch.empty(rows, classes if dense else pieces(classes, 8) * 8, dtype=dtype, device=device)
+    return made if dense else made[:, :classes]

@@ -69,7 +69,7 @@ class Problem(NamedTuple):
     def dense(self) -> Problem:
         """The same with contiguous numbers per row: too few bytes to give them strides."""
         rows = (self.labels, self.lengths, self.teacher_weights, self.row_weight)
-        if all(numbers is None or numbers.is_contiguous() for numbers in rows):
+        if all([numbers is None or numbers.is_contiguous() for numbers in rows]):
             return self
         labels, lengths, teacher_weights, row_weight = (
             None if numbers is None else numbers.contiguous() for numbers in rows
@@ -81,7 +81,7 @@ class Problem(NamedTuple):
         return (
             self.student.device,
             plan.signature(self.student),
-            tuple([plan.signature(logits) for logits in self.teachers]),
+            tuple(map(plan.signature, self.teachers)),
             plan.signature(self.labels),
             plan.signature(self.lengths),
             plan.signature(self.teacher_weights),

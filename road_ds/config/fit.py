@@ -8,6 +8,9 @@ from road_ds.common.errors import RoadError
 
 MICRO = "train_micro_batch_size_per_gpu"
 AUTO = "auto"  # its value where the rows of a micro-batch are chosen by what fits
+OFFLOADING = frozenset(
+    {"offload_optimizer", "offload_param", "zenflow"}
+)  # keys of zero_optimization: what is not on the device
 
 
 def fit_batch(ds: dict[str, Any], passes: int, world_size: int) -> dict[str, Any]:
@@ -124,6 +127,17 @@ def fit_optimizer(ds: dict[str, Any], device: str) -> list[str]:
     if not adam and ds["zero_optimization"]["stage"] > 0:
         fill(ds, "zero_allow_untested_optimizer", True, "", f"{name} under ZeRO")
     return notes
+
+
+def fit_stage(ds: dict[str, Any], processes: int) -> dict[str, Any]:
+    """`ds` for the engine: ZeRO 2 in place of ZeRO 3 for one process, which has nobody to share weights with.
+
+    ZeRO 3 would fetch, release and reduce them module by module all the same. Where something is offloaded it stays.
+    """
+    zero = ds["zero_optimization"]
+    if zero["stage"] < 3 or processes > 1 or OFFLOADING & set(zero):
+        return ds
+    return ds | {"zero_optimization": zero | {"stage": 2}}
 
 
 def fit_buckets(ds: dict[str, Any], parameters: int) -> dict[str, Any]:

@@ -202,17 +202,17 @@ def refuse_strangers(folders: list[Path], run: str) -> None:
 def restore(engine: Any, ranks: Ranks, checkpoint: Checkpoint, beside: Engines = MappingProxyType({})) -> None:
     """Loads weights, optimizer, schedule and random states. RoadError when this run's shape cannot take them."""
     stage, world_size = checkpoint.manifest.stage, checkpoint.manifest.world_size
-    if engine.zero_optimization_stage() != stage:
-        raise RoadError(
-            f"{checkpoint.folder}: was saved under ZeRO stage {stage}, this run has stage "
-            f"{engine.zero_optimization_stage()}: resume with --set zero_optimization.stage={stage}, or start a new run "
-            "from its weights (python -m road_ds export, then road.model)"
-        )
     if stage > 0 and world_size != ranks.world_size:
         raise RoadError(
             f"{checkpoint.folder}: ZeRO {stage} splits the optimizer over {world_size} processes, this run has "
             f"{ranks.world_size}: resume on {world_size}, or start a new run from its weights "
             "(python -m road_ds export, then road.model)"
+        )
+    if (here := engine.zero_optimization_stage()) != stage:
+        again = f"resume with --set zero_optimization.stage={stage}, or " if stage < 3 or world_size > 1 else ""
+        raise RoadError(
+            f"{checkpoint.folder}: was saved under ZeRO stage {stage}, this run has stage {here}: {again}start a new run "
+            "from its weights (python -m road_ds export, then road.model)"
         )
     refuse_other_groups(checkpoint, len(engine.optimizer.param_groups))
     with without_code(checkpoint):

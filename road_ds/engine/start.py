@@ -3,9 +3,10 @@
 from typing import Any
 
 import torch
+from torch import distributed as dist
 from torch import nn
 
-from road_ds.config.fit import fit_buckets
+from road_ds.config.fit import OFFLOADING, fit_buckets, fit_stage
 from road_ds.config.road import RateSettings
 from road_ds.engine import internals
 from road_ds.engine.adamw import LayerwiseAdamW
@@ -24,7 +25,7 @@ def start(model: nn.Module, ds: dict[str, Any], rates: RateSettings, *, steps: i
 
     settings = ds["optimizer"]["params"]
     rate = {"lr": settings["lr"], "weight_decay": settings.get("weight_decay", 0.0)}
-    ds = fit_buckets(ds, parameter_count(model))
+    ds = fit_buckets(fit_stage(ds, dist.get_world_size()), parameter_count(model))
     ds = {**ds, **{key: ds[key] * views for key in ("train_batch_size", "gradient_accumulation_steps") if key in ds}}
     torch.manual_seed(seed)
     client = None
@@ -67,6 +68,6 @@ def takes_pieces(ds: dict[str, Any]) -> bool:
         name.lower() == "adamw"
         and bool(params.get("torch_adam") and params.get("fused"))
         and set(params) <= {*ADAMW, "torch_adam", "fused"}
-        and not {"offload_optimizer", "offload_param", "zenflow"} & set(ds["zero_optimization"])
+        and not OFFLOADING & set(ds["zero_optimization"])
         and "data_types" not in ds
     )
