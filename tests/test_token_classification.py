@@ -83,6 +83,19 @@ def test_a_word_may_be_a_hash_or_hold_a_space(tmp_path):
     assert given(tmp_path, "b.conll", "alone\n\nwords\n", columns={"label": None}) == [("alone", None), ("words", None)]
 
 
+def test_the_words_of_universal_dependencies_are_syntactic_words(tmp_path):
+    """Comments without "=", a word that stands for two, one that is not written, a space inside a word."""
+    lines = [
+        "# newdoc", "# sent_id = a-1", "1-2\tdu\t_\t_\t_\t_\t_\t_\t_\t_", "1\tde\tde\tADP\tE\t_\t3\tcase\t_\t_",
+        "2\tle\tle\tDET\tD\t_\t3\tdet\t_\t_", "2.1\tvu\tvoir\tVERB\t_\t_\t_\t_\t0:root\t_",
+        "3\t10 000\t10 000\tNUM\tN\t_\t0\troot\t_\tSpaceAfter=No", "", "# newpar", "1\t#\t#\tSYM\tS\t_\t0\troot\t_\t_", "",
+    ]  # fmt: skip
+    text = "\n".join(lines) + "\n"
+    first, second = "de le 10\u00a0000", "#"
+    assert given(tmp_path, "a.conllu", text) == [(first, ("ADP", "DET", "NUM")), (second, ("SYM",))]
+    assert given(tmp_path, "a.ud", text, format="conllu", columns={"label": 4}) == [(first, ("E", "D", "N")), (second, ("S",))]  # fmt: skip
+
+
 @pytest.mark.parametrize("names", [("tokens", "tags"), ("words", "labels"), ("tokens", "ner_tags")])
 def test_lists_of_words_and_tags(names, tmp_path):
     rows = [dict(zip(names, (text.split(), list(own)), strict=True)) for text, own in ROWS]
@@ -113,6 +126,8 @@ def test_rows_of_a_hugging_face_data_set(tmp_path):
     ("r.conll", "EU B-PER\n\nhe B-PERS\n", {}, r"r.conll:3: label 'B-PERS' is none of the task's labels"),
     ("r.conll", b"EU B-PER\ncaf\xe9 O\n", {}, r"r.conll:2: byte 0xE9 in .* is not UTF-8"),
     ("r.conll", "\n\n", {}, r"r.conll: the data set is empty"),
+    ("r.conllu", "EU B-PER\n", {}, r"r.conllu:1: found 2 columns, expected the ten of CoNLL-U, parted by tabs"),
+    ("r.conllu", "1\tEU\t_\tB-PER\n2\tEU\n", {}, r"r.conllu:2: found 2 columns"),
     ("r.jsonl", '{"tokens": ["a", "b"], "tags": ["O"]}', {}, r"r.jsonl:1: 1 tag for 2 words .*expected one for each word"),
     ("r.jsonl", '{"text": "a b", "tokens": ["a", "b", "c"], "tags": ["O", "O", "O"]}', {}, r"r.jsonl:1: 3 tags for 2 words .*set columns.text_a"),
     ("r.jsonl", '{"tokens": ["a", "b"]}', {}, r"r.jsonl:1: the row has no tags that the task"),

@@ -5,11 +5,15 @@ from collections.abc import Iterable, Iterator
 
 from road_ds.common.log import counted
 from road_ds.common.strict_json import quote
-from road_ds.data.publishers import Bad, Rows
+from road_ds.data.publishers import Bad, Dropped, Rows
 
 DOCUMENT = "-DOCSTART-"  # the word of a line that begins a document, and is no word of it
 SPACES = re.compile(r"[ \t]+")
 BLANK = " \t\r\n"  # a no-break space may be a word
+NO_WORD = re.compile(
+    r"#|\d+[-.]\d+\t"
+)  # CoNLL-U: a comment, several words written as one (3-4), one that is not written (5.1)
+FORM, UPOS = 1, 3  # its columns
 
 
 def sentences(lines: Iterable[tuple[int, str | Bad]]) -> Rows:
@@ -40,6 +44,22 @@ def sentences(lines: Iterable[tuple[int, str | Bad]]) -> Rows:
         else:
             row: dict[str | int, list[str]] = {**dict(enumerate(columns)), "tokens": columns[0]}
             yield f":{begun}", row | ({"tags": columns[-1]} if width > 1 else {})
+
+
+def universal(lines: Iterable[tuple[int, str | Bad]]) -> Rows:
+    """The same of a CoNLL-U file: "tokens" are its syntactic words' forms, "tags" their universal parts of speech.
+
+    Source: Universal Dependencies, CoNLL-U Format.
+    """
+    words = ((number, line) for number, line in lines if isinstance(line, Bad) or not NO_WORD.match(line))
+    for place, row in sentences(words):
+        if isinstance(row, Bad | Dropped):
+            yield place, row
+        elif UPOS in row:
+            yield place, {**row, "tokens": row[FORM], "tags": row[UPOS]}
+        else:
+            found = counted(sum(isinstance(column, int) for column in row), "column")
+            yield place, Bad(f"found {found}, expected the ten of CoNLL-U, parted by tabs")
 
 
 def _ragged(fields: list[str], width: int) -> str:

@@ -18,7 +18,7 @@ from road_ds.common.errors import RoadError
 from road_ds.common.strict_json import SURROGATE, load_json, parse_json, quote
 from road_ds.config import catalog
 from road_ds.config.road import DatasetSpec
-from road_ds.data.conll import sentences
+from road_ds.data.conll import sentences, universal
 from road_ds.data.publishers import Bad, Dropped, Row, Rows
 
 LIMIT = 16 * 2**20  # characters a line, or a quoted field
@@ -126,7 +126,16 @@ def _json_row(line: str) -> Row | Bad:
 
 def _conll(source: str, spec: DatasetSpec) -> Rows:
     """Sentences of words with tags."""
-    return sentences((number, bad_line(line) or line) for number, line in enumerate(_lines(source), 1))
+    return sentences(_numbered(source))
+
+
+def _conllu(source: str, spec: DatasetSpec) -> Rows:
+    """Sentences of Universal Dependencies."""
+    return universal(_numbered(source))
+
+
+def _numbered(source: str) -> Iterator[tuple[int, str | Bad]]:
+    return ((number, bad_line(line) or line) for number, line in enumerate(_lines(source), 1))
 
 
 def _text(source: str, spec: DatasetSpec) -> Rows:
@@ -371,6 +380,7 @@ FORMATS: dict[str, Callable[[str, DatasetSpec], Rows]] = {
     "tsv": _tsv,
     "csv": _csv,
     "conll": _conll,
+    "conllu": _conllu,
     "text": _text,
     "document": _document,
     "items": _items_of_list,
@@ -380,4 +390,6 @@ FORMATS: dict[str, Callable[[str, DatasetSpec], Rows]] = {
     "hub": _hub,
     "disk": _disk,
 }
-SUFFIXES = {".json": "squad", ".jsonl": "jsonl", ".txt": "text", ".tsv": "tsv", ".csv": "csv", ".conll": "conll"}
+SUFFIXES = {
+    ".json": "squad", ".jsonl": "jsonl", ".txt": "text", ".tsv": "tsv", ".csv": "csv", ".conll": "conll", ".conllu": "conllu",
+}  # fmt: skip
