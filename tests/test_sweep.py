@@ -370,6 +370,14 @@ def test_what_does_not_hold_is_one_clear_error(tmp_path, sweep, pretended, setti
     assert message in said and said.count("\n") <= 1 and pretended.launched == []
 
 
+def test_a_fault_of_the_file_is_said_once_and_a_value_s_beside_it(sweep, pretended):
+    """Whatever value is tried the file is at fault; so it is no value's."""
+    settings = {"base": {"log_evry": 3}, "search": {PASSES: [1, 2, "two"], LR: {"low": 1e-4, "high": 1e-3}}}
+    said = error_of(sweep(**settings))
+    assert said.count("log_evry: unknown key; did you mean 'log_every'?") == 1
+    assert said.count("search.") == said.count("search.road.passes: 'two': ") == 1 and pretended.launched == []
+
+
 def test_a_setting_on_the_command_line_that_is_searched(sweep, pretended):
     assert "--set road.passes: " in error_of(sweep("--set", "road.passes=2"))
     assert pretended.launched == []

@@ -152,14 +152,22 @@ def refuse_unfit(sweep: Sweep, path: Path, output: Path, extra: Mapping[str, Any
             faults.add(f"{path}: search.{key}: {found.config} has no {parent}: add it there, or to trial.set")
     faults.end()
     first = sweep.first_values()
-    for key, among in sweep.search.items():
-        for value in edges(among):
-            with faults.caught():
-                run = own(runs_of(sweep, path, output, "trial", {**first, key: value}, extra), "trial")[0]
-                try:
-                    config, _ = settings_of(run)
-                except RoadError as error:
-                    raise RoadError(f"{path}: search.{key}: {quote(value)}: {error}") from None
+    tried = [(key, value) for key, among in sweep.search.items() for value in edges(among)]
+    wrong: dict[str, list[str]] = {}  # what is said, of which values
+    for key, value in tried:
+        with faults.caught():
+            run = own(runs_of(sweep, path, output, "trial", {**first, key: value}, extra), "trial")[0]
+            try:
+                config, _ = settings_of(run)
+            except RoadError as error:
+                for line in str(error).split("\n"):
+                    wrong.setdefault(line, []).append(f"search.{key}: {quote(value)}")
+    for line, values in wrong.items():
+        if len(values) == len(tried) > 1:  # whatever is searched: the file's own
+            faults.add(line)
+        else:
+            for value in values:
+                faults.add(f"{path}: {value}: {line}")
     faults.end()
     scored = [name for name, spec in config.datasets.items() if spec.dev is not None]
     if sweep.dataset is not None and sweep.dataset not in scored:
