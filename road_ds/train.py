@@ -102,7 +102,7 @@ def carried_out(
         ranks.heartbeat.tell = partial(tell, folder, "failed")
     reason = ""
     if resume and folder.is_complete:
-        say(f"{folder.path} has finished: nothing is left to do")
+        say(f"{folder.path} has finished: nothing is left to do (--extend: more steps; another road.output: other settings)")
     else:
         folder.status("running", 0)
         with full_disk_named(folder.path):
