@@ -3,8 +3,9 @@
 import faulthandler
 import gc
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import reduce
 from typing import Any
 
 import torch
@@ -14,13 +15,14 @@ from road_ds.common.log import progress, say
 from road_ds.common.ranks import Ranks
 from road_ds.config.road import LoopSettings
 from road_ds.data.batch import Batch
+from road_ds.data.batches import read_together
 from road_ds.data.passes import Pass
 from road_ds.distillation.freelb import once
 from road_ds.distillation.lesson import Lesson
 from road_ds.engine.cosines import gradient_cosines
 from road_ds.engine.meter import Meter, StepRecord
 from road_ds.engine.preemption import Preemption
-from road_ds.engine.update import step_engine
+from road_ds.engine.update import read_at_once, step_engine
 
 Views = Callable[[Batch, int], Iterator[Batch]]
 Prepare = Callable[[int], dict[str, torch.Tensor]]
@@ -119,15 +121,18 @@ def one_step(
             return lesson(engine.module, *lesson.read(batch.to(ranks.device), step), step).total
 
         record.cosines = gradient_cosines(engine, batches, len(record.drawn), alone, ranks)
-    for batch in batches:
-        batch = batch.to(ranks.device)
-        with out_of_memory_named(batch):
-            batch, teaching = lesson.read(batch, step)
-            for view in views(batch, step):
-                loss = lesson(engine, view, teaching, step, measured)
-                engine.backward(loss.total)
-                record.add(loss)
+    for places in read_together(batches):
+        joined = [batches[place].to(ranks.device) for place in places]
+        with out_of_memory_named(joined):
+            read, teachings = zip(*(lesson.read(batch, step) for batch in joined), strict=True)
+            for view in zip(*(views(batch, step) for batch in read), strict=True):
+                losses = lesson.together(engine, view, teachings, step, measured)
+                read_at_once(engine, len(losses))
+                engine.backward(reduce(torch.add, [loss.total for loss in losses]))
+                for loss, place in zip(losses, places, strict=True):
+                    record.add(loss, place)
                 record.applied, record.gradient_norm = step_engine(engine)
+    record.end()
     return record
 
 
@@ -156,14 +161,15 @@ def watchdog(seconds: float) -> Iterator[None]:
 
 
 @contextmanager
-def out_of_memory_named(batch: Batch) -> Iterator[None]:
+def out_of_memory_named(batches: Sequence[Batch]) -> Iterator[None]:
     """Turns the device's out-of-memory error into one that says what was computed and what to lower."""
     try:
         yield
     except torch.cuda.OutOfMemoryError:
-        rows, tokens = batch.input_ids.shape
+        sizes = ((*batch.input_ids.shape, batch.dataset) for batch in batches)
+        read = " and ".join(f"{rows} rows x {tokens} tokens of {dataset}" for rows, tokens, dataset in sizes)
         raise RankError(
-            f"the GPU ran out of memory on {rows} rows x {tokens} tokens of {batch.dataset}: lower "
+            f"the GPU ran out of memory on {read}: lower "
             "train_micro_batch_size_per_gpu (the rows of a step stay the same) or the task's max_length, "
             "or raise the ZeRO stage"
         ) from None

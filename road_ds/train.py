@@ -102,7 +102,9 @@ def carried_out(
         ranks.heartbeat.tell = partial(tell, folder, "failed")
     reason = ""
     if resume and folder.is_complete:
-        say(f"{folder.path} has finished: nothing is left to do (--extend: more steps; another road.output: other settings)")
+        say(
+            f"{folder.path} has finished: nothing is left to do (--extend: more steps; another road.output: other settings)"
+        )
     else:
         folder.status("running", 0)
         with full_disk_named(folder.path):
@@ -203,7 +205,9 @@ def run(
     views = FreeLB(config.freelb, model.words.embedding_dim, config.seed) if config.freelb else once
     micro = engine.train_micro_batch_size_per_gpu()
     steps = range(first, last)
-    batches = ahead(assemble(parts.passes, parts.rows.train, padding, ranks, micro, steps, parts.heads.draws()))
+    joined = config.join_micro_batches and padding.mode == "free"
+    draws = parts.heads.draws()
+    batches = ahead(assemble(parts.passes, parts.rows.train, padding, ranks, micro, steps, draws, joined))
     seconds = generator.watch.seconds if generator else None
     meter = Meter(ranks, folder, parts.rows.train, micro, padding, Forwards(model, parts.teachers), seconds)
     step, reason = fit(
@@ -239,6 +243,8 @@ def shape(config: RoadConfig, parts: Parts, machine: Machine) -> tuple[MultiTask
     if isinstance(objective, Taught) and objective.compared and not isinstance(teachers, NoTeachers | AverageTeacher):
         model.compare(teachers.compare(objective.compared, Shape.of(model.encoder.config), config.seed))
     mode, notes = speed.prepare(model, config, ds, machine.device, machine.capability, settled.precision)
+    if config.join_micro_batches and mode != "free":
+        notes.append(f"road.join_micro_batches does nothing: rows are not packed ({mode} padding)")
     limits = {name: heads.task(name).max_length for name in parts.rows.train}
     limits |= {found.texts.name: limits[name] for name, found in parts.neighbours.items()}
     return model, Padding(mode, parts.tokenizer.pad_token_id, limits), notes

@@ -13,11 +13,13 @@ from transformers import AutoModelForQuestionAnswering, AutoModelForSequenceClas
 
 from road_ds import train
 from road_ds.config.file import load_config
+from road_ds.data.batch import Batch
 from road_ds.data.passes import plan
 from road_ds.data.rows import Rows
 from road_ds.models.build import build_model
 from road_ds.models.configuration import load_tokenizer
 from road_ds.models.export import export
+from road_ds.models.multi_task import MultiTaskModel
 from road_ds.tasks.registry import heads
 
 DECAY = 0.5
@@ -161,6 +163,34 @@ def test_layer_wise_adamw_equals_a_plain_group_for_each_tensor(plain_adamw, conf
         result = run_forked("road_ds/train.py", "--deepspeed_config", path, ranks=ranks)
         assert result.returncode == 0, result.stderr[-3000:]
     compare(tmp_path / "run", plain_adamw)
+
+
+@pytest.mark.parametrize(
+    ("stage", "ranks", "micro"), [(0, 1, 2), (1, 1, 4), (2, 1, 2), (0, 2, 2), (1, 2, 2), (2, 2, 2)]
+)
+def test_joined_micro_batches_equal_a_plain_loop(plain, config_file, tmp_path, monkeypatch, stage, ranks, micro):
+    """Several data sets, and one data set twice, in a forward pass: the same rows, losses, norms and weights."""
+    config = tiny_config(join_micro_batches=True) | {"zero_optimization": {"stage": stage}}
+    config["train_micro_batch_size_per_gpu"] = micro
+    path, read = config_file(config), []
+    if ranks == 1:
+        forward = MultiTaskModel.forward
+        monkeypatch.setattr(
+            MultiTaskModel, "forward", lambda model, batch, *more: read.append(batch) or forward(model, batch, *more)
+        )
+        assert train.main(["--deepspeed_config", str(path)]) == 0
+        together = [batch for batch in read if isinstance(batch, tuple)]
+        assert any(len({one.dataset for one in some}) > 1 for some in together)
+        pieces = sum(
+            len(batch) if isinstance(batch, tuple) else 1
+            for batch in read
+            if not isinstance(batch, Batch) or batch.reading is not None
+        )
+        assert pieces == 5 * 24 // micro > len(together)
+    else:
+        result = run_forked("road_ds/train.py", "--deepspeed_config", path, ranks=ranks)
+        assert result.returncode == 0, result.stderr[-3000:]
+    compare(tmp_path / "run", plain)
 
 
 def test_two_hosts_train_on_the_same_rows(plain, config_file, tmp_path):

@@ -162,6 +162,7 @@ class SpeedSettings(Strict):
 
     padding: Literal["auto", "free", "grouped", "fixed"] = "auto"
     compile: bool = False
+    join_micro_batches: bool = False
     activation_checkpointing: bool = False
     apex: Literal["auto", "on", "off"] = "auto"
 

@@ -71,6 +71,7 @@ class Batch:
     weights: torch.Tensor | None = None  # [rows] how much each label counts; None: all alike
     sequences: tuple[int, ...] = ()  # how many each feature has; empty where each is one
     added: torch.Tensor | None = None  # [features, tokens, width] what a reader's word embeddings are moved by
+    reading: int | None = None  # which of the step's forward passes reads it, with others; None: one of its own
     original: "Batch | None" = None  # the first half of the rows, where the others were generated from them
 
     def map(self, change: Callable[[torch.Tensor], torch.Tensor]) -> "Batch":

@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from types import MappingProxyType
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -67,12 +67,14 @@ def assemble(
     micro: int,
     steps: range,
     draws: Mapping[str, Draw] = MappingProxyType({}),
+    joined: bool = False,
 ) -> Iterator[tuple[list[Pass], list[Batch]]]:
     """For every step what was drawn, and this rank's micro-batches in the order of the draws, on the host.
 
-    draws: by data set what is drawn anew for its rows; none for one that is not named.
+    draws: by data set what is drawn anew for its rows; none for one that is not named. joined: those of few tokens are read together.
     """
     number = {name: at for at, name in enumerate(sources)}
+    most = max(int(np.resize(np.sort(source.lengths)[::-1], micro).sum()) for source in sources.values())
     if ranks.device.type == "cuda":  # a thread begins on GPU 0, where pinning would open a context for every rank
         torch.cuda.set_device(ranks.device)
     for step in steps:
@@ -87,7 +89,42 @@ def assemble(
                 if draw is not None:
                     batch = draw(batch, (passes.seed, TRAINED, number[taken.dataset], step), source.lengths[taken.rows])
                 batches.append(batch)
+        if joined:
+            tokens = [
+                count
+                for taken in drawn
+                for count in sources[taken.dataset]
+                .lengths[taken.rows]
+                .reshape(-1, micro, ranks.world_size)
+                .sum(1)
+                .max(1)
+            ]
+            batches = [replace(b, reading=at) for b, at in zip(batches, readings(tokens, most), strict=True)]
         yield drawn, [batch.pinned() for batch in batches] if ranks.device.type == "cuda" else batches
+
+
+def readings(tokens: Sequence[int], most: int) -> list[int]:
+    """The forward pass, by number, that reads each micro-batch of a step: several of few tokens share one, up to `most` tokens.
+
+    The longest first, each into the first pass that has room for it. tokens: of each micro-batch, on the rank that has the most.
+    """
+    room: list[int] = []
+    found = [0] * len(tokens)
+    for at in sorted(range(len(tokens)), key=lambda at: -tokens[at]):
+        fits = (number for number, left in enumerate(room) if tokens[at] <= left)
+        found[at] = next(fits, len(room))
+        if found[at] == len(room):
+            room.append(most)
+        room[found[at]] -= tokens[at]
+    return found
+
+
+def read_together(batches: Sequence[Batch]) -> list[list[int]]:
+    """The places of a step's micro-batches by the forward pass that reads them."""
+    read: dict[Any, list[int]] = {}
+    for at, batch in enumerate(batches):
+        read.setdefault(("alone", at) if batch.reading is None else batch.reading, []).append(at)
+    return list(read.values())
 
 
 def ahead(items: Iterator[Item], count: int = 2) -> Iterator[Item]:

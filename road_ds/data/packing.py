@@ -44,16 +44,21 @@ class Packing:
         )
 
     def joined(self, other: "Packing") -> "Packing":
-        """The packing of these rows and, behind them, those of another of the same width."""
-        rows, width = self.shape
+        """The packing of these rows and, behind them, those of another, padded to the wider one's width."""
+        rows, width = self.shape[0], max(self.shape[1], other.shape[1])
         return Packing(
-            index=torch.cat([self.index, other.index + rows * width]),
+            index=torch.cat([self._index_in(width), other._index_in(width) + rows * width]),
             positions=torch.cat([self.positions, other.positions], dim=1),
             bounds=torch.cat([self.bounds, self.bounds[-1] + other.bounds[1:]]),
             shape=(rows + other.shape[0], width),
             longest=max(self.longest, other.longest),
             runs=self.runs + other.runs,
         )
+
+    def _index_in(self, width: int) -> torch.Tensor:
+        """The places of the packed tokens, with rows padded to a larger width."""
+        own = self.shape[1]
+        return self.index if own == width else self.index + self.index // own * (width - own)
 
     @property
     def sizes(self) -> list[int]:

@@ -1,6 +1,6 @@
 """What a batch teaches: its head's outputs against labels and teachers, as one loss."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -40,8 +40,23 @@ class Lesson:
 
         A task that learns from the text alone has its own loss, whatever the objective.
         """
-        progress = step / self.steps
         outputs = model(batch, self.heads[batch.dataset], teaching and teaching.states, step)
+        return self._taught(model, outputs, batch, teaching, step, measured)
+
+    def together(
+        self, model: Callable[..., Any], batches: Sequence[Batch], teachings: Sequence[Teaching | None], step: int, measured: bool = False
+    ) -> list[Loss]:  # fmt: skip
+        """The losses of batches that one forward pass reads."""
+        if len(batches) == 1:
+            return [self(model, batches[0], teachings[0], step, measured)]
+        found = model(tuple(batches), tuple(self.heads[batch.dataset] for batch in batches))
+        both = zip(found, batches, teachings, strict=True)
+        return [self._taught(model, outputs, batch, teaching, step, measured) for outputs, batch, teaching in both]
+
+    def _taught(
+        self, model: Callable[..., Any], outputs: Outputs, batch: Batch, teaching: Teaching | None, step: int, measured: bool
+    ) -> Loss:  # fmt: skip
+        progress = step / self.steps
         if outputs.loss is not None:
             return Loss(outputs.loss, terms=outputs.terms)
         if batch.share == 1.0:

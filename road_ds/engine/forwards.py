@@ -25,7 +25,9 @@ class Forwards:
         return taken
 
     def _of_student(self, module: nn.Module, arguments: tuple, outputs: Any) -> None:
-        self.counts["rows_trained" if torch.is_grad_enabled() else "rows_asked"] += len(arguments[0].input_ids)
+        read = arguments[0] if isinstance(arguments[0], tuple) else arguments[:1]
+        rows = sum(len(batch.input_ids) for batch in read)
+        self.counts["rows_trained" if torch.is_grad_enabled() else "rows_asked"] += rows
 
     def _of_teacher(self, module: nn.Module, arguments: tuple, outputs: Any) -> None:
         # a model of Hugging Face has named arguments only

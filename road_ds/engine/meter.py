@@ -34,13 +34,20 @@ class StepRecord:
     applied: bool = True
     forwards: Forwards | None = None
     rows: Counter[str] = field(default_factory=Counter)  # this rank's, by COUNTED
+    places: list[int] = field(default_factory=list)  # of each loss, its micro-batch's among the step's
 
-    def add(self, loss: Loss) -> None:
-        """Takes in a micro-batch."""
+    def add(self, loss: Loss, place: int) -> None:
+        """Takes in the micro-batch that is the step's so-manieth, from 0; again for another view of it."""
         if self.forwards:
             self.rows += self.forwards.take()
         self.losses.append(loss.total.detach())
         self.parts.append(loss.parts())
+        self.places.append(place)
+
+    def end(self) -> None:
+        """Puts the losses, which came as the batches were read, in the order of the draws."""
+        order = sorted(range(len(self.places)), key=lambda at: self.places[at])
+        self.losses, self.parts = [self.losses[at] for at in order], [self.parts[at] for at in order]
 
 
 class Meter:

@@ -7,10 +7,10 @@ import torch
 
 from road_ds.common.errors import Faults
 from road_ds.common.ranks import Ranks
-from road_ds.config.fit import fit_batch, fit_optimizer, fit_precision
+from road_ds.config.fit import fit_batch, fit_optimizer, fit_precision, fit_stage
 from road_ds.config.road import RoadConfig
-from road_ds.distillation.objective import Objective
-from road_ds.distillation.registry import objective_from
+from road_ds.distillation.objective import Objective, Taught
+from road_ds.distillation.registry import adversarial_of, neighbours_of, objective_from
 from road_ds.tasks.registry import Heads, heads
 
 
@@ -63,4 +63,17 @@ def settle(config: RoadConfig, ds: dict[str, Any], machine: Machine, faults: Fau
             "road.distill.source: average is not there under ZeRO 3, whose weights are partitioned: use zero_optimization.stage 2 "
             "or less, or teachers"
         )
+    if config.join_micro_batches:
+        alone = {
+            "road.freelb": config.freelb is not None,
+            "road.distill.layers": isinstance(objective, Taught) and objective.compared is not None,
+            "road.distill.adversarial": adversarial_of(objective) is not None,
+            "road.distill.neighbours": bool(neighbours_of(objective)),
+            "pretraining": any(task.generated_by() is not None for task in found.values()),
+            "ZeRO 3": fit_stage(ds, machine.processes)["zero_optimization"]["stage"] == 3,
+        }
+        for name in (name for name, there in alone.items() if there):
+            faults.add(
+                f"road.join_micro_batches: not with {name}, which takes each micro-batch by itself: leave one of them out"
+            )
     return Settled(found, objective, ds, precision, filled)

@@ -7,6 +7,11 @@ import torch
 from road_ds.common.errors import RoadError
 
 
+def read_at_once(engine: Any, micro_batches: int) -> None:
+    """Tells an engine before a backward pass how many micro-batches it is of: a step ends with the last of them."""
+    engine.micro_steps += micro_batches - 1
+
+
 def step_engine(engine: Any) -> tuple[bool, Any]:
     """Steps the engine; whether the update was applied, and the gradient's norm before clipping (None inside a step).
 

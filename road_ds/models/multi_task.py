@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import reduce
 from typing import Any
 
 import numpy as np
@@ -73,42 +74,53 @@ class MultiTaskModel(nn.Module):
         if self.comparison.own.scores:
             self.encoder.set_attn_implementation("eager")  # the one that computes them where they can be seen
 
-    def forward(self, batch: Batch, head: str, teachers: States | None = None, step: int = 0) -> Outputs:
-        """The logits of a batch under a head, [rows, classes]; in training with the term between layers.
+    def forward(
+        self, batch: Batch | tuple[Batch, ...], head: str | tuple[str, ...], teachers: States | None = None, step: int = 0
+    ) -> Any:  # fmt: skip
+        """The Outputs of a batch under a head, logits [rows, classes]; in training with the term between layers.
 
-        teachers: the states of the batch's teachers that are compared; step: the run's, from 0.
+        teachers: the states of the batch's teachers that are compared; step: the run's, from 0. Of several packed batches, which
+        the encoder reads as one sequence, each under its own head: a list, in training, where neither generators nor states are.
 
         In training every other head runs on one row of zeros with weight 0: a head without a gradient in some
         micro-batch keeps an old one under ZeRO 3, and differs between ranks in what is reduced under ZeRO 2.
         """
+        if isinstance(batch, tuple):
+            assert isinstance(head, tuple)
+            return with_nothing(*self._under_heads(list(zip(batch, head, self.encode_together(batch), strict=True))))
+        assert isinstance(head, str)
         batch, touched = self._generated(batch, head)
         encoded, states = self.encode(batch, NOTHING if teachers is None else self.comparison.own)
         if not self.training:
             return self.tasks[head].outputs(self._head(head, encoded, batch.attention_mask), batch)
-        # Zeros, not another data set's row: what overflows there in half precision would make the gradient NaN.
-        first = type(encoded)(**{k: 0.0 * v[:1] for k, v in encoded.items() if torch.is_tensor(v)})
-        # Always in one order: ZeRO 3 fetches weights ahead only while the modules follow each other as before.
-        found = {
-            name: self._head(
-                name, *((encoded, batch.attention_mask) if name == head else (first, batch.attention_mask[:1]))
-            )
-            for name in self._shells
-        }
-        outputs = self.tasks[head].outputs(found.pop(head), batch)
+        outputs, more = self._under_heads([(batch, head, encoded)])
+        touched += more
         layers = None
-        touched += [value for rest in found.values() for value in rest.values()]
         if teachers is not None:
             layers = self.comparison(states, teachers, batch.attention_mask, step)
         elif self.comparison is not None and self.comparison.trained:  # a data set without a teacher leaves it idle too
             touched.append(self.comparison.idle(encoded.last_hidden_state))
-        if not touched:
-            return replace(outputs, layers=layers)
-        every = torch.cat([value.flatten() for value in touched]).float()  # at once: few launches, however many heads
-        nothing = (0.0 * every.nan_to_num(0.0, 0.0, 0.0)).mean()  # a sum of large ones would be inf
-        logits = outputs.logits + nothing.to(outputs.logits.dtype)
-        return replace(
-            outputs, logits=logits, layers=layers, loss=None if outputs.loss is None else outputs.loss + nothing
-        )
+        (found,) = with_nothing(outputs, touched)
+        return replace(found, layers=layers)
+
+    def _under_heads(self, read: list[tuple[Batch, str, Any]]) -> tuple[list[Outputs], list[torch.Tensor]]:
+        """The outputs of batches under their heads, and what the heads of none of them give for a row of zeros.
+
+        read: each batch with its head and what the encoder computed of it.
+        """
+        batch, _, encoded = read[0]
+        # Zeros, not another data set's row: what overflows there in half precision would make the gradient NaN.
+        first = type(encoded)(**{k: 0.0 * v[:1] for k, v in encoded.items() if torch.is_tensor(v)})
+        found: dict[int, Any] = {}
+        touched: list[torch.Tensor] = []
+        # Always in one order: ZeRO 3 fetches weights ahead only while the modules follow each other as before.
+        for name in self._shells:
+            mine = [at for at, (_, head, _) in enumerate(read) if head == name]
+            for at in mine:
+                found[at] = self._head(name, read[at][2], read[at][0].attention_mask)
+            if not mine:
+                touched += self._head(name, first, batch.attention_mask[:1]).values()
+        return [self.tasks[head].outputs(found[at], batch) for at, (batch, head, _) in enumerate(read)], touched
 
     def _generated(self, batch: Batch, head: str) -> tuple[Batch, list[torch.Tensor]]:
         """The batch as its head's generator changes it, if it has one, and in training a value of each other generator."""
@@ -131,6 +143,21 @@ class MultiTaskModel(nn.Module):
             words = self.words(tokens.pop("input_ids"))
             tokens["inputs_embeds"] = words + (batch.packing.pack(added) if batch.packing else added).to(words.dtype)
         return observed(self.encoder, {**tokens, **where}, wanted, batch.packing)
+
+    def encode_together(self, batches: tuple[Batch, ...]) -> list[Any]:
+        """What the encoder computes of each of several packed batches, in one pass over one sequence."""
+        inputs = [self._inputs(batch)[0] for batch in batches]
+        tokens = {name: torch.cat([own[name] for own in inputs], dim=1) for name in inputs[0]}
+        packings = [batch.packing for batch in batches if batch.packing is not None]
+        assert len(packings) == len(batches)
+        packing = reduce(Packing.joined, packings)
+        encoded = self.encoder(**tokens, packing=packing)
+        rows = [len(batch.input_ids) for batch in batches]
+        parts = {name: value.split(rows) for name, value in encoded.items() if torch.is_tensor(value)}
+        each = [type(encoded)(**{name: values[at] for name, values in parts.items()}) for at in range(len(rows))]
+        for own, batch in zip(each, batches, strict=True):
+            own["last_hidden_state"] = own["last_hidden_state"][:, : batch.input_ids.shape[1]]  # others may be wider
+        return each
 
     def _inputs(self, batch: Batch) -> tuple[dict[str, Any], dict[str, Any]]:
         """What the embeddings read of a batch, and what the layers do."""
@@ -226,6 +253,17 @@ class MultiTaskModel(nn.Module):
             return None
         own, encoder = _below(f"generators.{_key(name)}.", state), _below("encoder.", state)
         return generator_model(self.generators[_key(name)].config, own, encoder)
+
+
+def with_nothing(outputs: list[Outputs], touched: list[torch.Tensor]) -> list[Outputs]:
+    """The same outputs, the first of them plus 0 times all that was touched, so that it has a gradient."""
+    if not touched:
+        return outputs
+    every = torch.cat([value.flatten() for value in touched]).float()  # at once: few launches, however many heads
+    nothing = (0.0 * every.nan_to_num(0.0, 0.0, 0.0)).mean()  # a sum of large ones would be inf
+    first = outputs[0]
+    logits, loss = first.logits + nothing.to(first.logits.dtype), first.loss
+    return [replace(first, logits=logits, loss=None if loss is None else loss + nothing), *outputs[1:]]
 
 
 def _key(name: str) -> str:
