@@ -3,7 +3,7 @@
     python benchmarks/bench_step.py --preset electra-large --micro 32 --micro 128 --output FOLDER
     python benchmarks/bench_step.py --preset tiny --micro 16 --steps 2 --output FOLDER       # a rehearsal on a CPU
 
-The bare loop runs over our layers on our batches, which lie ready (see bench_train.py). "compiled" is road.compile. "device busy"
+The bare loop runs over our layers on our batches, which lie ready (see bench_train.py). "joined" is road.join_micro_batches, "compiled" road.compile. "device busy"
 is the time that the device's kernels took in one step, by the profiler, and its share of the same step's time without it; "launches"
 their number; what is left of that step is idle, by the length of the gaps, and the JSON names what ran around the longest. "step" is the engine's update, waited for; "projected"
 the peak by the memory model of `check`, "warm s" what it took to build and to train two steps. The JSON has every micro-batch of the
@@ -34,7 +34,7 @@ COLUMNS = ["provider", "micro-batch", "examples/s", "ms a step", "device busy ms
            "forward ms", "backward ms", "step ms", "peak GB", "projected GB", "warm s"]  # fmt: skip
 
 
-NAMES = ("ours", "ours, compiled", "bare loop, our layers")
+NAMES = ("ours", "ours, joined", "ours, compiled", "bare loop, our layers")
 
 
 class Span(NamedTuple):
@@ -132,6 +132,7 @@ def bench(preset: Preset, ranks: Ranks, steps: int, only: list[str] | None) -> I
         rows = Rows.of(case, ranks)
         made: dict[str, Callable[[], Any]] = {
             "ours": lambda: Ours(rows, "free", case.stages[0], scratch),
+            "ours, joined": lambda: Ours(rows, "free", case.stages[0], scratch, joined=True),
             "ours, compiled": lambda: Ours(rows, "free", case.stages[0], scratch, compiled=True),
             "bare loop, our layers": lambda: Bare(rows, own=True),
         }

@@ -34,7 +34,7 @@ export PYTHONPATH=$PWD:$PWD/kernels:$PWD/benchmarks${PYTHONPATH:+:$PYTHONPATH}
 
 TESTS=(-m gpu -n 14 --dist load tests/test_gpu.py tests/test_micro_batch.py)
 KERNELS=(-m gpu -n 12 --dist load tests/test_kd_loss.py tests/test_combine.py tests/test_linear.py tests/test_guard.py tests/test_packing.py)
-STEPS=(--preset electra-large --micro 128 --micro 32 --steps 6 --only ours) SHAPES=()
+STEPS=(--preset electra-large --micro 128 --micro 32 --steps 5 --only ours --only "ours, joined") SHAPES=()
 BESIDE=(--padding free --padding grouped --only "ours free" --only "ours grouped" --only "bare loop, our layers" --only Trainer
   --only "Trainer by length")
 TRAIN=(--preset electra-large --micro auto --micro 32 --turns 1 --steps 2) BASE=(--preset electra-base --micro auto --turns 1 --steps 2)
@@ -43,7 +43,7 @@ if [ -n "$REHEARSE" ]; then
   export TRITON_INTERPRET=1
   TESTS=(-m gpu -n 0 -k average tests/test_gpu.py) KERNELS=(-n 0 -k operator_keeps tests/test_combine.py)
   TILES=(--rehearse) TABLE=(--quick --device cpu --repeats 2)
-  STEPS=(--preset tiny --micro 16 --steps 1 --only ours) SHAPES=(--rows 2 --tokens 8 --repeats 1) RUNS=(--rehearse --steps 6)
+  STEPS=(--preset tiny --micro 16 --steps 1 --only ours --only "ours, joined") SHAPES=(--rows 2 --tokens 8 --repeats 1) RUNS=(--rehearse --steps 6)
   TRAIN=(--preset tiny --micro 16 --micro auto --turns 1 --steps 1) BASE=(--preset tiny --micro auto --turns 1 --steps 1)
 fi
 
@@ -83,7 +83,7 @@ part tests 150 "$PYTHON" -m pytest -q "${TESTS[@]}" -o junit_family=legacy --jun
 part kernels 170 nice "$PYTHON" -m pytest -q "${KERNELS[@]}" &
 part runs 150 "$PYTHON" benchmarks/gpu_runs.py "${RUNS[@]}" --output "$OUTPUT" --scratch "$(mktemp -d)/runs" &
 wait
-part steps 70 "$PYTHON" benchmarks/bench_step.py "${STEPS[@]}" --output "$OUTPUT"
+part steps 90 "$PYTHON" benchmarks/bench_step.py "${STEPS[@]}" --output "$OUTPUT"
 part shapes 20 "$PYTHON" benchmarks/bench_attention.py "${SHAPES[@]}" --output "$OUTPUT"
 train base 50 "${BASE[@]}"
 part loss 80 "$PYTHON" benchmarks/bench_kd_loss.py "${TABLE[@]}" --output "$OUTPUT"

@@ -172,6 +172,17 @@ def test_kd_inside_mtl_equals_a_plain_loop(plain, taught, teachers, config_file,
     )
 
 
+@pytest.mark.parametrize("source", ["cached", "online"])
+def test_joined_micro_batches_learn_from_teachers_as_a_plain_loop_does(
+    plain, taught, teachers, config_file, tmp_path, source
+):
+    config = distill_config(teachers, taught, source=source)
+    config["train_micro_batch_size_per_gpu"] = 2
+    config["road"]["join_micro_batches"] = True
+    assert train.main(["--deepspeed_config", str(config_file(config))]) == 0
+    compare(tmp_path / "run", plain)
+
+
 @pytest.mark.parametrize(("distill", "tolerance"), [
     ({"source": "online"}, 1e-6), ({"dtype": "float16"}, 2e-4),
 ], ids=["online", "float16"])  # fmt: skip

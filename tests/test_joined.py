@@ -11,11 +11,14 @@ from runs import records, tiny_config
 from safetensors.torch import load_file
 
 from road_ds import train
+from road_ds.common.errors import Faults
 from road_ds.common.ranks import Ranks
+from road_ds.config.file import load_config
 from road_ds.data.batch import Feature
 from road_ds.data.batches import Padding, assemble, read_together, readings
 from road_ds.data.packing import Packing
 from road_ds.data.passes import Pass
+from road_ds.engine.settled import Machine, settle
 from road_ds.tasks.evaluation import MemorySet
 
 
@@ -115,7 +118,10 @@ def mixed(config_file, tmp_path):
         made = tiny_config(output=str(tmp_path / name), passes=6, steps=6, **road)
         made["road"]["tasks"] |= TASKS
         made["road"]["datasets"] |= {kind: {"task": kind, "train": str(tmp_path / f"{kind}.jsonl")} for kind in TASKS}
-        return made | {"train_micro_batch_size_per_gpu": 2, "optimizer": {"type": "AdamW", "params": {"lr": 1e-2, "eps": 1e-3}}}
+        return made | {
+            "train_micro_batch_size_per_gpu": 2,
+            "optimizer": {"type": "AdamW", "params": {"lr": 1e-2, "eps": 1e-3}},
+        }
 
     def run(name: str, stage: int = 0, resume: bool = False, **road) -> Path:
         path = config_file(config(name, **road) | {"zero_optimization": {"stage": stage}})
@@ -183,6 +189,16 @@ def test_what_takes_each_micro_batch_by_itself_is_refused(settings, name, mixed,
     assert (
         f"road.join_micro_batches: not with {name}, which takes each micro-batch by itself" in capsys.readouterr().err
     )
+
+
+def test_several_processes_under_zero_3_refuse_it(mixed, config_file):
+    """Whose weights are fetched in one order of modules; one process has none to fetch."""
+    path = config_file(mixed.config("refused", join_micro_batches=True) | {"zero_optimization": {"stage": 3}})
+    for processes, expected in ((1, 0), (2, 1)):
+        faults = Faults()
+        settle(*load_config(path), Machine("cpu", None, processes), faults)
+        assert len(faults._found) == expected
+    assert "road.join_micro_batches: not with ZeRO 3" in str(faults.all())
 
 
 def test_rows_that_are_not_packed_are_not_joined(mixed, capsys):

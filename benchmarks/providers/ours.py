@@ -12,7 +12,7 @@ from presets import DROPOUT, LONGEST
 
 from providers.case import CLIP, DECAY, LR, Rows, Work, fresh, wait
 from road_ds.common.errors import Faults
-from road_ds.data.batches import Padding, ahead, assemble
+from road_ds.data.batches import Padding, ahead, assemble, read_together
 from road_ds.data.features import FeatureSet
 from road_ds.distillation.guard import Guarded
 from road_ds.distillation.kd import WeightedKD
@@ -36,8 +36,10 @@ class Ours:
     objective: Objective = Objective()
     teachers: Teachers = NoTeachers()
 
-    def __init__(self, rows: Rows, padding: str, stage: int, scratch: Path, compiled: bool = False):
-        self.rows = rows
+    def __init__(
+        self, rows: Rows, padding: str, stage: int, scratch: Path, compiled: bool = False, joined: bool = False
+    ):
+        self.rows, self.joined = rows, joined
         preset, ranks = rows.preset, rows.ranks
         self.heads = heads(rows.config)
         model = fresh(rows, DROPOUT)
@@ -73,7 +75,9 @@ class Ours:
         rows = self.rows
         lesson = Lesson(Guarded(self.objective), self.teachers, self.heads.of, steps.stop)
         meter = Timed(rows, Meter(rows.ranks, self.folder, rows.sources, rows.preset.micro, self.padding))
-        plan = assemble(rows.passes, rows.sources, self.padding, rows.ranks, rows.preset.micro, steps)
+        plan = assemble(
+            rows.passes, rows.sources, self.padding, rows.ranks, rows.preset.micro, steps, joined=self.joined
+        )
         with Preemption() as preemption:
             fit(
                 engine, ahead(plan), lesson, meter, rows.ranks, preemption, rows.config,  # type: ignore[arg-type]
@@ -87,7 +91,17 @@ class Ours:
         watch = Stopwatch(self.engine, self.rows)
         self.run(watch, range(step, step + 1))
         parts = {part: sum(taken) for part, taken in watch.milliseconds.items()}
-        lengths = self.rows.lengths(range(step, step + 1)).reshape(self.rows.pieces, -1).sum(1).tolist()
+        rows = self.rows
+        ((_, batches),) = assemble(
+            rows.passes,
+            rows.sources,
+            self.padding,
+            rows.ranks,
+            rows.preset.micro,
+            range(step, step + 1),
+            joined=self.joined,
+        )
+        lengths = [sum(sum(batches[at].tokens) for at in places) for places in read_together(batches)]
         both = zip(lengths, watch.milliseconds["forward"], watch.milliseconds["backward"], strict=True)
         self.pieces = [dict(zip(("tokens", "forward ms", "backward ms"), piece, strict=True)) for piece in both]
         return {**parts, "data": 1e3 * self.seconds - sum(parts.values())}
