@@ -92,14 +92,9 @@ class Ours:
         self.run(watch, range(step, step + 1))
         parts = {part: sum(taken) for part, taken in watch.milliseconds.items()}
         rows = self.rows
+        one = range(step, step + 1)
         ((_, batches),) = assemble(
-            rows.passes,
-            rows.sources,
-            self.padding,
-            rows.ranks,
-            rows.preset.micro,
-            range(step, step + 1),
-            joined=self.joined,
+            rows.passes, rows.sources, self.padding, rows.ranks, rows.preset.micro, one, joined=self.joined
         )
         lengths = [sum(sum(batches[at].tokens) for at in places) for places in read_together(batches)]
         both = zip(lengths, watch.milliseconds["forward"], watch.milliseconds["backward"], strict=True)

@@ -74,7 +74,7 @@ def assemble(
     draws: by data set what is drawn anew for its rows; none for one that is not named. joined: those of few tokens are read together.
     """
     number = {name: at for at, name in enumerate(sources)}
-    most = max(int(np.resize(np.sort(source.lengths)[::-1], micro).sum()) for source in sources.values())
+    most = max(heaviest(source.lengths, micro) for source in sources.values()) if joined else 0
     if ranks.device.type == "cuda":  # a thread begins on GPU 0, where pinning would open a context for every rank
         torch.cuda.set_device(ranks.device)
     for step in steps:
@@ -90,17 +90,22 @@ def assemble(
                     batch = draw(batch, (passes.seed, TRAINED, number[taken.dataset], step), source.lengths[taken.rows])
                 batches.append(batch)
         if joined:
-            tokens = [
-                count
-                for taken in drawn
-                for count in sources[taken.dataset]
-                .lengths[taken.rows]
-                .reshape(-1, micro, ranks.world_size)
-                .sum(1)
-                .max(1)
+            counts = [
+                heaviest_shares(sources[taken.dataset].lengths[taken.rows], micro, ranks.world_size) for taken in drawn
             ]
-            batches = [replace(b, reading=at) for b, at in zip(batches, readings(tokens, most), strict=True)]
+            numbers = readings(np.concatenate(counts).tolist(), most)
+            batches = [replace(batch, reading=number) for batch, number in zip(batches, numbers, strict=True)]
         yield drawn, [batch.pinned() for batch in batches] if ranks.device.type == "cuda" else batches
+
+
+def heaviest(lengths: np.ndarray, rows: int) -> int:
+    """The most tokens that so many rows of a data set can have, [rows] lengths."""
+    return int(np.resize(np.sort(lengths)[::-1], rows).sum())
+
+
+def heaviest_shares(lengths: np.ndarray, micro: int, world_size: int) -> np.ndarray:
+    """The tokens of each micro-batch of a pass, of the rank that has the most; lengths: of the pass's rows."""
+    return lengths.reshape(-1, micro, world_size).sum(axis=1).max(axis=1)
 
 
 def readings(tokens: Sequence[int], most: int) -> list[int]:

@@ -10,9 +10,7 @@ from road_ds.data.publishers import Bad, Dropped, Rows
 DOCUMENT = "-DOCSTART-"  # the word of a line that begins a document, and is no word of it
 SPACES = re.compile(r"[ \t]+")
 BLANK = " \t\r\n"  # a no-break space may be a word
-NO_WORD = re.compile(
-    r"#|\d+[-.]\d+\t"
-)  # CoNLL-U: a comment, several words written as one (3-4), one that is not written (5.1)
+NO_WORD = re.compile(r"#|\d+[-.]\d+\t")  # CoNLL-U: a comment, words written as one (3-4), one that is not written (5.1)
 FORM, UPOS = 1, 3  # its columns
 
 
