@@ -135,10 +135,12 @@ def test_a_hang_ends_with_the_stack(tmp_path):
 
 
 def test_out_of_memory_says_what_to_lower():
-    batch = Batch("snli", *[torch.zeros(3, 40)] * 6)
+    read = [Batch("snli", *[torch.zeros(3, 40)] * 6), Batch("mrpc", *[torch.zeros(2, 8)] * 6)]
     with (
-        pytest.raises(RoadError, match="3 rows x 40 tokens of snli: lower train_micro_batch_size_per_gpu"),
-        out_of_memory_named(batch),
+        pytest.raises(
+            RoadError, match="3 rows x 40 tokens of snli and 2 rows x 8 tokens of mrpc: lower train_micro_batch_size"
+        ),
+        out_of_memory_named(read),
     ):
         raise torch.cuda.OutOfMemoryError
 
