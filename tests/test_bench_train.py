@@ -180,3 +180,10 @@ def test_an_unknown_provider_is_named_beside_the_known(tmp_path):
         tmp_path / "found.json",
     )
     assert done.returncode != 0 and "--only Trainer by lenght: there are ours free, " in done.stderr
+
+
+def test_passes_are_counted_from_the_plan(load, providers, capsys):
+    load("count_passes").main(["--steps", "3", "--micro", "64"])
+    *_, row = capsys.readouterr().out.splitlines()
+    micro, pieces, passes, least, most, full = (float(cell) for cell in row.strip("| ").split("|"))
+    assert (micro, pieces) == (64, 8) and 1 <= least <= passes <= most <= 8 and full <= passes < 8

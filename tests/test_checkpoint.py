@@ -125,6 +125,10 @@ def test_zero_3_on_one_process_is_trained_as_zero_2(config_file, tmp_path, monke
         said = "ZeRO 2, not 3: one process has nobody to share weights with"
         assert (said in capsys.readouterr().out) == (stage == 3)
         assert newest(tmp_path / str(stage) / "checkpoints").manifest.stage == 2
+    shutil.rmtree(tmp_path / "3" / "checkpoints" / "step-00000004")
+    status = tmp_path / "3" / "status.json"
+    status.write_text(json.dumps(json.loads(status.read_text()) | {"status": "preempted"}))
+    assert train.main([*arguments[3], "--resume"]) == 0 and "resumed from step-00000002" in capsys.readouterr().out
     two, three = (load_file(tmp_path / str(stage) / "model" / "qa" / "model.safetensors") for stage in (2, 3))
     assert all(torch.equal(two[name], value) for name, value in three.items())
 

@@ -33,9 +33,17 @@ from road_ds.tasks.evaluation import MemorySet
     ],
 )
 def test_short_micro_batches_share_a_pass(tokens, most, expected):
-    found = readings(tokens, most)
+    found = readings([(count, 1) for count in tokens], most, 1)
     assert found == expected
     assert all(sum(t for t, at in zip(tokens, found, strict=True) if at == number) <= most for number in found)
+
+
+def test_what_is_padded_again_has_a_limit():
+    """Many short rows beside a long one: few tokens, and each would be padded to the long one's width."""
+    most, micro = 400, 4
+    sizes = [(390, 100), *[(1, 1)] * 9]  # 4 x 400 places: 16 rows of 100
+    assert readings(sizes, most, micro) == [0, 0, 0, 0, *[1] * 6]
+    assert readings([(390, 10), *[(1, 1)] * 9], most, micro) == [0] * 10
 
 
 class Drawn:

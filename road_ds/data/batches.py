@@ -22,6 +22,8 @@ Draw = Callable[[Batch, Sequence[int], np.ndarray], Batch]  # as `Task.draw`
 
 TRAINED = 2  # in the key of what is drawn for rows in training: Passes has 0 and 1
 END = object()
+# Padded places of a joined pass by the tokens of the heaviest micro-batch; they hold one tensor, a token's activations dozens.
+PADDED = 4
 
 
 @dataclass(frozen=True)
@@ -79,10 +81,12 @@ def assemble(
         torch.cuda.set_device(ranks.device)
     for step in steps:
         drawn = passes.draw(step)
-        batches = []
+        batches, sizes = [], []
         for taken in drawn:
             source, draw = sources[taken.dataset], draws.get(taken.dataset)
             usual = source.rows[taken.rows].mean() * micro or 1.0  # rows of logits in a micro-batch
+            if joined:
+                sizes += shares(source.lengths[taken.rows], micro, ranks.world_size)
             for rows in micro_batches(taken.rows, micro, ranks.rank, ranks.world_size):
                 batch = padding.collate(source, rows)
                 batch = replace(batch, share=(len(batch.labels) or usual) / usual)
@@ -90,10 +94,7 @@ def assemble(
                     batch = draw(batch, (passes.seed, TRAINED, number[taken.dataset], step), source.lengths[taken.rows])
                 batches.append(batch)
         if joined:
-            counts = [
-                heaviest_shares(sources[taken.dataset].lengths[taken.rows], micro, ranks.world_size) for taken in drawn
-            ]
-            numbers = readings(np.concatenate(counts).tolist(), most)
+            numbers = readings(sizes, most, micro)
             batches = [replace(batch, reading=number) for batch, number in zip(batches, numbers, strict=True)]
         yield drawn, [batch.pinned() for batch in batches] if ranks.device.type == "cuda" else batches
 
@@ -103,24 +104,31 @@ def heaviest(lengths: np.ndarray, rows: int) -> int:
     return int(np.resize(np.sort(lengths)[::-1], rows).sum())
 
 
-def heaviest_shares(lengths: np.ndarray, micro: int, world_size: int) -> np.ndarray:
-    """The tokens of each micro-batch of a pass, of the rank that has the most; lengths: of the pass's rows."""
-    return lengths.reshape(-1, micro, world_size).sum(axis=1).max(axis=1)
+def shares(lengths: np.ndarray, micro: int, world_size: int) -> list[tuple[int, int]]:
+    """Of each micro-batch of a pass, over all ranks, the most tokens and the longest row; lengths: of the pass's rows."""
+    each = lengths.reshape(-1, micro, world_size)
+    return list(zip(each.sum(axis=1).max(axis=1).tolist(), each.max(axis=(1, 2)).tolist(), strict=True))
 
 
-def readings(tokens: Sequence[int], most: int) -> list[int]:
+def readings(sizes: Sequence[tuple[int, int]], most: int, micro: int) -> list[int]:
     """The forward pass, by number, that reads each micro-batch of a step: several of few tokens share one, up to `most` tokens.
 
-    The longest first, each into the first pass that has room for it. tokens: of each micro-batch, on the rank that has the most.
+    The largest first, each into the first pass that has room for it. sizes: of each micro-batch, as `shares` gives them. What leaves
+    the encoder is padded again to the longest row of a pass: that, too, has a limit.
     """
-    room: list[int] = []
-    found = [0] * len(tokens)
-    for at in sorted(range(len(tokens)), key=lambda at: -tokens[at]):
-        fits = (number for number, left in enumerate(room) if tokens[at] <= left)
-        found[at] = next(fits, len(room))
-        if found[at] == len(room):
-            room.append(most)
-        room[found[at]] -= tokens[at]
+    passes: list[tuple[int, int, int]] = []  # micro-batches, tokens, longest row
+    found = [0] * len(sizes)
+    for at in sorted(range(len(sizes)), key=lambda at: -sizes[at][0]):
+        tokens, longest = sizes[at]
+        grown = [(count + 1, read + tokens, max(wide, longest)) for count, read, wide in passes]
+        fits = (
+            n for n, (count, read, wide) in enumerate(grown) if read <= most and count * micro * wide <= PADDED * most
+        )
+        found[at] = next(fits, len(passes))
+        if found[at] == len(passes):
+            passes.append((1, tokens, longest))
+        else:
+            passes[found[at]] = grown[found[at]]
     return found
 
 
